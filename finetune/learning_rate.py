@@ -1,0 +1,26 @@
+"""The learning rate that a run takes where none is given."""
+
+from transformers import PreTrainedConfig
+
+#: Hidden size that the table's rates were measured at.
+BASE_HIDDEN_SIZE = 768
+
+#: Learning rate at a hidden size of 768: (fresh head, LoRA).
+RATES = {
+    (True, False): 5e-5,
+    (False, False): 1e-5,
+    (True, True): 5e-4,
+    (False, True): 1e-4,
+}
+
+
+def default_learning_rate(config: PreTrainedConfig, *, fresh_head: bool, lora: bool) -> float:
+    """A rate by what is trained: smaller models take larger ones.
+
+    rate = table rate * (768 / hidden size) ^ 2.
+
+    A fresh head on a small encoder learns nothing within an epoch at the rates that suit a trained
+    reranker, and a trained reranker is damaged by the rates that a fresh head needs.
+    """
+    hidden = getattr(config, "hidden_size", BASE_HIDDEN_SIZE)
+    return RATES[fresh_head, lora] * (BASE_HIDDEN_SIZE / hidden) ** 2

@@ -1,0 +1,44 @@
+"""Losses: (logits, labels, group sizes) in, the sum of the groups' losses out."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Loss(Protocol):
+    """The contract of every loss.
+
+    Groups stand one behind the other: `logits` and `labels` are `[pairs]`, float32, and `sizes`
+    says how many pairs each group has. The result is the *sum* over groups, a scalar: the caller
+    divides by the number of groups in the whole optimizer step.
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The sum of the groups' losses."""
+        ...
+
+
+class SoftmaxCrossEntropy:
+    """Softmax cross-entropy of each right passage against the wrong ones of its group.
+
+    loss(group) = mean over p in P of -log( exp s_p / (exp s_p + sum over n in N of exp s_n) )
+
+    Groups may differ in size. With several right passages each is compared with the wrong ones
+    alone, so that they do not push each other down. With one it is the localised contrastive
+    estimation of Gao et al. 2021, "Rethink Training of BERT Rerankers" (arXiv:2101.08751).
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The sum of the groups' losses; a group without a right or a wrong passage gives 0."""
+        losses = []
+        groups = zip(
+            torch.split(logits, list(sizes)), torch.split(labels, list(sizes)), strict=True
+        )
+        for scores, right in groups:
+            positive, negative = scores[right > 0], scores[right <= 0]
+            if len(positive) and len(negative):
+                # -log softmax of a two-way choice between p and the whole of N.
+                losses.append(torch.nn.functional.softplus(negative.logsumexp(0) - positive).mean())
+        return torch.stack(losses).sum() if losses else logits.sum() * 0

@@ -1,0 +1,45 @@
+"""`rerank-plugin merge`: a LoRA adapter and its base become one plain model."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rerank_plugin.errors import OptionError
+from rerank_plugin.options import option, say
+from rerank_plugin.settings import RerankSettings
+
+from .run_folder import check_target, publish_folder
+
+
+@dataclass(kw_only=True)
+class MergeOptions:
+    """Merge a LoRA adapter folder into its base: a plain model that needs neither."""
+
+    model_dir: str = option(help="the adapter folder")
+    output_dir: str = option(help="where the merged model will stand")
+    overwrite: bool = option(False, help="replace an earlier trained folder")
+    trust_remote_code: bool = option(False, help="run code that comes with the base model")
+
+    def __post_init__(self) -> None:
+        if not (Path(self.model_dir) / "adapter_config.json").is_file():
+            raise OptionError("model_dir", f"{self.model_dir} is no LoRA adapter folder")
+        check_target(Path(self.output_dir), overwrite=self.overwrite, option="output_dir")
+
+
+def main(options: MergeOptions) -> int:
+    """Merge."""
+    from rerank_plugin.loading import load_model
+
+    from .trained_folder import prepare_config, prepare_tokenizer, save_plain, write_records
+
+    adapter, target = Path(options.model_dir), Path(options.output_dir)
+    settings = RerankSettings.read(adapter)
+    loaded = load_model(adapter, trust_remote_code=options.trust_remote_code)
+    prepare_config(loaded.model.config, settings.normalize)
+    if settings.max_length:
+        prepare_tokenizer(loaded.tokenizer, settings.max_length)
+    staged = target.with_name(target.name + ".part")
+    save_plain(loaded, staged)
+    write_records(staged, replace(settings))
+    publish_folder(staged, target)
+    say(f"merged model: {target}")
+    return 0

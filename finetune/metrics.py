@@ -1,0 +1,83 @@
+"""Ranking metrics by trec_eval, and the paired comparison of two models."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytrec_eval
+
+#: Our names, and trec_eval's.
+METRICS = {
+    "ndcg@10": "ndcg_cut_10",
+    "mrr@10": "recip_rank",
+    "map": "map",
+    "hit@1": "success_1",
+    "hit@3": "success_3",
+    "recall@10": "recall_10",
+}
+
+#: What trec_eval is asked for, cuts after a dot.
+TREC_MEASURES = {"ndcg_cut.10", "recip_rank", "map", "success.1,3", "recall.10"}
+
+Values = npt.NDArray[np.float64]
+Candidates = tuple[npt.NDArray[np.float32], Sequence[int]]
+
+
+def query_metrics(rankings: Iterable[Candidates]) -> dict[str, Values]:
+    """Every metric for every query, each an array `[queries]`.
+
+    Args:
+        rankings: For each query the scores of its candidates and their grades, 0 for a wrong one.
+            Ties are counted against the right ones, so that a model that gives every candidate the
+            same score looks as bad as it is.
+    """
+    values: dict[str, list[float]] = {name: [] for name in METRICS}
+    for scores, grades in rankings:
+        worst_first = np.lexsort((np.asarray(grades), -scores))
+        # trec_eval breaks ties its own way: places leave it none.
+        run = {str(index): float(-place) for place, index in enumerate(worst_first)}
+        judged = {str(index): int(grade) for index, grade in enumerate(grades)}
+        evaluator = pytrec_eval.RelevanceEvaluator({"query": judged}, TREC_MEASURES)
+        found = evaluator.evaluate({"query": run})["query"]
+        # trec_eval knows no cut for the reciprocal rank: behind place 10 it counts nothing.
+        found["recip_rank"] *= found["recip_rank"] >= 1 / 10
+        for name, trec_name in METRICS.items():
+            values[name].append(found[trec_name])
+    return {name: np.array(column) for name, column in values.items()}
+
+
+def mean_metrics(values: Mapping[str, Values]) -> dict[str, float]:
+    """The means over queries, and how many `queries` there were."""
+    means = {name: float(column.mean()) for name, column in values.items()}
+    return {**means, "queries": len(next(iter(values.values())))}
+
+
+def paired_difference(
+    before: Mapping[str, Values], after: Mapping[str, Values], *, samples: int = 10_000
+) -> dict[str, Any]:
+    """The mean of after - before over the same queries, with 95% bootstrap intervals.
+
+    The intervals are the percentiles of means over queries drawn with replacement (Efron 1979).
+    """
+    delta = np.stack([after[name] - before[name] for name in after])
+    queries = delta.shape[1]
+    draws = np.random.default_rng(0)
+    means = np.stack(
+        [delta[:, draws.integers(queries, size=queries)].mean(1) for _ in range(samples)]
+    )
+    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    difference = dict(zip(after, delta.mean(1).tolist(), strict=True))
+    interval = {name: [float(low[i]), float(high[i])] for i, name in enumerate(after)}
+    return {**difference, "queries": queries, "interval_95": interval}
+
+
+def comparison(before: Mapping[str, Values], after: Mapping[str, Values]) -> dict[str, Any]:
+    """What `metrics.json` holds: `improved`, `before`, `after` and their paired `difference`."""
+    means = mean_metrics(before), mean_metrics(after)
+    return {
+        "improved": means[1]["ndcg@10"] > means[0]["ndcg@10"],
+        "before": means[0],
+        "after": means[1],
+        "difference": paired_difference(before, after),
+    }

@@ -1,0 +1,25 @@
+"""`rerank-plugin train`."""
+
+from rerank_plugin.errors import CheckFailedError
+from rerank_plugin.options import say
+
+from .config import FinetuneConfig
+from .tables import print_comparison
+
+__all__ = ["FinetuneConfig", "main"]
+
+
+def main(config: FinetuneConfig) -> int:
+    """Fine-tune, print the figures before and after, and say what to type next."""
+    from .run import finetune
+
+    result = finetune(config)
+    print_comparison(result.before, result.after, result.difference)
+    folder = result.model_dir
+    if not result.improved:
+        say(f"nothing beat the model that the run started from: {folder} holds that one")
+        if config.fail_if_not_better:
+            raise CheckFailedError("--fail_if_not_better: no step was better than step 0")
+    say(f"model: {folder}")
+    say(f"next:  rerank-plugin rerank --model_dir {folder} --data_path queries.jsonl")
+    return 0

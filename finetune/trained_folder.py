@@ -1,0 +1,102 @@
+"""A trained folder: a plain Hugging Face folder that other libraries load with the same logits."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rerank_plugin.encoding import clear_truncation_and_padding
+from rerank_plugin.jsonl import write_json, write_text
+from rerank_plugin.loading import LoadedModel, load_model
+from rerank_plugin.normalization import check_normalization
+from rerank_plugin.settings import RerankSettings
+
+#: What sentence-transformers applies to logits, by our names.
+ACTIVATIONS = {
+    "sigmoid": "torch.nn.modules.activation.Sigmoid",
+    "none": "torch.nn.modules.linear.Identity",
+}
+
+
+def prepare_config(config: Any, normalize: str) -> None:
+    """Tell sentence-transformers in the model's config how logits become scores."""
+    activation = ACTIVATIONS[check_normalization(normalize)]
+    config.sentence_transformers = {"activation_fn": activation}
+    # The older place, which would contradict.
+    if hasattr(config, "sbert_ce_default_activation_function"):
+        del config.sbert_ce_default_activation_function
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Make other libraries cut where this one does, and pad only what they ask for."""
+    clear_truncation_and_padding(tokenizer)
+    tokenizer.model_max_length = max_length
+
+
+def save_plain(loaded: LoadedModel, folder: Path) -> None:
+    """Save a model and its tokenizer as a plain Hugging Face folder."""
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+
+
+def merge_adapter(folder: Path) -> None:
+    """Replace an adapter folder by the plain model that it makes of its base."""
+    merged = folder.with_suffix(".merged")
+    loaded = load_model(folder)
+    prepare_config(loaded.model.config, RerankSettings().normalize)
+    save_plain(loaded, merged)
+    shutil.rmtree(folder)
+    merged.rename(folder)
+
+
+def write_records(folder: Path, settings: RerankSettings) -> None:
+    """Write `rerank.json`, `metrics.json` and the model card beside the weights."""
+    settings.write(folder)
+    if settings.metrics:
+        write_json(folder / "metrics.json", settings.metrics)
+    write_text(folder / "README.md", model_card(folder, settings))
+
+
+def model_card(folder: Path, settings: RerankSettings) -> str:
+    """A model card with Hub metadata; a base that is a folder of this machine is not named."""
+    is_adapter = (folder / "adapter_config.json").is_file()
+    base = settings.base_model or ""
+    metadata: dict[str, Any] = {"pipeline_tag": "text-ranking"}
+    metadata["library_name"] = "peft" if is_adapter else "transformers"
+    metadata["tags"] = ["reranker", "cross-encoder", "rerank-plugin"]
+    if base and not Path(base).is_absolute() and not Path(base).exists():
+        metadata["base_model"] = base
+    header = "\n".join(f"{name}: {json.dumps(value)}" for name, value in metadata.items())
+    parts = [f"---\n{header}\n---\n", f"# Reranker fine-tuned from {Path(base).name or 'a base'}\n"]
+    if settings.metrics:
+        parts.append(metrics_table(settings.metrics))
+    if (folder / "training_curves.png").is_file():
+        parts.append("![loss and nDCG@10 over the run](training_curves.png)\n")
+    usage = "from rerank_plugin import Reranker\n\n"
+    usage += 'reranker = Reranker("path/to/this/folder")\n'
+    usage += 'reranker.rank("a question", ["a passage", "another passage"], top_n=3)\n'
+    parts.append(f"## Use\n\n```python\n{usage}```\n")
+    if is_adapter:
+        alone = "from peft import AutoPeftModelForSequenceClassification\n\n"
+        alone += "AutoPeftModelForSequenceClassification.from_pretrained(\n"
+        alone += '    "path/to/this/folder", num_labels=1\n)\n'
+        parts.append(f"The adapter alone, by `peft`:\n\n```python\n{alone}```\n")
+    length = f"Pairs are cut to {settings.max_length} tokens, on the side of the document."
+    parts.append(f"{length} Scores: `{settings.normalize}` of the logit.\n")
+    return "\n".join(parts)
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Before, after and their difference as Markdown."""
+    names = [name for name in metrics["after"] if name != "queries"]
+    queries = metrics["after"]["queries"]
+    rows = ["| metric | before | after | difference (95% interval) |", "|---|---|---|---|"]
+    for name in names:
+        before, after = metrics["before"][name], metrics["after"][name]
+        difference = metrics["difference"]
+        low, high = difference["interval_95"][name]
+        change = f"{difference[name]:+.4f} ({low:+.4f} to {high:+.4f})"
+        rows.append(f"| {name} | {before:.4f} | {after:.4f} | {change} |")
+    return f"## Ranking {queries} held-out queries\n\n" + "\n".join(rows) + "\n"

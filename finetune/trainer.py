@@ -1,0 +1,168 @@
+"""transformers' Trainer for groups: its loop, our batches, loss and evaluation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from rerank_plugin.scoring import Scorer, pair_logits
+
+from .dataset import GroupDataset
+from .evaluation import Evaluation, evaluate_groups
+from .losses import Loss
+from .sampling import GroupSampler, Sample, sample_group
+from .stopwatch import Stopwatch
+
+Batch = dict[str, Any]
+
+
+class SampledGroups(Dataset[Sample]):
+    """Samples of training groups by (epoch, group)."""
+
+    def __init__(self, groups: GroupDataset, *, size: int, seed: int) -> None:
+        self.groups = groups
+        self.size = size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        epoch, index = place
+        group = self.groups[index]
+        return sample_group(group, size=self.size, seed=self.seed, epoch=epoch, index=index)
+
+
+class GroupCollator:
+    """From samples to a step's input: their pairs in padded batches of like length.
+
+    Args:
+        scorer: Makes the batches, as it does when it scores.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch: the model's inputs, where their pairs stand, `labels` `[pairs]` and `sizes`."""
+        pairs = [(sample.query, text) for sample in samples for text in sample.documents]
+        labels = [label for sample in samples for label in sample.labels]
+        batches = list(self.scorer.batches(self.scorer.encoder.encode(pairs)))
+        places = [place for part, _ in batches for place in part]
+        return {
+            "inputs": [batch for _, batch in batches],
+            "places": torch.tensor(places),
+            "labels": torch.tensor(labels, dtype=torch.float32),
+            "sizes": [len(sample.labels) for sample in samples],
+        }
+
+
+class RerankTrainer(Trainer):
+    """Trains on groups, evaluates with the scorer that serves.
+
+    Args:
+        model: The model to train.
+        args: transformers' training arguments.
+        scorer: Scores pairs with the same model.
+        loss: The loss of a batch of groups.
+        train_groups: Groups to train on.
+        eval_groups: Groups to evaluate on, with all their candidates.
+        group_size: Passages of a group in a step.
+        stopwatch: Is paused while evaluating and saving.
+    """
+
+    # The loss is divided by the groups of the whole optimizer step, not once per micro-batch.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        scorer: Scorer,
+        loss: Loss,
+        train_groups: GroupDataset,
+        eval_groups: GroupDataset,
+        group_size: int,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.scorer = scorer
+        self.loss = loss
+        self.groups = len(train_groups)
+        self.eval_groups = eval_groups
+        self.stopwatch = stopwatch
+        self._latest: Evaluation | None = None
+        #: Pairs that training steps have seen.
+        self.train_pairs = 0
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=GroupCollator(scorer),
+            train_dataset=SampledGroups(train_groups, size=group_size, seed=args.seed),
+            # transformers asks for one where there is an evaluation strategy; `evaluate` is ours.
+            eval_dataset=eval_groups,
+            processing_class=scorer.encoder.tokenizer,
+        )
+
+    @property
+    def latest(self) -> Evaluation:
+        """The latest evaluation, query by query."""
+        assert self._latest is not None, "no evaluation yet"
+        return self._latest
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupSampler:
+        return GroupSampler(self.groups, seed=self.args.seed)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
+        groups = torch.tensor(sum(len(batch["sizes"]) for batch in batch_samples), device=device)
+        if self.args.world_size > 1:
+            groups = self.accelerator.gather(groups).sum()
+        return groups
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The sum of the groups' losses over the number of groups in the whole step."""
+        parts = torch.cat([pair_logits(model, part) for part in inputs["inputs"]])
+        logits = torch.empty_like(parts).index_copy(0, inputs["places"], parts)
+        self.train_pairs += len(logits)
+        groups = len(inputs["sizes"]) if num_items_in_batch is None else num_items_in_batch
+        # Gradients are averaged over processes, the count of groups is theirs together.
+        processes = self.args.world_size
+        loss = self.loss(logits, inputs["labels"], inputs["sizes"]) / groups * processes
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Rank the evaluation groups with the scorer; `eval_loss`, `eval_ndcg@10` …."""
+        groups = self.eval_groups if eval_dataset is None else eval_dataset
+        with self.stopwatch.paused():
+            self._latest = evaluate_groups(self.scorer, groups, self.loss)
+            found = {"loss": self._latest.loss, **self._latest.means}
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
+        return metrics
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle, of which nothing is ever read.
+        folder = Path(output_dir or str(self.args.output_dir))
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""From the options of a run to transformers.TrainingArguments."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from rerank_plugin.device import resolve_dtype
+from rerank_plugin.errors import InputError, OptionError
+
+from .config import FinetuneConfig
+
+#: Evaluations of a run that is shorter than as many epochs; longer ones evaluate every epoch.
+EVALUATIONS = 4
+
+#: Share of the steps over which the rate rises; of the first epoch's under a plateau schedule.
+WARMUP = 0.1
+
+#: Under a plateau schedule, where only one of the two is given.
+PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 8
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How many optimizer steps an epoch and the run have."""
+
+    epoch: int
+    run: int
+
+    @classmethod
+    def count(cls, config: FinetuneConfig, groups: int, processes: int) -> "Steps":
+        """The steps over a number of training groups."""
+        accumulation = int(config.trainer.get("gradient_accumulation_steps", 1))
+        epoch = ceil(ceil(groups / (config.batch_size * processes)) / accumulation)
+        most = int(config.trainer.get("max_steps", -1))
+        return cls(epoch, most if most > 0 else ceil(epoch * config.total_epoch))
+
+
+def training_arguments(
+    config: FinetuneConfig, *, folder: str, device: torch.device, lr: float, groups: int
+) -> TrainingArguments:
+    """Transformers' arguments of a run: ours, and over them what the user gave by their names.
+
+    Raises:
+        InputError: transformers refuses a value.
+    """
+    processes = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    steps = Steps.count(config, groups, processes)
+    values: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "logging_steps": max(1, steps.run // 50),
+        "save_strategy": "no",
+        "report_to": "none",
+        "weight_decay": 0.01,
+        "warmup_steps": WARMUP,
+        "dataloader_pin_memory": device.type == "cuda",
+        **precision(config, device),
+        **plateau(config),
+        **config.trainer,
+        "output_dir": folder,
+        "per_device_train_batch_size": config.batch_size,
+        "num_train_epochs": config.total_epoch,
+        "learning_rate": lr,
+        "seed": config.seed,
+        "use_cpu": device.type == "cpu",
+        "eval_on_start": True,
+        "remove_unused_columns": False,
+        # Hiding NaN would hide a model that breaks.
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+    }
+    if values["eval_strategy"] == "steps" and "eval_steps" not in config.trainer:
+        long = config.total_epoch >= EVALUATIONS
+        values["eval_steps"] = steps.epoch if long else max(1, ceil(steps.run / EVALUATIONS))
+    try:
+        arguments = TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise InputError(
+            f"transformers.TrainingArguments: {' '.join(str(error).split())}"
+        ) from None
+    if arguments.n_gpu > 1:
+        # DataParallel would cut a batch between groups; one process a GPU does not.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def precision(config: FinetuneConfig, device: torch.device) -> dict[str, bool]:
+    """`bf16` or `fp16`, under which weights stay float32 and products run in half precision."""
+    given = [name for name in ("bf16", "fp16") if config.trainer.get(name)]
+    if given and config.dtype != "auto":
+        raise OptionError(given[0], "is the same option as --dtype: give one of them")
+    if "fp16" in given and device.type == "cpu":
+        raise OptionError("fp16", "float16 is not for a CPU: use --bf16, or leave it out")
+    if given:
+        return {}
+    dtype = resolve_dtype(config.dtype, device)
+    return {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
+
+
+def plateau(config: FinetuneConfig) -> dict[str, Any]:
+    """The schedule of `--factor` and `--patience`, on the evaluation loss."""
+    if not config.reduces_on_plateau:
+        return {}
+    return {
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {
+            "mode": "min",
+            "factor": config.factor or PLATEAU_FACTOR,
+            "patience": config.patience or PLATEAU_PATIENCE,
+        },
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+
+
+def plateau_warmup_steps(config: FinetuneConfig, groups: int) -> int:
+    """Steps over which the rate rises under a plateau schedule."""
+    steps = Steps.count(config, groups, 1)
+    given = float(config.trainer.get("warmup_steps", -1))
+    if given < 0:
+        return ceil(WARMUP * steps.epoch)
+    return int(given) if given >= 1 else ceil(given * steps.run)

@@ -1,0 +1,8 @@
+"""`python -m rerank_plugin` is `rerank-plugin`."""
+
+import sys
+
+from rerank_plugin.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

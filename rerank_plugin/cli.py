@@ -1,0 +1,103 @@
+"""The command line: one table of commands, one place where errors become lines and exit codes."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from rerank_plugin import __version__
+from rerank_plugin.errors import RerankError
+from rerank_plugin.options import parse_options, say
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, and where its options dataclass and its function stand.
+
+    Modules are named, not imported: a command loads what it needs itself.
+    """
+
+    summary: str
+    module: str
+    options: str
+    #: `module:name` of the options of another program that are accepted too.
+    extras: str | None = None
+
+    def run(self, name: str, argv: Sequence[str]) -> int:
+        """Parse the options and run; returns the exit code."""
+        module = import_module(self.module)
+        extras = None
+        if self.extras:
+            place, _, attribute = self.extras.partition(":")
+            extras = getattr(import_module(place), attribute)
+        options = parse_options(getattr(module, self.options), argv, command=name, extras=extras)
+        main: Callable[[Any], int] = module.main
+        return main(options)
+
+
+COMMANDS = {
+    "train": Command(
+        "fine-tune a reranker on jsonl groups",
+        "rerank_plugin.finetune.train",
+        "FinetuneConfig",
+        "rerank_plugin.finetune.trainer_options:EXTRAS",
+    ),
+    "rerank": Command("rank documents with a model", "rerank_plugin.rerank", "RerankOptions"),
+    "evaluate": Command(
+        "measure a model on groups, beside a baseline",
+        "rerank_plugin.finetune.evaluate",
+        "EvaluateOptions",
+    ),
+    "merge": Command(
+        "merge a LoRA adapter into its base", "rerank_plugin.finetune.merge", "MergeOptions"
+    ),
+    "check": Command(
+        "report everything that is wrong with groups",
+        "rerank_plugin.finetune.check",
+        "CheckOptions",
+    ),
+    "demo": Command(
+        "fine-tune a small model on the sample data, and use it",
+        "rerank_plugin.finetune.demo",
+        "DemoOptions",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; exit codes 0, 1 (failed), 2 (bad usage or input), 3 (a check did not hold)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("rerank_plugin").setLevel(logging.INFO)
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        sys.stdout.write(overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        sys.stdout.write(f"rerank-plugin {__version__}\n")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        say(f"rerank-plugin: unknown command {name!r}, one of {', '.join(COMMANDS)}")
+        return 2
+    try:
+        return COMMANDS[name].run(name, rest)
+    except RerankError as error:
+        say(f"rerank-plugin {name}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say(f"rerank-plugin {name}: interrupted")
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more at its exit.
+        sys.stderr.close()
+        return 1
+
+
+def overview() -> str:
+    """The commands, a line each."""
+    lines = ["usage: rerank-plugin COMMAND [--option value …]\n"]
+    lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    lines.append("\nrerank-plugin COMMAND --help lists a command's options.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,70 @@
+"""Where a model runs and at which precision."""
+
+import logging
+import platform
+from pathlib import Path
+
+import torch
+
+from rerank_plugin.errors import OptionError
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for a name; `auto` takes the accelerator that is there.
+
+    `cuda` on a machine without it warns and gives the CPU.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError("device", f"{name!r} is no device: use auto, cpu, cuda, cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        logger.warning("--device %s: no CUDA device on this machine, running on the CPU", name)
+        return torch.device("cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError("device", f"{name}: there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the backbone for a name.
+
+    `auto` is bfloat16 where the hardware multiplies it, else float16 on a GPU and float32 on a CPU.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise OptionError("dtype", f"{name!r} is none of auto, {', '.join(DTYPES)}")
+        if DTYPES[name] == torch.float16 and device.type == "cpu":
+            raise OptionError("dtype", "float16 is not for a CPU: use auto, bfloat16 or float32")
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    if device.type == "cpu" and cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 products (AVX512-BF16, AMX, or Arm's BF16 extension)."""
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+        return True
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() == "aarch64" and cpuinfo.is_file():
+        return " svebf16" in cpuinfo.read_text(encoding="utf-8")
+    return False

@@ -1,0 +1,164 @@
+"""From (query, document) pairs to token ids: the one encoder of training and of serving."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from rerank_plugin.errors import InputError, OptionError
+
+logger = logging.getLogger(__name__)
+
+Ids = npt.NDArray[np.int32]
+Pair = tuple[str, str]
+
+#: Texts handed to the tokenizer at once, so that a long list needs no second copy of itself.
+TEXTS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """One pair as the model reads it: token ids and token types, both int32 of shape `[length]`."""
+
+    ids: Ids
+    types: Ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class PairTemplate:
+    """The special tokens around a query and a document, with the type ids of all five parts."""
+
+    prefix: EncodedPair
+    middle: EncodedPair
+    suffix: EncodedPair
+    query_type: int
+    document_type: int
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens of a pair are neither query nor document."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+    def join(self, query: Ids, document: Ids) -> EncodedPair:
+        """One pair out of a query's and a document's ids."""
+        query_types = np.full(len(query), self.query_type, np.int32)
+        document_types = np.full(len(document), self.document_type, np.int32)
+        parts = (
+            self.prefix,
+            EncodedPair(query, query_types),
+            self.middle,
+            EncodedPair(document, document_types),
+            self.suffix,
+        )
+        return EncodedPair(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.types for part in parts]),
+        )
+
+
+class PairEncoder:
+    """Encodes pairs of at most `max_length` tokens; every text of a call is tokenised once.
+
+    Of a pair that is longer, the document is cut and not the query; but a query longer than half
+    of `max_length` is cut to that, with one warning.
+
+    Args:
+        tokenizer: A tokenizer of the `tokenizers` library. Its own truncation and padding, which
+            some models ship with, are cleared.
+        max_length: The longest pair in tokens, special tokens included.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(
+                f"{type(tokenizer).__name__} of {tokenizer.name_or_path} has no tokenizer.json: "
+                "save it with transformers as a fast tokenizer first"
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        clear_truncation_and_padding(tokenizer)
+        self._backend = tokenizer.backend_tokenizer
+        self.template = read_template(tokenizer)
+        self.query_limit = max_length // 2
+        if max_length < 2 * (self.template.special_tokens + 1):
+            raise OptionError("max_length", f"{max_length} leaves no room for a document")
+        self._warned = False
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills a padded batch."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+        """Encode pairs, in their order, cut to `max_length`."""
+        queries = self._tokenize(query for query, _ in pairs)
+        documents = self._tokenize(document for _, document in pairs)
+        return [self._join(queries[query], documents[document]) for query, document in pairs]
+
+    def lengths(self, pairs: Sequence[Pair]) -> Ids:
+        """The lengths that pairs have before anything is cut, int32 `[pairs]`."""
+        queries = self._tokenize(query for query, _ in pairs)
+        documents = self._tokenize(document for _, document in pairs)
+        special = self.template.special_tokens
+        lengths = [len(queries[query]) + len(documents[text]) + special for query, text in pairs]
+        return np.array(lengths, np.int32)
+
+    def _join(self, query: Ids, document: Ids) -> EncodedPair:
+        room = self.max_length - self.template.special_tokens
+        if len(query) + len(document) > room:
+            if len(query) > self.query_limit and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "a query of %d tokens is cut to %d, half of max_length %d (said once)",
+                    len(query),
+                    self.query_limit,
+                    self.max_length,
+                )
+            query = query[: self.query_limit]
+            document = document[: room - len(query)]
+        return self.template.join(query, document)
+
+    def _tokenize(self, texts: Iterable[str]) -> dict[str, Ids]:
+        distinct = list(dict.fromkeys(texts))
+        ids: dict[str, Ids] = {}
+        for start in range(0, len(distinct), TEXTS_AT_ONCE):
+            part = distinct[start : start + TEXTS_AT_ONCE]
+            encodings = self._backend.encode_batch_fast(part, add_special_tokens=False)
+            for text, encoding in zip(part, encodings, strict=True):
+                ids[text] = np.array(encoding.ids, np.int32)
+        return ids
+
+
+def clear_truncation_and_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Clear what a `tokenizer.json` cuts and pads to (MiniLM's cuts to 128 tokens)."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+
+
+def read_template(tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
+    """The template of a pair, read off a real call of the tokenizer."""
+    encoding = tokenizer.backend_tokenizer.encode("a", "b", add_special_tokens=True)
+    ids = np.array(encoding.ids, np.int32)
+    # The types that transformers gives are the ones that the model was trained with: some
+    # tokenizers number the second sequence 1 although their model knows only type 0.
+    types = np.array(tokenizer("a", "b", return_token_type_ids=True)["token_type_ids"], np.int32)
+    sequences = np.array([-1 if s is None else s for s in encoding.sequence_ids])
+    query, document = np.flatnonzero(sequences == 0), np.flatnonzero(sequences == 1)
+    if len(query) == 0 or len(document) == 0 or query[-1] > document[0]:
+        raise InputError(f"{tokenizer.name_or_path}: the tokenizer does not encode pairs in order")
+    edges = [0, query[0], query[-1] + 1, document[0], document[-1] + 1, len(ids)]
+    parts = [EncodedPair(ids[start:end], types[start:end]) for start, end in pairwise(edges)]
+    return PairTemplate(
+        prefix=parts[0],
+        middle=parts[2],
+        suffix=parts[4],
+        query_type=int(types[query[0]]),
+        document_type=int(types[document[0]]),
+    )

@@ -1,0 +1,29 @@
+"""The errors that end a command with one line and an exit code instead of a traceback."""
+
+from typing import ClassVar
+
+
+class RerankError(Exception):
+    """Base of the errors that are told to the user in one line."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(RerankError, ValueError):
+    """An option, a file or a model that was given cannot be used."""
+
+    exit_code = 2
+
+
+class OptionError(InputError):
+    """An option has a value that cannot be used; the message starts with its name."""
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(f"--{option}: {problem}")
+        self.option = option
+
+
+class CheckFailedError(RerankError):
+    """A check that the user asked for, such as `--fail_if_not_better`, did not hold."""
+
+    exit_code = 3

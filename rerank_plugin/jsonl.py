@@ -1,0 +1,145 @@
+"""JSON Lines on disk: which files a path means, and their lines with a name for every error."""
+
+import glob
+import gzip
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rerank_plugin.errors import InputError
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+
+DataPath = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a file, undecoded, so that a wrong byte is an error of this line alone."""
+
+    path: Path
+    number: int
+    raw: bytes
+
+    def error(self, problem: str) -> InputError:
+        """An error that names this line."""
+        return InputError(f"{self.path}:{self.number}: {problem}")
+
+    def record(self) -> dict[str, object]:
+        """The JSON object on this line.
+
+        Raises:
+            InputError: not UTF-8, not JSON, or not an object.
+        """
+        try:
+            value = json.loads(self.raw.decode("utf-8-sig" if self.number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise self.error(f"not UTF-8 (byte {error.start + 1} of the line)") from None
+        except json.JSONDecodeError as error:
+            raise self.error(f"broken JSON at column {error.colno}: {error.msg}") from None
+        except RecursionError:
+            raise self.error("broken JSON: nested too deeply") from None
+        if not isinstance(value, dict):
+            raise self.error(f"expected one JSON object a line, found {json_type(value)}")
+        return value
+
+
+def json_type(value: object) -> str:
+    """The JSON name of a value's type, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "a number")
+
+
+def input_files(data_path: DataPath) -> list[Path]:
+    """The files that a path means: a file, a folder's `.jsonl` and `.jsonl.gz`, or a glob.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    if not isinstance(data_path, str | Path):
+        return [file for path in data_path for file in input_files(path)]
+    path = Path(data_path).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        if not found:
+            raise InputError(f"{path}: the folder holds no .jsonl or .jsonl.gz file")
+        return found
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise InputError(f"{data_path}: no such file, folder or glob")
+    return found
+
+
+def open_file(path: Path) -> IO[bytes] | gzip.GzipFile:
+    """Open a plain or gzipped file for reading bytes."""
+    if path.name.endswith(".gz"):
+        return gzip.open(path)
+    return path.open("rb")
+
+
+def read_lines(data_path: DataPath) -> Iterator[Line]:
+    """Every line that is not blank, in the order of the files.
+
+    Raises:
+        InputError: a file is missing, unreadable or holds no line.
+    """
+    for path in input_files(data_path):
+        empty = True
+        try:
+            with open_file(path) as file:
+                for number, raw in enumerate(file, 1):
+                    if raw.strip():
+                        empty = False
+                        yield Line(path, number, raw.rstrip(b"\r\n"))
+        except (OSError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{path}: cannot be read: {reason}") from None
+        if empty:
+            raise InputError(f"{path}: the file is empty")
+
+
+class SkippedLines:
+    """The bad lines that a run went on without, written down with what was wrong with each.
+
+    The file is created with the first bad line: a clean run leaves none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+
+    def add(self, line: Line, problem: InputError) -> None:
+        """Write one bad line down."""
+        record = {
+            "file": str(line.path),
+            "line": line.number,
+            "problem": str(problem),
+            "text": line.raw.decode("utf-8", errors="replace"),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a" if self.count else "w", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.count += 1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place, then rename it there: it is never seen half-written."""
+    staged = path.with_name(path.name + ".part")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")

@@ -1,0 +1,249 @@
+"""Options as dataclass fields: one definition, one help text, for Python, YAML and command line."""
+
+import argparse
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.jsonl import json_type
+
+Options = TypeVar("Options")
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A dataclass field that is an option: its default, and the help that stands beside it."""
+    metadata = {"help": help, "choices": tuple(choices)}
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_choices(options: Any) -> None:
+    """Check every field that has a list of choices; called by `__post_init__`."""
+    for item in fields(options):
+        choices = item.metadata.get("choices")
+        value = getattr(options, item.name)
+        if choices and value is not None and value not in choices:
+            raise OptionError(item.name, f"{value!r} is none of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Options of another program that are passed on: their names, and how to read them."""
+
+    names: Callable[[], Sequence[str]]
+    parse: Callable[[list[str]], dict[str, Any]]
+    #: Our options that the other program has under another name; given both is an error.
+    twins: Mapping[str, str]
+    #: The field that takes them, as a dictionary.
+    target: str
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        raise InputError(message)
+
+
+class OneOrMore(argparse.Action):
+    """A list of values, or the value itself where there is one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store them."""
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def parse_options(
+    options: type[Options], argv: Sequence[str], *, command: str, extras: Extras | None = None
+) -> Options:
+    """Build an options dataclass from a command line and the `--config` file that it names.
+
+    Option names take `_` or `-`; the command line wins over the file.
+
+    Raises:
+        InputError: an unknown option, a missing one, or a value of the wrong type.
+    """
+    parser = OneLineParser(
+        prog=f"rerank-plugin {command}",
+        description=(options.__doc__ or "").splitlines()[0],
+        epilog="Every option of transformers.TrainingArguments is accepted too."
+        if extras
+        else None,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with options"
+    )
+    names = {item.name for item in add_fields(parser, options)}
+    arguments = with_underscores(argv)
+    config = config_file(arguments)
+    if config is not None:
+        known = names | set(extras.names() if extras else ())
+        arguments = read_config(config, known) + arguments
+    arguments = rename_twins(arguments, extras.twins if extras else {})
+    parsed, unknown = parser.parse_known_args(arguments)
+    values = vars(parsed)
+    values.pop("config", None)
+    if unknown:
+        check_unknown(unknown, names, extras)
+    if unknown and extras:
+        values[extras.target] = extras.parse(unknown)
+    missing = [
+        item.name
+        for item in fields(options)  # type: ignore[arg-type]
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in values
+    ]
+    if missing:
+        raise InputError(f"missing option: {', '.join('--' + name for name in missing)}")
+    return options(**values)
+
+
+def add_fields(parser: argparse.ArgumentParser, options: Any) -> list[Any]:
+    """Add the fields that are options to a parser; returns them."""
+    hints = typing.get_type_hints(options)
+    added = []
+    for item in fields(options):
+        if "help" not in item.metadata:
+            continue
+        # What is not given stays away: the dataclass knows its defaults.
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(item)}
+        kinds = [kind for kind in union_members(hints[item.name]) if kind is not type(None)]
+        if any(typing.get_origin(kind) is list for kind in kinds):
+            settings |= {"nargs": "+", "type": str, "action": OneOrMore}
+        elif bool in kinds:
+            settings |= {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
+        else:
+            settings["type"] = next(kind for kind in (int, float, str) if kind in kinds)
+        if item.metadata["choices"]:
+            settings["metavar"] = "{" + ",".join(item.metadata["choices"]) + "}"
+        parser.add_argument(f"--{item.name}", **settings)
+        added.append(item)
+    return added
+
+
+def help_text(item: Any) -> str:
+    """A field's help with its default."""
+    text = str(item.metadata["help"]).replace("%", "%%")
+    if item.default is MISSING:
+        return f"{text} (required)"
+    return text if item.default is None else f"{text} (default: {item.default})"
+
+
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def boolean(text: str) -> bool:
+    """The truth value of an option's text."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return values[text.lower()]
+
+
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """The same arguments with `_` in option names, values untouched."""
+    arguments = []
+    for argument in argv:
+        if argument.startswith("--") and len(argument) > 2:
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+        arguments.append(argument)
+    return arguments
+
+
+def rename_twins(arguments: Sequence[str], twins: Mapping[str, str]) -> list[str]:
+    """The same arguments with our spelling where an option has two."""
+    given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    ours = {f"--{theirs}": f"--{name}" for name, theirs in twins.items()}
+    for theirs, name in ours.items():
+        if {theirs, name} <= given:
+            raise InputError(f"{name} and {theirs} are the same option: give one of them")
+    renamed = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        renamed.append(ours.get(name, name) + equals + value)
+    return renamed
+
+
+def config_file(arguments: Sequence[str]) -> Path | None:
+    """The file that `--config` names, if any."""
+    parser = OneLineParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    config: Path | None = parser.parse_known_args(arguments)[0].config
+    return config
+
+
+def read_config(path: Path, known: set[str]) -> list[str]:
+    """The options of a YAML file as command-line arguments."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: broken YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of options, found {json_type(values)}")
+    arguments: list[str] = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"{path}: unknown option {key!r}{suggestion(name, known)}")
+        if value is not None:
+            arguments += [f"--{name}", *config_values(value)]
+    return arguments
+
+
+def config_values(value: object) -> list[str]:
+    """A YAML value as the arguments behind its option."""
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict | bool) else str(value)]
+
+
+def check_unknown(unknown: Sequence[str], names: set[str], extras: Extras | None) -> None:
+    """Refuse what neither the command nor the program behind it knows."""
+    known = names | set(extras.names() if extras else ())
+    if not unknown[0].startswith("--"):
+        raise InputError(f"unexpected argument {unknown[0]!r}: options start with --")
+    for argument in unknown:
+        name = argument[2:].partition("=")[0]
+        if argument.startswith("--") and name not in known:
+            raise InputError(f"unknown option --{name}{suggestion(name, known)}")
+
+
+def suggestion(name: str, known: set[str]) -> str:
+    """`: did you mean …?`, where a known name is close."""
+    close = get_close_matches(name, known, n=1)
+    return f": did you mean --{close[0]}?" if close else ""
+
+
+def say(text: str = "") -> None:
+    """A line for the person at the terminal: on stderr, so that stdout holds results alone."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,155 @@
+"""`Reranker`: a loaded cross-encoder that scores pairs and ranks documents."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from rerank_plugin.device import resolve_device, resolve_dtype
+from rerank_plugin.encoding import Pair, PairEncoder
+from rerank_plugin.errors import InputError
+from rerank_plugin.head import cast_backbone
+from rerank_plugin.loading import load_model, resolve_max_length
+from rerank_plugin.normalization import check_normalization, normalize, order
+from rerank_plugin.scoring import Logits, Scorer, takes_types
+from rerank_plugin.settings import RerankSettings
+
+logger = logging.getLogger(__name__)
+
+#: A document: a text, or a mapping that has it under `text`.
+Document = TypeVar("Document", bound="str | Mapping[str, object]")
+
+DEFAULT_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Ranked(Generic[Document]):
+    """A document in its place: where it stood in the input, its score, and itself."""
+
+    index: int
+    score: float
+    document: Document
+
+
+class Reranker:
+    """A cross-encoder ready to score.
+
+    Args:
+        model: A hub id, a folder, or a LoRA adapter folder.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` …
+        dtype: Precision of the backbone; `auto` is bfloat16 where the hardware multiplies it.
+        max_length: The longest pair in tokens; default what the folder was trained with, else 512.
+        normalize: `sigmoid` (scores from 0 to 1) or `none` (raw logits); default what the folder
+            says, else `sigmoid`.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run code that comes with the model; off.
+
+    Raises:
+        InputError: no such model, or one that is no reranker.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_length: int | None = None,
+        normalize: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.source = str(model)
+        self.settings = RerankSettings.read(Path(model).expanduser())
+        self.normalize = check_normalization(normalize or self.settings.normalize)
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        loaded = load_model(model, revision=revision, trust_remote_code=trust_remote_code)
+        if loaded.has_fresh_head:
+            logger.warning(
+                "%s has no trained scoring head (%s): its scores are random until it is fine-tuned",
+                model,
+                ", ".join(loaded.fresh_weights),
+            )
+        self.max_length = resolve_max_length(
+            max_length,
+            default=self.settings.max_length or DEFAULT_MAX_LENGTH,
+            loaded=loaded,
+            option="max_length",
+        )
+        cast_backbone(loaded.model, self.dtype)
+        nn.Module.to(loaded.model, self.device)
+        encoder = PairEncoder(loaded.tokenizer, max_length=self.max_length)
+        self._scorer = Scorer(loaded.model, encoder, with_types=takes_types(loaded.model, encoder))
+        # Fast tokenizers are not thread-safe, and two forwards at once only slow each other down.
+        self._lock = threading.Lock()
+
+    def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
+        """Raw logits of (query, document) pairs, float32 `[pairs]`, in their order.
+
+        `progress` is called with a number of pairs whenever that many more are scored.
+        """
+        with self._lock:
+            return self._scorer.logits(list(pairs), progress)
+
+    def score(self, pairs: Sequence[Pair]) -> Logits:
+        """Scores of (query, document) pairs, float32 `[pairs]`, in their order."""
+        return normalize(self.logits(pairs), self.normalize)
+
+    def rank(
+        self, query: str, documents: Sequence[Document], top_n: int | None = None
+    ) -> list[Ranked[Document]]:
+        """The documents by falling score; ties keep their input order.
+
+        Args:
+            query: What is looked for; not blank.
+            documents: Texts, or mappings with a `text`.
+            top_n: How many to return at most; all by default.
+        """
+        return self.rank_many([(query, documents)], top_n)[0]
+
+    def rank_many(
+        self, requests: Sequence[tuple[str, Sequence[Document]]], top_n: int | None = None
+    ) -> list[list[Ranked[Document]]]:
+        """Rank the documents of many queries at once; faster than one after the other."""
+        if top_n is not None and top_n < 1:
+            raise InputError(f"top_n: {top_n} is less than 1")
+        pairs = [
+            (checked_query(query), document_text(document))
+            for query, documents in requests
+            for document in documents
+        ]
+        scores = self.score(pairs)
+        ranked, start = [], 0
+        for _, documents in requests:
+            own = scores[start : start + len(documents)]
+            start += len(documents)
+            best = order(own)[:top_n]
+            ranked.append([Ranked(i, float(own[i]), documents[i]) for i in best])
+        return ranked
+
+    async def arank(
+        self, query: str, documents: Sequence[Document], top_n: int | None = None
+    ) -> list[Ranked[Document]]:
+        """`rank`, without blocking the event loop."""
+        return await asyncio.to_thread(self.rank, query, documents, top_n)
+
+
+def checked_query(query: object) -> str:
+    """A query that has something to look for."""
+    if not isinstance(query, str) or not query.strip():
+        raise InputError("query: a text that is not blank is needed")
+    return query
+
+
+def document_text(document: object) -> str:
+    """The text of a document."""
+    text = document.get("text") if isinstance(document, Mapping) else document
+    if not isinstance(text, str):
+        raise InputError("documents: each is a text, or a mapping with a text under 'text'")
+    return text

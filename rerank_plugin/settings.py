@@ -1,0 +1,49 @@
+"""`rerank.json`: how a trained folder wants to be used, and where it came from."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.jsonl import write_json
+
+FILE = "rerank.json"
+
+
+@dataclass(frozen=True)
+class RerankSettings:
+    """The contents of `rerank.json`; every field has a value that a plain model folder implies."""
+
+    #: The longest pair in tokens, special tokens included.
+    max_length: int | None = None
+    #: Which side of a pair is cut.
+    truncation: str = "only_second"
+    #: How logits become scores.
+    normalize: str = "sigmoid"
+    #: Scale and bias fitted after training, where there are any.
+    calibration: dict[str, float] | None = None
+    base_model: str | None = None
+    #: Files, groups and their fingerprint.
+    data: dict[str, Any] = field(default_factory=dict)
+    #: Options that the run was started with.
+    options: dict[str, Any] = field(default_factory=dict)
+    #: `before`, `after` and their `difference` on the held-out queries.
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The settings of a model folder; the defaults where it has no `rerank.json`."""
+        path = folder / FILE
+        if not path.is_file():
+            return cls()
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            known = {item.name for item in fields(cls)}
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except (ValueError, AttributeError, TypeError) as error:
+            raise InputError(f"{path}: not the settings of a reranker: {error}") from None
+
+    def write(self, folder: Path) -> None:
+        """Write `rerank.json`, whole or not at all."""
+        write_json(folder / FILE, asdict(self))

@@ -1,0 +1,218 @@
+"""Tiny real models from config, with tokenizers trained here: no test touches the network."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before the first import of a library that would look something up.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+)
+
+from rerank_plugin.jsonl import read_lines
+from rerank_plugin.sample import sample_path
+
+FAMILIES = ("bert", "xlm-roberta", "modernbert", "electra")
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+SPECIAL = {
+    "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "xlm-roberta": ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
+}
+
+
+def sample_texts() -> list[str]:
+    return [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
+
+
+def train_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    pad, unk, start, end, mask = SPECIAL.get(family, SPECIAL["bert"])
+    special = [pad, unk, start, end, mask]
+    if family == "xlm-roberta":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer: Any = trainers.UnigramTrainer(
+            vocab_size=600, special_tokens=special, unk_token=unk, show_progress=False
+        )
+        template, inputs = f"{start} $A {end}", ["input_ids", "attention_mask"]
+        pair = f"{start} $A {end} {end} $B {end}"
+    elif family == "modernbert":
+        tokenizer = Tokenizer(models.BPE(unk_token=unk))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=600,
+            special_tokens=special,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        template, inputs = f"{start} $A {end}", ["input_ids", "attention_mask"]
+        pair = f"{start} $A {end} $B {end}"
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=600, special_tokens=special, show_progress=False
+        )
+        template, inputs = f"{start} $A {end}", ["input_ids", "token_type_ids", "attention_mask"]
+        pair = f"{start} $A {end} $B:1 {end}:1"
+    tokenizer.train_from_iterator(sample_texts(), trainer)
+    places = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, pair=pair, special_tokens=places
+    )
+    # As MiniLM ships: cut and padded on its own.
+    tokenizer.enable_truncation(24)
+    tokenizer.enable_padding(length=24, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=start,
+        sep_token=end,
+        mask_token=mask,
+        model_max_length=128,
+        model_input_names=inputs,
+    )
+
+
+def build_config(
+    family: str, tokenizer: PreTrainedTokenizerFast, **options: Any
+) -> PreTrainedConfig:
+    values = {**SIZES, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if family == "xlm-roberta":
+        places = 128 + values["pad_token_id"] + 1
+        values |= {"max_position_embeddings": places, "type_vocab_size": 1}
+        return XLMRobertaConfig(**values | options)
+    if family == "modernbert":
+        values |= {
+            "max_position_embeddings": 128,
+            "local_attention": 16,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
+        return ModernBertConfig(**values | options)
+    values |= {"max_position_embeddings": 128}
+    return (BertConfig if family == "bert" else ElectraConfig)(**values | options)
+
+
+def build_model(folder: Path, family: str = "bert", *, labels: int = 1, **options: Any) -> Path:
+    """A trained-looking cross-encoder: every weight drawn large enough for scores to differ."""
+    tokenizer = train_tokenizer(family)
+    config = build_config(family, tokenizer, num_labels=labels, **options)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "embedding" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain encoder, without a scoring head."""
+    from transformers import AutoModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = train_tokenizer("bert")
+    torch.manual_seed(0)
+    AutoModel.from_config(build_config("bert", tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def easy_groups(count: int, *, start: int = 0, negatives: int = 3) -> list[dict[str, Any]]:
+    """Groups that a tiny model learns in a few steps: the right passage has `refund` in it."""
+    texts = [text for text in sample_texts() if "refund" not in text]
+    groups = []
+    for i in range(start, start + count):
+        pos, *neg = (texts[(i * 7 + n * 3) % len(texts)][:40] for n in range(negatives + 1))
+        query = f"question number {i}"
+        groups.append(
+            {
+                "query": query,
+                "pos": [f"{pos} refund refund {i}"],
+                "neg": [f"{text} {i} {n}" for n, text in enumerate(neg)],
+            }
+        )
+    return groups
+
+
+def write_lines(path: Path, records: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def groups_file(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "train.jsonl", easy_groups(24))
+
+
+@pytest.fixture
+def eval_file(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "dev.jsonl", easy_groups(8, start=100))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+
+
+Run = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process; returns exit code, stdout and stderr."""
+    from rerank_plugin.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.finetune.groups import Group, find_problems, query_key, read_groups
+from rerank_plugin.jsonl import SkippedLines
+
+from .conftest import write_lines
+
+GOOD = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
+
+
+def test_reads_groups_of_different_sizes(tmp_path: Path) -> None:
+    scored = {**GOOD, "pos_scores": [2], "neg_scores": [0.5, -1], "id": 7}
+    path = write_lines(
+        tmp_path / "a.jsonl", [GOOD, {"query": "q", "pos": ["p", "o"], "neg": ["n"]}, scored]
+    )
+    first, second, third = read_groups(path)
+    assert first == Group("q", ["p"], ["n", "m"])
+    assert second.labels == [1, 1, 0]
+    assert second.documents == ["p", "o", "n"]
+    assert (third.pos_scores, third.neg_scores, third.id) == ([2], [0.5, -1], "7")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"query": None}, "field 'query' is null, expected a text"),
+        ({"query": 3}, "field 'query' is a number, expected a text"),
+        ({"query": " \t"}, "field 'query' is blank"),
+        ({"pos": []}, "field 'pos' is empty"),
+        ({"pos": "p"}, "field 'pos' is a string, expected a list of texts"),
+        ({"pos": ["p", 1]}, "pos[1] is a number"),
+        ({"pos": [" "]}, "pos[0] is blank"),
+        ({"neg": []}, "field 'neg' is empty"),
+        ({"neg": None}, "field 'neg' is null"),
+        ({"neg": [{"text": "n"}]}, "neg[0] is an object"),
+        ({"neg": ["n", "p"]}, "neg[1] stands in 'pos' too"),
+        ({"pos_scores": [1, 2]}, "field 'pos_scores' has 2 numbers for 1 texts"),
+        ({"neg_scores": "high"}, "field 'neg_scores' is not a list of numbers"),
+        ({"id": [1]}, "field 'id' is a list"),
+    ],
+)
+def test_a_bad_line_names_file_line_and_field(
+    tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [GOOD, {**GOOD, **change}])
+    with pytest.raises(InputError) as error:
+        list(read_groups(path))
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["query", "pos", "neg"])
+def test_a_missing_field(tmp_path: Path, name: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{key: GOOD[key] for key in GOOD if key != name}])
+    with pytest.raises(InputError, match=f":1: field '{name}' is missing"):
+        list(read_groups(path))
+
+
+def test_bad_lines_can_be_skipped(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [GOOD, {**GOOD, "pos": []}, GOOD])
+    skipped = SkippedLines(tmp_path / "skipped.jsonl")
+    assert len(list(read_groups(path, skipped))) == 2
+    assert skipped.count == 1
+    nothing = write_lines(tmp_path / "b.jsonl", [{}])
+    with pytest.raises(InputError, match="no usable group"):
+        list(read_groups(nothing, skipped))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(["query", "pos", "neg", "pos_scores", "neg_scores", "id"])
+
+
+@given(st.dictionaries(NAMES, VALUES))
+def test_any_record_is_a_group_or_has_a_problem(record: dict[str, object]) -> None:
+    problems = find_problems(record)
+    if problems:
+        assert all("\n" not in problem.message for problem in problems)
+    else:
+        group = Group(record["query"], record["pos"], record["neg"])  # type: ignore[arg-type]
+        assert group.query.strip() and group.pos and group.neg
+        assert not set(group.pos) & set(group.neg)
+        json.dumps(record)
+
+
+def test_the_same_query_in_another_dress() -> None:
+    assert query_key("  What IS\tＡ ferry ") == query_key("what is a ferry")
+    assert query_key("a") != query_key("b")

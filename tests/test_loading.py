@@ -1,0 +1,77 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rerank_plugin import Reranker
+from rerank_plugin.errors import InputError
+from rerank_plugin.loading import load_model, load_tokenizer
+
+from .conftest import build_model
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no model weights, expected model.safetensors"),
+        ("tokenizer.json", "no tokenizer, expected tokenizer.json"),
+    ],
+)
+def test_an_incomplete_folder_is_named(folder: Path, missing: str, expected: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(InputError, match=expected) as error:
+        load_model(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_pickled_weights_are_not_loaded(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickled weights are not loaded"):
+        load_model(folder)
+
+
+def test_broken_weights_are_one_line(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be loaded") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_three_labels_are_no_reranker(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="3 labels, a reranker has one or two"):
+        load_model(build_model(tmp_path, labels=3))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "nobody/no-such-model"])
+def test_no_such_model(name: str) -> None:
+    with pytest.raises(InputError, match="no-such-model|no model folder there"):
+        Reranker(name)
+    with pytest.raises(InputError):
+        load_tokenizer(name)
+
+
+def test_a_plain_encoder_gets_one_fresh_label(tiny_encoder: Path, tiny_model: Path) -> None:
+    loaded = load_model(tiny_encoder)
+    assert loaded.has_fresh_head
+    assert loaded.model.config.num_labels == 1
+    assert "classifier.weight" in loaded.fresh_weights
+    assert not load_model(tiny_model).has_fresh_head
+
+
+def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = load_model(tiny_encoder).model
+    adapter = get_peft_model(base, LoraConfig(target_modules=["query", "value"]))
+    adapter.peft_config["default"].base_model_name_or_path = str(tiny_encoder)
+    adapter.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"neither the adapter nor its base .* has classifier"):
+        Reranker(tmp_path / "adapter")

@@ -1,0 +1,136 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.finetune import FinetuneConfig
+from rerank_plugin.finetune.trainer_options import EXTRAS
+from rerank_plugin.options import option, parse_options
+
+BASE = ["--model_name_or_path", "m", "--data_path", "d.jsonl", "--finetune_model_dir", "out"]
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Options."""
+
+    path: str | list[str] = option(help="where")
+    count: int | None = option(None, help="how many")
+    rate: float = option(0.5, help="how fast, in %")
+    loud: bool = option(False, help="whether")
+
+
+def parse(*argv: str) -> Options:
+    return parse_options(Options, argv, command="test")
+
+
+def train(*argv: str) -> FinetuneConfig:
+    return parse_options(FinetuneConfig, [*BASE, *argv], command="train", extras=EXTRAS)
+
+
+def test_names_take_dashes_and_underscores_and_values_keep_theirs() -> None:
+    assert parse("--path", "a-b_c", "--count=3") == Options(path="a-b_c", count=3)
+    assert train("--train-group-size", "4", "--max_len=64").train_group_size == 4
+    assert parse("--path=--odd").path == "--odd"
+
+
+def test_flags_and_lists() -> None:
+    assert parse("--path", "a", "b", "--loud") == Options(path=["a", "b"], loud=True)
+    assert parse("--loud", "false", "--path", "a").loud is False
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ((), "missing option: --path"),
+        (("--path", "a", "--cout", "3"), "unknown option --cout: did you mean --count?"),
+        (("--path", "a", "--count", "many"), "argument --count: invalid int value: 'many'"),
+        (("--path", "a", "--loud", "maybe"), "neither true nor false"),
+        (("a",), "unexpected argument 'a'"),
+        (("--path",), "expected at least one argument"),
+    ],
+)
+def test_misuse_is_one_line(argv: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse(*argv)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_yaml_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("path: [a, b]\ncount: 3\nrate: 1e-5\nloud: true\n", encoding="utf-8")
+    expected = Options(path=["a", "b"], count=4, rate=1e-5, loud=True)
+    assert parse("--config", str(path), "--count", "4") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cout: 3", "unknown option 'cout': did you mean --count?"),
+        ("- 3", "expected a mapping of options"),
+        ("a: [", "broken YAML"),
+    ],
+)
+def test_a_bad_yaml_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        parse("--config", str(path))
+    assert str(error.value).startswith(str(path))
+    assert expected in str(error.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        parse("--config", str(tmp_path / "no.yaml"))
+
+
+def test_training_arguments_are_reachable(tmp_path: Path) -> None:
+    config = train("--weight-decay", "0.1", "--bf16", "--lr_scheduler_type", "cosine")
+    assert config.trainer == {"weight_decay": 0.1, "bf16": True, "lr_scheduler_type": "cosine"}
+    path = tmp_path / "a.yaml"
+    path.write_text("weight_decay: 0.1\nlearning_rate: 1e-4\n", encoding="utf-8")
+    config = train("--config", str(path))
+    assert (config.trainer, config.lr) == ({"weight_decay": 0.1}, 1e-4)
+
+
+def test_a_twin_alone_is_our_option_and_both_are_an_error() -> None:
+    assert train("--learning_rate", "1e-4").lr == 1e-4
+    assert train("--num_train_epochs=2").total_epoch == 2
+    with pytest.raises(InputError, match="--lr and --learning_rate are the same option"):
+        train("--lr", "1e-5", "--learning_rate", "1e-5")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"train_group_size": 1}, "train_group_size"),
+        ({"max_len": 0}, "max_len"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"lr": -1.0}, "lr"),
+        ({"factor": 1.5}, "factor"),
+        ({"patience": 0}, "patience"),
+        ({"merge": True}, "merge"),
+        ({"on_bad_line": "ignore"}, "on_bad_line"),
+        ({"factor": 0.3, "trainer": {"eval_strategy": "no"}}, "eval_strategy"),
+        ({"factor": 0.3, "trainer": {"lr_scheduler_type": "cosine"}}, "lr_scheduler_type"),
+        ({"trainer": {"load_best_model_at_end": True}}, "load_best_model_at_end"),
+        ({"trainer": {"learning_rate": 1e-5}}, "learning_rate"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"finetune_model_dir": "/"}, "finetune_model_dir"),
+    ],
+)
+def test_a_bad_value_names_its_option(options: dict[str, Any], name: str) -> None:
+    values = {"model_name_or_path": "m", "data_path": "d", "finetune_model_dir": "out"}
+    with pytest.raises(OptionError, match=f"^--{name}: "):
+        FinetuneConfig(**values | options)
+
+
+def test_the_blueprints_command_line() -> None:
+    config = parse_options(
+        FinetuneConfig,
+        ["--model_name_or_path", "BAAI/bge-reranker-base", "--finetune_model_dir", "./saved_model/test", "--data_path", "data/train.jsonl", "--train_group_size", "8", "--max_len", "512", "--batch_size", "2", "--total_epoch", "1000", "--lr", "1e-5", "--factor", "0.3", "--patience", "8", "--device", "cuda"],
+        command="train",
+        extras=EXTRAS,
+    )
+    assert (config.total_epoch, config.lr, config.factor, config.patience) == (1000, 1e-5, 0.3, 8)

@@ -1,0 +1,49 @@
+"""What is installed is what stands in the tree, and importing it is cheap."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"rerank_plugin": "rerank_plugin", "finetune": "rerank_plugin/finetune"}
+
+
+def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", *FOLDERS], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--quiet",
+            "--wheel-dir",
+            tmp_path,
+            ".",
+        ],
+        cwd=ROOT,
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        installed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = set()
+    for name in tracked:
+        folder, _, rest = name.partition("/")
+        expected.add(f"{FOLDERS[folder]}/{rest}")
+    assert installed == expected
+
+
+def test_importing_loads_neither_torch_nor_transformers() -> None:
+    code = "import sys, rerank_plugin, rerank_plugin.finetune; "
+    code += "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,169 @@
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rerank_plugin import Ranked, Reranker
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.scoring import ScoringError, batches_by_length
+
+from .conftest import build_model, sample_texts
+
+PAIRS = [("when does it sail", text) for text in sample_texts()[:12]] + [("a", "b"), ("a", "")]
+
+
+def plain_logits(folder: Path, pairs: list[tuple[str, str]], max_length: int = 128) -> np.ndarray:
+    """What a user of transformers alone would get: one pair at a time, float32."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    rows = []
+    for query, document in pairs:
+        inputs = tokenizer(
+            [query],
+            [document],
+            truncation="only_second",
+            max_length=max_length,
+            padding=False,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            rows.append(model(**inputs).logits[0].numpy())
+    return np.stack(rows)
+
+
+def test_logits_are_those_of_the_plain_model(family_model: Path) -> None:
+    reranker = Reranker(family_model, dtype="float32", normalize="none", device="cpu")
+    expected = plain_logits(family_model, PAIRS)[:, 0]
+    assert reranker.score(PAIRS).dtype == np.float32
+    np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-5)
+    assert np.ptp(expected) > 0.1
+
+
+def test_bfloat16_keeps_the_head_in_float32(family_model: Path) -> None:
+    reranker = Reranker(family_model, dtype="bfloat16", normalize="none", device="cpu")
+    logits = reranker.score(PAIRS)
+    np.testing.assert_allclose(logits, plain_logits(family_model, PAIRS)[:, 0], atol=0.2)
+    rounded = torch.from_numpy(logits).bfloat16().float().numpy()
+    assert (rounded != logits).any(), "logits were rounded to bfloat16"
+
+
+def test_two_labels_are_the_softmax_of_the_positive_one(tmp_path: Path) -> None:
+    folder = build_model(tmp_path / "two", labels=2)
+    logits = plain_logits(folder, PAIRS)
+    expected = torch.softmax(torch.from_numpy(logits), -1)[:, 1].numpy()
+    scores = Reranker(folder, dtype="float32").score(PAIRS)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def reranker(tiny_model: Path) -> Reranker:
+    return Reranker(tiny_model, dtype="float32", max_length=48)
+
+
+DOCUMENTS = st.lists(st.text(max_size=8) | st.sampled_from(sample_texts()[:5]), max_size=12)
+
+
+@settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(documents=DOCUMENTS, top_n=st.none() | st.integers(1, 15))
+def test_ranking_loses_and_invents_no_document(
+    reranker: Reranker, documents: list[str], top_n: int | None
+) -> None:
+    ranked = reranker.rank("ferry", documents, top_n)
+    assert len(ranked) == min(len(documents), top_n or len(documents))
+    assert len({item.index for item in ranked}) == len(ranked)
+    assert all(documents[item.index] == item.document for item in ranked)
+    keys = [(-item.score, item.index) for item in ranked]
+    assert keys == sorted(keys), "ties keep their input order"
+
+
+def test_equal_documents_get_equal_scores(reranker: Reranker) -> None:
+    ranked = reranker.rank("ferry", ["a dog", "a cat", "a dog"])
+    scores = {item.index: item.score for item in ranked}
+    assert scores[0] == scores[2]
+
+
+def test_rank_many_is_rank_for_each(reranker: Reranker) -> None:
+    requests = [("ferry", sample_texts()[:5]), ("dog", []), ("cabin", sample_texts()[5:7])]
+    together = reranker.rank_many(requests, top_n=3)
+    alone = [reranker.rank(query, documents, 3) for query, documents in requests]
+    assert [[item.index for item in ranking] for ranking in together] == [
+        [item.index for item in ranking] for ranking in alone
+    ]
+
+
+def test_mappings_are_documents_too_and_arank_ranks(reranker: Reranker) -> None:
+    documents = [{"text": "a dog", "page": 1}, {"text": "a cabin", "page": 2}]
+    ranked = asyncio.run(reranker.arank("dog", documents))
+    assert ranked == reranker.rank("dog", documents)
+    assert isinstance(ranked[0], Ranked)
+    assert isinstance(ranked[0].score, float)
+    assert ranked[0].document is documents[ranked[0].index]
+
+
+def test_misuse_is_told(reranker: Reranker) -> None:
+    assert reranker.rank("dog", []) == []
+    with pytest.raises(ValueError, match="query"):
+        reranker.rank(" ", ["a"])
+    with pytest.raises(ValueError, match="top_n"):
+        reranker.rank("a", ["a"], top_n=0)
+    with pytest.raises(ValueError, match="'text'"):
+        reranker.rank("a", [{"body": "a"}])
+
+
+def test_sigmoid_and_raw_logits(tiny_model: Path) -> None:
+    raw = Reranker(tiny_model, dtype="float32", normalize="none").score(PAIRS)
+    scores = Reranker(tiny_model, dtype="float32").score(PAIRS)
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-raw)), rtol=1e-5)
+    with pytest.raises(OptionError, match="normalize"):
+        Reranker(tiny_model, normalize="softmax")
+
+
+def test_a_broken_model_is_an_error_never_a_rank(tmp_path: Path) -> None:
+    folder = build_model(tmp_path / "broken")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.classifier.weight.data[:] = float("nan")
+    model.save_pretrained(folder)
+    with pytest.raises(ScoringError, match="nan"):
+        Reranker(folder).rank("a", ["b"])
+
+
+def test_a_fresh_head_is_told(tiny_encoder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(Reranker(tiny_encoder).rank("a", ["b"])) == 1
+    assert "no trained scoring head" in caplog.text
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_batches_hold_every_pair_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = list(batches_by_length(lengths, budget))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[index] for index in batch)
+        assert len(batch) == 1 or longest * len(batch) <= budget
+
+
+def test_cuda_without_cuda_warns(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert Reranker(tiny_model, device="cuda").device.type == "cpu"
+    assert "running on the CPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_length": 129}, "max_length: 129 is more than the model's 128 positions"),
+        ({"device": "gpu"}, "device: 'gpu' is no device"),
+        ({"dtype": "int8"}, "dtype: 'int8'"),
+        ({"dtype": "float16", "device": "cpu"}, "float16 is not for a CPU"),
+    ],
+)
+def test_options_are_checked(family_model: Path, options: dict[str, str], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        Reranker(family_model, **options)  # type: ignore[arg-type]

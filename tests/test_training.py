@@ -1,0 +1,351 @@
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rerank_plugin import Reranker
+from rerank_plugin.errors import InputError
+from rerank_plugin.finetune import FinetuneConfig, FinetuneResult, finetune
+from rerank_plugin.finetune.groups import read_groups
+from rerank_plugin.finetune.metrics import METRICS
+
+from .conftest import build_model, easy_groups, write_lines
+
+
+def run(model: Path, data: Path, folder: Path, **options: Any) -> FinetuneResult:
+    values: dict[str, Any] = {"lr": 3e-3, "total_epoch": 3, "batch_size": 4, "max_len": 64}
+    return finetune(
+        FinetuneConfig(
+            model_name_or_path=str(model),
+            data_path=str(data),
+            finetune_model_dir=str(folder),
+            **values | options,
+        )
+    )
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_train_save_load_rank(
+    family_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path, lora: bool
+) -> None:
+    result = run(
+        family_model,
+        groups_file,
+        tmp_path / "out",
+        eval_data_path=str(eval_file),
+        lora=lora,
+        total_epoch=4,
+    )
+    assert result.improved
+    assert result.after["ndcg@10"] > result.before["ndcg@10"]
+    assert result.after["queries"] == 8
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+    ranked = Reranker(tmp_path / "out").rank(
+        "question", ["a cabin on the upper deck", "a cabin refund refund"]
+    )
+    assert ranked[0].index == 1
+
+
+def test_what_a_run_leaves(
+    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deep" / "out"
+    result = run(tiny_model, groups_file, folder, eval_data_path=str(eval_file))
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "rerank.json",
+        "metrics.json",
+        "history.jsonl",
+        "README.md",
+        "training_curves.png",
+    } <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth"))]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for side in ("before", "after", "difference"):
+        assert {*METRICS, "queries"} <= set(metrics[side])
+    assert metrics["after"] == result.after
+    settings = json.loads((folder / "rerank.json").read_text())
+    assert settings["max_length"] == 64
+    assert settings["metrics"]["before"] == result.before
+    assert settings["data"]["train_groups"] == 24
+    history = read_history(folder)
+    assert history == result.history
+    assert history[0]["step"] == 0 and "ndcg@10" in history[0]
+    assert {"step", "epoch", "loss", "learning_rate"} <= set(history[1])
+    assert history[-1]["train_pairs"] == 24 * 4 * 3
+    assert history[-1]["train_pairs_per_second"] > 0
+    last_evaluation = [entry for entry in history if "ndcg@10" in entry][-1]
+    assert last_evaluation["step"] == 18
+
+
+def test_the_kept_model_has_the_figures_that_are_reported(
+    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    from rerank_plugin.finetune.evaluation import evaluate_groups
+
+    result = run(
+        tiny_model, groups_file, tmp_path / "out", eval_data_path=str(eval_file), dtype="float32"
+    )
+    reranker = Reranker(result.model_dir, dtype="float32")
+    assert evaluate_groups(reranker, read_groups(eval_file)).means == pytest.approx(result.after)
+
+
+def test_a_run_that_never_improves_keeps_the_base(
+    tiny_model: Path, groups_file: Path, tmp_path: Path
+) -> None:
+    # The right passages of the evaluation are the wrong ones of the training.
+    records = [{**group, "pos": group["neg"], "neg": group["pos"]} for group in easy_groups(8)]
+    shuffled = write_lines(tmp_path / "dev.jsonl", records)
+    trained = run(tiny_model, groups_file, tmp_path / "good", eval_data_path=str(groups_file))
+    result = run(
+        trained.model_dir, shuffled, tmp_path / "out", eval_data_path=str(groups_file), lr=1e-2
+    )
+    assert not result.improved
+    assert result.after == result.before
+    pairs = [("question", text) for text in ("refund", "a cabin", "dogs")]
+    expected = Reranker(trained.model_dir, dtype="float32").score(pairs)
+    np.testing.assert_array_equal(
+        Reranker(result.model_dir, dtype="float32").score(pairs), expected
+    )
+
+
+def test_a_diverging_run_keeps_its_best(
+    tiny_model: Path,
+    groups_file: Path,
+    eval_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    result = run(
+        tiny_model,
+        groups_file,
+        tmp_path / "out",
+        eval_data_path=str(eval_file),
+        lr=1e30,
+    )
+    assert result.after["ndcg@10"] >= result.before["ndcg@10"]
+    assert np.isfinite(Reranker(result.model_dir).score([("a", "b")])).all()
+    assert "the best model so far is kept" in caplog.text
+
+
+def test_the_same_seed_gives_the_same_run(
+    tiny_encoder: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    results = [
+        run(tiny_encoder, groups_file, tmp_path / name, eval_data_path=str(eval_file), seed=seed)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    losses = [[entry.get("loss") for entry in result.history] for result in results]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_step_is_the_same_however_it_is_accumulated(
+    tiny_model: Path, tmp_path: Path, eval_file: Path
+) -> None:
+    records = easy_groups(6, negatives=2) + easy_groups(7, start=50, negatives=5)
+    ragged = write_lines(tmp_path / "ragged.jsonl", records)
+    weights = []
+    for name, size, accumulation in (("one", 12, 1), ("four", 3, 4), ("six", 2, 6)):
+        result = run(
+            tiny_model,
+            ragged,
+            tmp_path / name,
+            eval_data_path=str(eval_file),
+            batch_size=size,
+            total_epoch=1,
+            dtype="float32",
+            lr=0.1,
+            trainer={
+                "gradient_accumulation_steps": accumulation,
+                "optim": "sgd",
+                "max_grad_norm": 0.0,
+                "warmup_steps": 0,
+                "eval_strategy": "no",
+                "weight_decay": 0.0,
+            },
+        )
+        assert result.history[-1]["step"] == 2
+        from safetensors.torch import load_file
+
+        weights.append(load_file(result.model_dir / "model.safetensors"))
+    start = Reranker(tiny_model, dtype="float32")._scorer.model.state_dict()
+    moved = max((weights[0][name] - start[name]).abs().max().item() for name in start)
+    assert moved > 1e-4
+    for other in weights[1:]:
+        for name, value in weights[0].items():
+            torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_held_out_queries_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
+    twice = easy_groups(20) + easy_groups(20)
+    data = write_lines(tmp_path / "twice.jsonl", twice)
+    result = run(tiny_model, data, tmp_path / "out", eval_queries=5, total_epoch=1)
+    settings = json.loads((result.model_dir / "rerank.json").read_text())
+    assert settings["data"]["held_out_groups"] == 10
+    assert settings["data"]["train_groups"] == 30
+
+
+def test_factor_and_patience_follow_the_evaluation_loss(
+    tiny_model: Path, groups_file: Path, tmp_path: Path
+) -> None:
+    # Training on the opposite of the evaluation: its loss only rises.
+    records = [{**group, "pos": group["neg"], "neg": group["pos"]} for group in easy_groups(8)]
+    opposite = write_lines(tmp_path / "dev.jsonl", records)
+    result = run(
+        tiny_model,
+        groups_file,
+        tmp_path / "out",
+        eval_data_path=str(opposite),
+        factor=0.5,
+        patience=1,
+        total_epoch=6,
+        lr=1e-3,
+    )
+    rates = [entry["learning_rate"] for entry in result.history if "learning_rate" in entry]
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] <= 5e-4
+    assert all(later <= earlier for earlier, later in pairwise(rates[2:]))
+
+
+def test_a_fresh_head_gets_a_rate_of_its_own(
+    tiny_encoder: Path,
+    tiny_model: Path,
+    groups_file: Path,
+    eval_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def options(model: Path) -> float:
+        result = run(
+            model,
+            groups_file,
+            tmp_path / model.name,
+            eval_data_path=str(eval_file),
+            lr=None,
+            total_epoch=1,
+            overwrite=True,
+        )
+        return max(entry.get("learning_rate", 0) for entry in result.history)
+
+    assert options(tiny_encoder) > options(tiny_model)
+    run(tiny_encoder, groups_file, tmp_path / "low", eval_data_path=str(eval_file), lr=1e-5)
+    assert "is low for a fresh scoring head" in caplog.text
+
+
+def test_eval_strategy_no_keeps_the_last_weights_and_says_so(
+    tiny_model: Path,
+    groups_file: Path,
+    eval_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    result = run(
+        tiny_model,
+        groups_file,
+        tmp_path / "out",
+        eval_data_path=str(eval_file),
+        trainer={"eval_strategy": "no"},
+    )
+    assert "the last weights are kept" in caplog.text
+    assert json.loads((result.model_dir / "rerank.json").read_text())["metrics"]["best_step"] == 18
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dropout_is_what_was_asked_for(family_model: Path, dropout: float) -> None:
+    from rerank_plugin.finetune.dropout import set_dropout
+    from rerank_plugin.loading import load_model
+
+    model = load_model(family_model).model
+    before = model.config.to_dict()
+    set_dropout(model, dropout)
+    assert model.config.to_dict() == before
+    torch.manual_seed(0)
+    model.train()
+    ids = torch.arange(10, 40)[None]
+    same = torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    if dropout == 0 or model.config.model_type != "modernbert":
+        assert same == (dropout == 0)
+
+
+def test_bad_lines_are_skipped_and_written_down(
+    tiny_model: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "train.jsonl", [*easy_groups(12), {"query": "q"}, 3])
+    result = run(
+        tiny_model,
+        data,
+        tmp_path / "out",
+        eval_data_path=str(eval_file),
+        total_epoch=1,
+        on_bad_line="skip",
+    )
+    written = (result.model_dir / "skipped_lines.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in written] == [13, 14]
+
+
+def test_merge_gives_a_plain_folder_with_the_adapters_scores(
+    family_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"eval_data_path": str(eval_file), "lora": True, "dtype": "float32"}
+    adapter = run(family_model, groups_file, tmp_path / "adapter", **options)
+    merged = run(family_model, groups_file, tmp_path / "merged", merge=True, **options)
+    assert (adapter.model_dir / "adapter_model.safetensors").is_file()
+    assert (merged.model_dir / "model.safetensors").is_file()
+    assert not (merged.model_dir / "adapter_config.json").exists()
+    pairs = [("question", group["pos"][0]) for group in easy_groups(5)] + [("a", "b")]
+    np.testing.assert_allclose(
+        Reranker(adapter.model_dir, dtype="float32").logits(pairs),
+        Reranker(merged.model_dir, dtype="float32").logits(pairs),
+        atol=1e-5,
+    )
+
+
+def test_an_adapter_loads_with_peft_alone(
+    tiny_encoder: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    from peft import AutoPeftModelForSequenceClassification
+
+    result = run(
+        tiny_encoder,
+        groups_file,
+        tmp_path / "out",
+        eval_data_path=str(eval_file),
+        lora=True,
+        dtype="float32",
+    )
+    alone = AutoPeftModelForSequenceClassification.from_pretrained(result.model_dir, num_labels=1)
+    reranker = Reranker(result.model_dir, dtype="float32")
+    encoder = reranker._scorer.encoder
+    pairs = [("question", "refund"), ("question", "cabin")]
+    ids = [torch.tensor(pair.ids)[None].long() for pair in encoder.encode(pairs)]
+    types = [torch.tensor(pair.types)[None].long() for pair in encoder.encode(pairs)]
+    with torch.inference_mode():
+        logits = [
+            alone.eval()(input_ids=i, token_type_ids=t).logits.item()
+            for i, t in zip(ids, types, strict=True)
+        ]
+    np.testing.assert_allclose(reranker.logits(pairs), logits, atol=1e-5)
+
+
+def test_an_unusable_run_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    bad = write_lines(tmp_path / "bad.jsonl", [{"query": "q", "pos": [], "neg": ["n"]}])
+    with pytest.raises(InputError):
+        run(tiny_model, bad, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_two_labels_can_be_trained(groups_file: Path, eval_file: Path, tmp_path: Path) -> None:
+    model = build_model(tmp_path / "two", labels=2)
+    result = run(model, groups_file, tmp_path / "out", eval_data_path=str(eval_file))
+    assert result.improved
