@@ -69,8 +69,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; exit codes 0, 1 (failed), 2 (bad usage or input), 3 (a check did not hold)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("rerank_plugin").setLevel(logging.INFO)
+    tell_logs()
     if not arguments or arguments[0] in {"-h", "--help"}:
         sys.stdout.write(overview())
         return 0 if arguments else 2
@@ -93,6 +92,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python would complain once more at its exit.
         sys.stderr.close()
         return 1
+
+
+class TellUser(logging.Handler):
+    """Shows our own log as plain lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        say(record.getMessage())
+
+
+def tell_logs() -> None:
+    """Show what the package logs, from information up."""
+    logger = logging.getLogger("rerank_plugin")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, TellUser) for handler in logger.handlers):
+        logger.addHandler(TellUser())
 
 
 def overview() -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -20,6 +21,9 @@ from transformers.utils import logging as transformers_logging
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.families import usable_positions
 from rerank_plugin.head import run_head_in_float32
+
+#: What transformers, peft and safetensors raise for a model that they cannot load.
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -169,7 +173,7 @@ def one_line_errors(source: str) -> Iterator[None]:
     """Turn what transformers raises while loading into one line that names the model."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except LOADING_ERRORS as error:
         if isinstance(error, InputError):
             raise
         lines = str(error).strip().splitlines()

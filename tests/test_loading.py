@@ -52,7 +52,7 @@ def test_three_labels_are_no_reranker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "nobody/no-such-model"])
 def test_no_such_model(name: str) -> None:
-    with pytest.raises(InputError, match="no-such-model|no model folder there"):
+    with pytest.raises(InputError, match=r"no-such-model|no model folder there"):
         Reranker(name)
     with pytest.raises(InputError):
         load_tokenizer(name)
@@ -72,6 +72,6 @@ def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: P
     base = load_model(tiny_encoder).model
     adapter = get_peft_model(base, LoraConfig(target_modules=["query", "value"]))
     adapter.peft_config["default"].base_model_name_or_path = str(tiny_encoder)
-    adapter.save_pretrained(tmp_path / "adapter")
+    adapter.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(InputError, match=r"neither the adapter nor its base .* has classifier"):
         Reranker(tmp_path / "adapter")

@@ -126,11 +126,16 @@ def test_a_bad_value_names_its_option(options: dict[str, Any], name: str) -> Non
         FinetuneConfig(**values | options)
 
 
-def test_the_blueprints_command_line() -> None:
-    config = parse_options(
-        FinetuneConfig,
-        ["--model_name_or_path", "BAAI/bge-reranker-base", "--finetune_model_dir", "./saved_model/test", "--data_path", "data/train.jsonl", "--train_group_size", "8", "--max_len", "512", "--batch_size", "2", "--total_epoch", "1000", "--lr", "1e-5", "--factor", "0.3", "--patience", "8", "--device", "cuda"],
-        command="train",
-        extras=EXTRAS,
-    )
+OLD_COMMAND = """
+--model_name_or_path BAAI/bge-reranker-base --finetune_model_dir ./saved_model/test
+--data_path data/train.jsonl --train_group_size 8 --max_len 512 --batch_size 2
+--total_epoch 1000 --lr 1e-5 --factor 0.3 --patience 8 --device cuda
+"""
+
+
+def test_the_public_spellings() -> None:
+    argv = OLD_COMMAND.split()
+    config = parse_options(FinetuneConfig, argv, command="train", extras=EXTRAS)
     assert (config.total_epoch, config.lr, config.factor, config.patience) == (1000, 1e-5, 0.3, 8)
+    assert (config.train_group_size, config.max_len, config.batch_size) == (8, 512, 2)
+    assert config.device == "cuda"
