@@ -77,7 +77,16 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     try:
         return Run(config, run, device).result()
     except InputError:
-        run.discard()
+        # What cannot be used comes to light before the first evaluation; later nothing is thrown
+        # away that took time to make.
+        if not run.model.exists():
+            run.discard()
+        raise
+    except KeyboardInterrupt:
+        if run.model.exists():
+            logger.warning("interrupted: the best model so far lies in %s", run.model)
+        else:
+            run.discard()
         raise
 
 

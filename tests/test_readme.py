@@ -1,0 +1,71 @@
+"""What stands in the README works: its Python runs, its commands parse, its links lead somewhere."""
+
+import re
+import shlex
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerank_plugin.cli import COMMANDS
+from rerank_plugin.options import parse_options
+
+from .conftest import easy_groups, write_lines
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    joined = "\n".join(blocks("console")).replace("\\\n", " ")
+    return re.findall(r"^\$ (rerank-plugin .*)$", joined, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_parse(command: str) -> None:
+    _, name, *argv = shlex.split(command)
+    entry = COMMANDS[name]
+    if name == "merge":
+        pytest.skip("its options look at the folder")
+    extras: Any = None
+    if entry.extras:
+        place, _, attribute = entry.extras.partition(":")
+        extras = getattr(import_module(place), attribute)
+    options = getattr(import_module(entry.module), entry.options)
+    parse_options(options, argv, command=name, extras=extras)
+
+
+def test_there_are_commands_and_blocks() -> None:
+    assert {shlex.split(command)[1] for command in commands()} >= {"train", "rerank", "evaluate"}
+    assert len(blocks("python")) == 2
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_runs(
+    block: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A folder by the name of the hub's model: the block runs as it stands.
+    shutil.copytree(tiny_model, tmp_path / "BAAI" / "bge-reranker-base")
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "train.jsonl", easy_groups(20))
+    if "finetune(" not in block:
+        shutil.copytree(tiny_model, tmp_path / "saved_model" / "mine")
+    monkeypatch.chdir(tmp_path)
+    # max_len's default is beyond what the tiny model reads.
+    exec(block.replace("lora=True", "lora=True, max_len=64"), {})
+
+
+def test_every_option_that_is_named_exists() -> None:
+    known = {"config", "help", "constraint", "editable", "report_to"}
+    for entry in COMMANDS.values():
+        options = getattr(import_module(entry.module), entry.options)
+        known |= {item for item in options.__dataclass_fields__}
+    from rerank_plugin.finetune.trainer_options import names
+
+    known |= set(names())
+    assert {name for name in re.findall(r"--([a-z_]+)", README)} <= known
