@@ -35,7 +35,9 @@ def main(options: DemoOptions) -> int:
         eval_data_path=str(sample_path("dev.jsonl")),
         finetune_model_dir=folder,
         max_len=256,
-        total_epoch=3,
+        total_epoch=2,
+        train_group_size=6,
+        trainer={"eval_steps": 0.5},
         overwrite=True,
     )
     from .run import finetune

@@ -17,10 +17,10 @@ RATES = {
 def default_learning_rate(config: PreTrainedConfig, *, fresh_head: bool, lora: bool) -> float:
     """A rate by what is trained: smaller models take larger ones.
 
-    rate = table rate * (768 / hidden size) ^ 2.
+    rate = table rate * (768 / hidden size) ^ 2, the factor at most 4.
 
     A fresh head on a small encoder learns nothing within an epoch at the rates that suit a trained
     reranker, and a trained reranker is damaged by the rates that a fresh head needs.
     """
     hidden = getattr(config, "hidden_size", BASE_HIDDEN_SIZE)
-    return RATES[fresh_head, lora] * (BASE_HIDDEN_SIZE / hidden) ** 2
+    return RATES[fresh_head, lora] * min(4.0, (BASE_HIDDEN_SIZE / hidden) ** 2)

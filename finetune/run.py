@@ -1,6 +1,7 @@
 """A training run from the first line of data to the trained folder."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     Raises:
         InputError: an option, a file or the model cannot be used; nothing is left behind.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("training runs in one process: start it without torchrun or accelerate")
     device = resolve_device(config.device)
     run = RunFolder(Path(config.finetune_model_dir).expanduser(), overwrite=config.overwrite)
     try:

@@ -1,5 +1,6 @@
 """From the options of a run to transformers.TrainingArguments."""
 
+import logging
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -11,6 +12,8 @@ from rerank_plugin.device import resolve_dtype
 from rerank_plugin.errors import InputError, OptionError
 
 from .config import FinetuneConfig
+
+logger = logging.getLogger(__name__)
 
 #: Evaluations of a run that is shorter than as many epochs; longer ones evaluate every epoch.
 EVALUATIONS = 4
@@ -30,10 +33,10 @@ class Steps:
     run: int
 
     @classmethod
-    def count(cls, config: FinetuneConfig, groups: int, processes: int) -> "Steps":
+    def count(cls, config: FinetuneConfig, groups: int) -> "Steps":
         """The steps over a number of training groups."""
         accumulation = int(config.trainer.get("gradient_accumulation_steps", 1))
-        epoch = ceil(ceil(groups / (config.batch_size * processes)) / accumulation)
+        epoch = ceil(ceil(groups / config.batch_size) / accumulation)
         most = int(config.trainer.get("max_steps", -1))
         return cls(epoch, most if most > 0 else ceil(epoch * config.total_epoch))
 
@@ -46,8 +49,7 @@ def training_arguments(
     Raises:
         InputError: transformers refuses a value.
     """
-    processes = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
-    steps = Steps.count(config, groups, processes)
+    steps = Steps.count(config, groups)
     values: dict[str, Any] = {
         "eval_strategy": "steps",
         "logging_steps": max(1, steps.run // 50),
@@ -82,6 +84,7 @@ def training_arguments(
         ) from None
     if arguments.n_gpu > 1:
         # DataParallel would cut a batch between groups; one process a GPU does not.
+        logger.warning("%d GPUs are there, one of them is used", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments
 
@@ -117,7 +120,7 @@ def plateau(config: FinetuneConfig) -> dict[str, Any]:
 
 def plateau_warmup_steps(config: FinetuneConfig, groups: int) -> int:
     """Steps over which the rate rises under a plateau schedule."""
-    steps = Steps.count(config, groups, 1)
+    steps = Steps.count(config, groups)
     given = float(config.trainer.get("warmup_steps", -1))
     if given < 0:
         return ceil(WARMUP * steps.epoch)

@@ -1,6 +1,7 @@
 """Loading a cross-encoder from a hub id, a folder or a LoRA adapter folder."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,13 +184,18 @@ def one_line_errors(source: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keep transformers' load report and bar off the terminal: fresh weights are told by us."""
+    """Keep transformers' load report and bar off the terminal: fresh weights are told by us.
+
+    So are the warnings that peft and transformers have for each other.
+    """
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bar:
