@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rerank_plugin.loading import quiet_transformers
 
 from .evaluation import Evaluation
 from .stopwatch import Stopwatch
@@ -24,10 +27,11 @@ class History(TrainerCallback):
         self.entries: list[dict[str, float]] = []
 
     def add(self, entry: dict[str, float]) -> None:
-        """Append one object."""
+        """Append one object; what is no finite number becomes null, as JSON has none."""
         self.entries.append(entry)
+        record = {name: value if isfinite(value) else None for name, value in entry.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(record) + "\n")
 
     def on_log(
         self,
@@ -88,6 +92,10 @@ class ProgressLine(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Close the line."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the line as it is, so that what is said next starts one of its own."""
         if self.bar is not None:
             self.bar.close()
 
@@ -124,7 +132,7 @@ class KeepBest(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The last step is always evaluated, whatever the interval."""
-        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
             control.should_evaluate = True
 
     def on_evaluate(
@@ -141,7 +149,8 @@ class KeepBest(TrainerCallback):
     def keep(self, state: TrainerState) -> None:
         """Keep the model as it is now, whatever the one before."""
         staged, replaced = (self.folder.with_suffix(suffix) for suffix in (".new", ".old"))
-        self.trainer.save_model(str(staged), _internal_call=True)
+        with quiet_transformers():
+            self.trainer.save_model(str(staged), _internal_call=True)
         if state.is_world_process_zero:
             if self.folder.exists():
                 self.folder.rename(replaced)

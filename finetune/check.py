@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.jsonl import DataPath, Line, read_lines
+from rerank_plugin.jsonl import DataPath, Line, input_files, read_lines
 from rerank_plugin.options import option
 
 from .groups import Group, find_problems, parse_group, query_key
@@ -30,10 +30,12 @@ class CheckOptions:
     model_name_or_path: str | None = option(
         None, help="a model whose tokenizer counts tokens; without it lengths are in characters"
     )
-    max_len: int = option(512, help="the longest pair in tokens, as for train")
+    max_len: int | None = option(
+        None, help="the longest pair in tokens, as for train; default 512 or what the model reads"
+    )
 
     def __post_init__(self) -> None:
-        if self.max_len < 1:
+        if self.max_len is not None and self.max_len < 1:
             raise OptionError("max_len", f"{self.max_len} is less than 1")
 
 
@@ -64,27 +66,41 @@ class Findings:
 
 
 def main(options: CheckOptions) -> int:
-    """Print the report; exit code 2 if any line cannot be used."""
+    """Print the report; exit code 2 if any line, file or option cannot be used."""
     found = gather(options.data_path)
     report = describe(found, str(options.data_path))
     bad = bool(found.problems)
+    groups = found.groups
     if options.eval_data_path:
         other = gather(options.eval_data_path)
         report += describe(other, str(options.eval_data_path))
         report += describe_overlap(found.groups, other.groups)
         bad = bad or bool(other.problems)
-        found.groups.extend(other.groups)
-    if found.groups:
-        report += describe_lengths(found.groups, options)
+        groups = groups + other.groups
+    if groups:
+        try:
+            report += describe_lengths(groups, options)
+        except InputError as error:
+            bad = True
+            report.append(f"lengths: {error}")
     sys.stdout.write("\n".join(report) + "\n")
     return InputError.exit_code if bad else 0
 
 
 def gather(data_path: DataPath) -> Findings:
-    """Read all lines, whatever is wrong with them."""
+    """Read all lines of all files, whatever is wrong with them."""
     findings = Findings()
-    for line in read_lines(data_path):
-        findings.add(line)
+    try:
+        files = input_files(data_path)
+    except InputError as error:
+        findings.problems["missing file"] = [str(error)]
+        return findings
+    for file in files:
+        try:
+            for line in read_lines(file):
+                findings.add(line)
+        except InputError as error:
+            findings.problems.setdefault("unusable file", []).append(str(error))
     return findings
 
 
@@ -134,16 +150,25 @@ def describe_lengths(groups: Sequence[Group], options: CheckOptions) -> list[str
         report = [f"characters of a pair: {percentiles(lengths)}"]
         return [*report, "with --model_name_or_path: in tokens, and what --max_len would cut"]
     from rerank_plugin.encoding import PairEncoder
-    from rerank_plugin.loading import load_tokenizer
+    from rerank_plugin.loading import (
+        DEFAULT_MAX_LENGTH,
+        load_config,
+        load_tokenizer,
+        resolve_max_length,
+    )
 
-    encoder = PairEncoder(load_tokenizer(options.model_name_or_path), max_length=options.max_len)
+    model = options.model_name_or_path
+    max_len = resolve_max_length(
+        options.max_len, default=DEFAULT_MAX_LENGTH, config=load_config(model), option="max_len"
+    )
+    encoder = PairEncoder(load_tokenizer(model), max_length=max_len, option="max_len")
     lengths = encoder.lengths(list(pairs_of(groups)))
-    cut = lengths > options.max_len
-    lost = (lengths[cut] - options.max_len).sum() / max(1, lengths.sum())
+    cut = lengths > max_len
+    lost = (lengths[cut] - max_len).sum() / max(1, lengths.sum())
     share = f"{cut.sum()} of {len(lengths)} pairs ({cut.mean():.1%}), {lost:.1%} of all tokens"
     return [
         f"tokens of a pair: {percentiles(lengths)}",
-        f"--max_len {options.max_len} cuts {share}",
+        f"--max_len {max_len} cuts {share}",
     ]
 
 

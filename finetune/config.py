@@ -1,6 +1,7 @@
 """The options of a training run."""
 
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ RESERVED = {
     "remove_unused_columns": "the columns of the groups are all used",
     "resume_from_checkpoint": "a run starts from --model_name_or_path",
     "use_cpu": "use --device cpu",
+    "data_seed": "use --seed",
+    "disable_tqdm": "a run has a progress line of its own",
+    "label_smoothing_factor": "groups have no class labels to smooth",
+    "logging_nan_inf_filter": "hiding NaN would hide a model that breaks",
+    "per_device_eval_batch_size": "evaluation fills its batches by tokens",
+    "train_sampling_strategy": "the order of groups depends on --seed and the epoch",
 }
 
 
@@ -59,7 +66,11 @@ class FinetuneConfig:
     train_group_size: int = option(
         8, help="passages of a group in a step: one right one, the rest wrong ones"
     )
-    max_len: int = option(512, help="the longest pair in tokens; the document is cut")
+    max_len: int | None = option(
+        None,
+        help="the longest pair in tokens, of a longer one the document is cut; default 512, or "
+        "what the model can read if that is less",
+    )
     batch_size: int = option(8, help="groups a step and device")
     total_epoch: float = option(1.0, help="passes over the training groups")
     lr: float | None = option(
@@ -94,21 +105,27 @@ class FinetuneConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("model_name_or_path", "finetune_model_dir", "data_path", "eval_data_path"):
+            setattr(self, name, without_paths(getattr(self, name)))
         check_choices(self)
         if self.train_group_size < 2:
             raise OptionError(
                 "train_group_size",
                 f"{self.train_group_size} leaves no wrong passage to compare with: at least 2",
             )
-        for name in ("max_len", "batch_size", "total_epoch", "lora_rank"):
+        for name in ("batch_size", "total_epoch", "lora_rank"):
             self._check(name, getattr(self, name) > 0, "must be more than 0")
-        for name in ("lr", "lora_alpha", "eval_queries", "patience"):
+        self._check("total_epoch", isfinite(self.total_epoch), "must be a finite number")
+        self._check("seed", 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
+        for name in ("max_len", "lr", "lora_alpha", "eval_queries", "patience"):
             value = getattr(self, name)
             self._check(name, value is None or value > 0, "must be more than 0")
         self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")
         for name in ("dropout", "lora_dropout"):
             self._check(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         self._check("merge", self.lora or not self.merge, "is for --lora")
+        accumulation = self.trainer.get("gradient_accumulation_steps", 1)
+        self._check("gradient_accumulation_steps", accumulation > 0, "must be more than 0")
         for name, reason in RESERVED.items():
             if name in self.trainer:
                 raise OptionError(name, f"cannot be set: {reason}")
@@ -142,3 +159,10 @@ class FinetuneConfig:
     def as_record(self) -> dict[str, Any]:
         """The options as plain values, for `rerank.json`."""
         return asdict(self)
+
+
+def without_paths(value: Any) -> Any:
+    """Paths as texts, alone or in a list: what the trained folder writes down is JSON."""
+    if isinstance(value, list | tuple):
+        return [str(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

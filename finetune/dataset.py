@@ -10,7 +10,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import DataPath, SkippedLines, input_files, open_file
+from rerank_plugin.jsonl import DataPath, SkippedLines, input_files, reading
 
 from .groups import Group, read_groups
 
@@ -85,7 +85,7 @@ def fingerprint(data_path: DataPath) -> str:
     """A hash of the contents of all files that a path means."""
     digest = hashlib.sha256()
     for file in input_files(data_path):
-        with open_file(file) as stream:
+        with reading(file) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]

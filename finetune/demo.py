@@ -13,6 +13,8 @@ from .config import FinetuneConfig
 from .groups import read_groups
 from .tables import print_comparison
 
+DEFAULT_FOLDER = "demo_model"
+
 #: What is asked of the trained model in the end.
 QUERY = "my ferry left 2h late and I missed my train, who pays"
 
@@ -21,7 +23,7 @@ QUERY = "my ferry left 2h late and I missed my train, who pays"
 class DemoOptions:
     """Fine-tune all-MiniLM-L6-v2 on the sample data, measure it, and rank with it."""
 
-    output_dir: str = option("demo_model", help="where the trained folder will stand")
+    output_dir: str = option(DEFAULT_FOLDER, help="where the trained folder will stand")
 
 
 def main(options: DemoOptions) -> int:
@@ -38,7 +40,8 @@ def main(options: DemoOptions) -> int:
         total_epoch=2,
         train_group_size=6,
         trainer={"eval_steps": 0.5},
-        overwrite=True,
+        # An earlier demo is replaced, a model of the user's is not.
+        overwrite=folder == DEFAULT_FOLDER,
     )
     from .run import finetune
 

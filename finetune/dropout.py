@@ -15,7 +15,7 @@ def set_dropout(model: nn.Module, hidden: float) -> None:
     for module in model.modules():
         if not type(module).__name__.endswith("Attention"):
             continue
-        if hasattr(module, "attention_dropout"):
+        if isinstance(getattr(module, "attention_dropout", None), float):
             setattr(module, "attention_dropout", 0.0)  # noqa: B010  (a float, not a module)
         for child in module.children():
             if isinstance(child, nn.Dropout):

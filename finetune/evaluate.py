@@ -50,6 +50,8 @@ class EvaluateOptions:
             raise OptionError("fail_if_not_better", "needs a --baseline to be better than")
         if self.output and not Path(self.output).absolute().parent.is_dir():
             raise OptionError("output", f"no folder {Path(self.output).absolute().parent}")
+        if self.output and Path(self.output).is_dir():
+            raise OptionError("output", f"{self.output} is a folder, a file is needed")
 
     @property
     def skipped_lines(self) -> Path:
@@ -60,6 +62,11 @@ class EvaluateOptions:
 
 def main(options: EvaluateOptions) -> int:
     """Evaluate, print a table, write the figures."""
+    from rerank_plugin.loading import check_folder
+
+    # Before the first model is measured: that takes time, a wrong name none.
+    for model in filter(None, (options.model_dir, options.baseline)):
+        check_folder(model)
     skipped = SkippedLines(options.skipped_lines) if options.on_bad_line == "skip" else None
     groups = list(read_groups(options.data_path, skipped))
     if skipped and skipped.count:

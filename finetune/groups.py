@@ -1,6 +1,7 @@
 """Groups: a query with its right and its wrong passages, as they stand in a jsonl file."""
 
 import hashlib
+import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,15 +112,20 @@ def scores_problems(record: dict[str, object], name: str) -> list[Problem]:
     assert isinstance(texts, list)
     if scores is None:
         return []
-    if not isinstance(scores, list) or any(
-        isinstance(score, bool) or not isinstance(score, int | float) for score in scores
-    ):
-        message = f"field '{field}' is not a list of numbers"
+    if not isinstance(scores, list) or not all(is_finite_number(score) for score in scores):
+        message = f"field '{field}' is not a list of finite numbers"
         return [Problem(f"wrong type of '{field}'", message)]
     if len(scores) != len(texts):
         message = f"field '{field}' has {len(scores)} numbers for {len(texts)} texts"
         return [Problem(f"wrong length of '{field}'", message)]
     return []
+
+
+def is_finite_number(value: object) -> bool:
+    """Whether a JSON value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def parse_group(line: Line) -> Group:

@@ -9,7 +9,7 @@ BASE_HIDDEN_SIZE = 768
 RATES = {
     (True, False): 5e-5,
     (False, False): 1e-5,
-    (True, True): 5e-4,
+    (True, True): 2e-4,
     (False, True): 1e-4,
 }
 

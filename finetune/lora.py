@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.head import head_names
-from rerank_plugin.loading import LoadedModel, quiet_loading
+from rerank_plugin.loading import LoadedModel, quiet_transformers
 
 
 def add_adapter(loaded: LoadedModel, *, base: str, rank: int, alpha: int, dropout: float) -> Any:
@@ -35,7 +35,7 @@ def add_adapter(loaded: LoadedModel, *, base: str, rank: int, alpha: int, dropou
     )
     # The name that a reload needs; a folder by its full path, wherever it is loaded from.
     model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
-    with quiet_loading():
+    with quiet_transformers():
         return get_peft_model(model, config)
 
 

@@ -1,6 +1,7 @@
 """`rerank-plugin merge`: a LoRA adapter and its base become one plain model."""
 
-from dataclasses import dataclass, replace
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.errors import OptionError
@@ -38,8 +39,10 @@ def main(options: MergeOptions) -> int:
     if settings.max_length:
         prepare_tokenizer(loaded.tokenizer, settings.max_length)
     staged = target.with_name(target.name + ".part")
+    # Of an earlier try that was cut short.
+    shutil.rmtree(staged, ignore_errors=True)
     save_plain(loaded, staged)
-    write_records(staged, replace(settings))
+    write_records(staged, settings, labels=int(loaded.model.config.num_labels or 1))
     publish_folder(staged, target)
     say(f"merged model: {target}")
     return 0

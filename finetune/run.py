@@ -15,7 +15,12 @@ from rerank_plugin.device import resolve_device
 from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.jsonl import SkippedLines
-from rerank_plugin.loading import LoadedModel, load_model, resolve_max_length
+from rerank_plugin.loading import (
+    DEFAULT_MAX_LENGTH,
+    LoadedModel,
+    load_model,
+    resolve_max_length,
+)
 from rerank_plugin.scoring import Scorer, ScoringError, takes_types
 from rerank_plugin.settings import RerankSettings
 
@@ -79,17 +84,12 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     run = RunFolder(Path(config.finetune_model_dir).expanduser(), overwrite=config.overwrite)
     try:
         return Run(config, run, device).result()
-    except InputError:
-        # What cannot be used comes to light before the first evaluation; later nothing is thrown
-        # away that took time to make.
+    except BaseException as error:
+        # Nothing is thrown away that took time to make.
         if not run.model.exists():
             run.discard()
-        raise
-    except KeyboardInterrupt:
-        if run.model.exists():
+        elif isinstance(error, KeyboardInterrupt):
             logger.warning("interrupted: the best model so far lies in %s", run.model)
-        else:
-            run.discard()
         raise
 
 
@@ -107,16 +107,17 @@ class Run:
         self.folder = folder
         self.stopwatch = Stopwatch()
         self.data = load_data(config, folder)
-        with self.stopwatch.paused():
-            # Before the model: a fresh head is drawn from this seed.
-            transformers.set_seed(config.seed)
-            loaded = load_model(
-                config.model_name_or_path, trust_remote_code=config.trust_remote_code
-            )
+        # Before the model: a fresh head is drawn from this seed.
+        transformers.set_seed(config.seed)
+        loaded = load_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+        self.labels = int(loaded.model.config.num_labels or 1)
         self.max_length = resolve_max_length(
-            config.max_len, default=config.max_len, loaded=loaded, option="max_len"
+            config.max_len,
+            default=DEFAULT_MAX_LENGTH,
+            config=loaded.model.config,
+            option="max_len",
         )
-        encoder = PairEncoder(loaded.tokenizer, max_length=self.max_length)
+        encoder = PairEncoder(loaded.tokenizer, max_length=self.max_length, option="max_len")
         with_types = takes_types(loaded.model, encoder)
         prepare_config(loaded.model.config, RerankSettings().normalize)
         prepare_tokenizer(loaded.tokenizer, self.max_length)
@@ -148,7 +149,7 @@ class Run:
         metrics = comparison(self.best.before.values, self.best.kept.values)
         config, model = self.config, self.folder.model
         if config.merge:
-            merge_adapter(model)
+            merge_adapter(model, trust_remote_code=config.trust_remote_code)
         plot_curves(self.history.entries, model / "training_curves.png")
         settings = RerankSettings(
             max_length=self.max_length,
@@ -162,7 +163,7 @@ class Run:
             options=config.as_record(),
             metrics={**metrics, "best_step": self.best.step},
         )
-        write_records(model, settings)
+        write_records(model, settings, labels=self.labels)
         self.folder.publish()
         return FinetuneResult(
             before=metrics["before"],
@@ -177,7 +178,8 @@ class Run:
         """Run the trainer's loop, and write the times down."""
         trainer, config = self.trainer, self.config
         trainer.remove_callback(PrinterCallback)
-        for callback in (self.history, self.best, ProgressLine(), StopClock(self.stopwatch)):
+        progress = ProgressLine()
+        for callback in (self.history, self.best, progress, StopClock(self.stopwatch)):
             trainer.add_callback(callback)
         if config.reduces_on_plateau:
             trainer.add_callback(PlateauWarmup(plateau_warmup_steps(config, len(self.data.train))))
@@ -186,7 +188,10 @@ class Run:
         except ScoringError as error:
             if self.best.step is None:
                 raise
+            progress.close()
             logger.warning("training stopped, the best model so far is kept: %s", error)
+        finally:
+            progress.close()
         self.stopwatch.stop()
         if trainer.args.eval_strategy == "no":
             trainer.evaluate()

@@ -2,9 +2,14 @@
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rerank_plugin.errors import OptionError
+from rerank_plugin.jsonl import write_json
 from rerank_plugin.settings import FILE
+
+#: The file of a run that says what must outlive its process.
+STATE = "state.json"
 
 
 class RunFolder:
@@ -23,6 +28,10 @@ class RunFolder:
         self.work = target.with_name(target.name + ".run")
         check_target(target, overwrite=overwrite)
         if self.work.exists():
+            if not (self.work / STATE).is_file():
+                raise OptionError(
+                    "finetune_model_dir", f"{self.work} is needed for the run and holds something"
+                )
             if not overwrite:
                 raise OptionError(
                     "finetune_model_dir",
@@ -31,6 +40,8 @@ class RunFolder:
                 )
             shutil.rmtree(self.work)
         self.work.mkdir(parents=True)
+        # By this file a later run knows the folder as one of ours.
+        write_json(self.work / STATE, {"finetune_model_dir": str(target)})
 
     @property
     def model(self) -> Path:
@@ -67,6 +78,9 @@ class RunFolder:
 
 def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model_dir") -> None:
     """Refuse a folder that holds something else, or a result that was not to be replaced."""
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise OptionError(option, f"{parent} is a file")
     if not target.exists():
         return
     if not target.is_dir():
@@ -85,8 +99,9 @@ def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model
 
 def publish_folder(finished: Path, target: Path) -> None:
     """Rename a finished folder into its place, over an earlier one if there is any."""
-    replaced = target.with_name(target.name + ".old")
-    if target.exists():
-        target.rename(replaced)
-    finished.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if not target.exists():
+        finished.rename(target)
+        return
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as replaced:
+        target.rename(Path(replaced) / target.name)
+        finished.rename(target)

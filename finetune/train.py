@@ -17,7 +17,10 @@ def main(config: FinetuneConfig) -> int:
     print_comparison(result.before, result.after, result.difference)
     folder = result.model_dir
     if not result.improved:
-        say(f"nothing beat the model that the run started from: {folder} holds that one")
+        if config.trainer.get("eval_strategy") == "no":
+            say(f"{folder} holds the last weights, which do not beat the ones it started from")
+        else:
+            say(f"nothing beat the model that the run started from: {folder} holds that one")
         if config.fail_if_not_better:
             raise CheckFailedError("--fail_if_not_better: no step was better than step 0")
     say(f"model: {folder}")

@@ -41,25 +41,26 @@ def save_plain(loaded: LoadedModel, folder: Path) -> None:
     loaded.tokenizer.save_pretrained(folder)
 
 
-def merge_adapter(folder: Path) -> None:
+def merge_adapter(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Replace an adapter folder by the plain model that it makes of its base."""
-    merged = folder.with_suffix(".merged")
-    loaded = load_model(folder)
+    merged, adapter = folder.with_suffix(".merged"), folder.with_suffix(".adapter")
+    loaded = load_model(folder, trust_remote_code=trust_remote_code)
     prepare_config(loaded.model.config, RerankSettings().normalize)
     save_plain(loaded, merged)
-    shutil.rmtree(folder)
+    folder.rename(adapter)
     merged.rename(folder)
+    shutil.rmtree(adapter)
 
 
-def write_records(folder: Path, settings: RerankSettings) -> None:
+def write_records(folder: Path, settings: RerankSettings, *, labels: int) -> None:
     """Write `rerank.json`, `metrics.json` and the model card beside the weights."""
     settings.write(folder)
     if settings.metrics:
         write_json(folder / "metrics.json", settings.metrics)
-    write_text(folder / "README.md", model_card(folder, settings))
+    write_text(folder / "README.md", model_card(folder, settings, labels=labels))
 
 
-def model_card(folder: Path, settings: RerankSettings) -> str:
+def model_card(folder: Path, settings: RerankSettings, *, labels: int) -> str:
     """A model card with Hub metadata; a base that is a folder of this machine is not named."""
     is_adapter = (folder / "adapter_config.json").is_file()
     base = settings.base_model or ""
@@ -81,10 +82,11 @@ def model_card(folder: Path, settings: RerankSettings) -> str:
     if is_adapter:
         alone = "from peft import AutoPeftModelForSequenceClassification\n\n"
         alone += "AutoPeftModelForSequenceClassification.from_pretrained(\n"
-        alone += '    "path/to/this/folder", num_labels=1\n)\n'
+        alone += f'    "path/to/this/folder", num_labels={labels}\n)\n'
         parts.append(f"The adapter alone, by `peft`:\n\n```python\n{alone}```\n")
-    length = f"Pairs are cut to {settings.max_length} tokens, on the side of the document."
-    parts.append(f"{length} Scores: `{settings.normalize}` of the logit.\n")
+    if settings.max_length:
+        parts.append(f"Pairs are cut to {settings.max_length} tokens, from the document's end.\n")
+    parts.append(f"Scores: `{settings.normalize}` of the logit.\n")
     return "\n".join(parts)
 
 

@@ -1,6 +1,7 @@
 """transformers' Trainer for groups: its loop, our batches, loss and evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from rerank_plugin.errors import InputError
 from rerank_plugin.scoring import Scorer, pair_logits
 
 from .dataset import GroupDataset
@@ -62,6 +64,15 @@ class GroupCollator:
         }
 
 
+@contextmanager
+def refused_options() -> Iterator[None]:
+    """Turn what transformers says of an option that it cannot use into one line."""
+    try:
+        yield
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"transformers: {' '.join(str(error).split())}") from error
+
+
 class RerankTrainer(Trainer):
     """Trains on groups, evaluates with the scorer that serves.
 
@@ -99,15 +110,17 @@ class RerankTrainer(Trainer):
         self._latest: Evaluation | None = None
         #: Pairs that training steps have seen.
         self.train_pairs = 0
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=GroupCollator(scorer),
-            train_dataset=SampledGroups(train_groups, size=group_size, seed=args.seed),
-            # transformers asks for one where there is an evaluation strategy; `evaluate` is ours.
-            eval_dataset=eval_groups,
-            processing_class=scorer.encoder.tokenizer,
-        )
+        with refused_options():
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=GroupCollator(scorer),
+                train_dataset=SampledGroups(train_groups, size=group_size, seed=args.seed),
+                # transformers asks for one where there is an evaluation strategy; `evaluate` is
+                # ours.
+                eval_dataset=eval_groups,
+                processing_class=scorer.encoder.tokenizer,
+            )
 
     @property
     def latest(self) -> Evaluation:
@@ -119,10 +132,19 @@ class RerankTrainer(Trainer):
         return GroupSampler(self.groups, seed=self.args.seed)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        groups = torch.tensor(sum(len(batch["sizes"]) for batch in batch_samples), device=device)
-        if self.args.world_size > 1:
-            groups = self.accelerator.gather(groups).sum()
-        return groups
+        return torch.tensor(sum(len(batch["sizes"]) for batch in batch_samples), device=device)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Transformers' optimizer; an option that it cannot use is an error of one line."""
+        with refused_options():
+            return super().create_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Transformers' schedule; an option that it cannot use is an error of one line."""
+        with refused_options():
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
         self,
@@ -136,9 +158,7 @@ class RerankTrainer(Trainer):
         logits = torch.empty_like(parts).index_copy(0, inputs["places"], parts)
         self.train_pairs += len(logits)
         groups = len(inputs["sizes"]) if num_items_in_batch is None else num_items_in_batch
-        # Gradients are averaged over processes, the count of groups is theirs together.
-        processes = self.args.world_size
-        loss = self.loss(logits, inputs["labels"], inputs["sizes"]) / groups * processes
+        loss = self.loss(logits, inputs["labels"], inputs["sizes"]) / groups
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def evaluate(

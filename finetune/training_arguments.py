@@ -9,9 +9,10 @@ import torch
 from transformers import TrainingArguments
 
 from rerank_plugin.device import resolve_dtype
-from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.errors import OptionError
 
 from .config import FinetuneConfig
+from .trainer import refused_options
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,10 @@ def training_arguments(
     Raises:
         InputError: transformers refuses a value.
     """
+    if device.index:
+        raise OptionError(
+            "device", f"training takes the first GPU it sees: CUDA_VISIBLE_DEVICES={device.index}"
+        )
     steps = Steps.count(config, groups)
     values: dict[str, Any] = {
         "eval_strategy": "steps",
@@ -76,12 +81,8 @@ def training_arguments(
     if values["eval_strategy"] == "steps" and "eval_steps" not in config.trainer:
         long = config.total_epoch >= EVALUATIONS
         values["eval_steps"] = steps.epoch if long else max(1, ceil(steps.run / EVALUATIONS))
-    try:
+    with refused_options():
         arguments = TrainingArguments(**values)
-    except (TypeError, ValueError, ImportError) as error:
-        raise InputError(
-            f"transformers.TrainingArguments: {' '.join(str(error).split())}"
-        ) from None
     if arguments.n_gpu > 1:
         # DataParallel would cut a batch between groups; one process a GPU does not.
         logger.warning("%d GPUs are there, one of them is used", arguments.n_gpu)

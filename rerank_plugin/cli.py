@@ -85,12 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RerankError as error:
         say(f"rerank-plugin {name}: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        say(f"rerank-plugin {name}: interrupted")
-        return 1
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more at its exit.
         sys.stderr.close()
+        return 1
+    except OSError as error:
+        say(f"rerank-plugin {name}: {error.filename or 'failed'}: {error.strerror or error}")
+        return 1
+    except KeyboardInterrupt:
+        say(f"rerank-plugin {name}: interrupted")
         return 1
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -29,10 +30,11 @@ def resolve_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise OptionError("device", f"{name!r} is no device: use auto, cpu, cuda, cuda:1") from None
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise OptionError("device", f"{name!r} is no device: use auto, cpu, cuda, cuda:1 or mps")
+    device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionError("device", "mps is not available on this machine")
     if device.type == "cuda" and not torch.cuda.is_available():
         logger.warning("--device %s: no CUDA device on this machine, running on the CPU", name)
         return torch.device("cpu")

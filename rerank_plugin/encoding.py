@@ -73,9 +73,16 @@ class PairEncoder:
         tokenizer: A tokenizer of the `tokenizers` library. Its own truncation and padding, which
             some models ship with, are cleared.
         max_length: The longest pair in tokens, special tokens included.
+        option: The name under which the user knows `max_length`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        option: str = "max_length",
+    ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
                 f"{type(tokenizer).__name__} of {tokenizer.name_or_path} has no tokenizer.json: "
@@ -88,7 +95,7 @@ class PairEncoder:
         self.template = read_template(tokenizer)
         self.query_limit = max_length // 2
         if max_length < 2 * (self.template.special_tokens + 1):
-            raise OptionError("max_length", f"{max_length} leaves no room for a document")
+            raise OptionError(option, f"{max_length} leaves no room for a document")
         self._warned = False
 
     @property
@@ -130,7 +137,10 @@ class PairEncoder:
         ids: dict[str, Ids] = {}
         for start in range(0, len(distinct), TEXTS_AT_ONCE):
             part = distinct[start : start + TEXTS_AT_ONCE]
-            encodings = self._backend.encode_batch_fast(part, add_special_tokens=False)
+            try:
+                encodings = self._backend.encode_batch_fast(part, add_special_tokens=False)
+            except TypeError:
+                raise InputError("a query or a document is no text of valid Unicode") from None
             for text, encoding in zip(part, encodings, strict=True):
                 ids[text] = np.array(encoding.ids, np.int32)
         return ids

@@ -16,6 +16,7 @@ FAMILIES = {
     "bert": Family(),
     "electra": Family(),
     "modernbert": Family(),
+    "mpnet": Family(positions_after_padding=True),
     "roberta": Family(positions_after_padding=True),
     "camembert": Family(positions_after_padding=True),
     "xlm-roberta": Family(positions_after_padding=True),

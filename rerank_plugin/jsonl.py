@@ -4,7 +4,9 @@ import glob
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -40,10 +42,12 @@ class Line:
             raise self.error(f"not UTF-8 (byte {error.start + 1} of the line)") from None
         except json.JSONDecodeError as error:
             raise self.error(f"broken JSON at column {error.colno}: {error.msg}") from None
-        except RecursionError:
-            raise self.error("broken JSON: nested too deeply") from None
+        except (RecursionError, ValueError) as error:
+            raise self.error(f"broken JSON: {error}") from None
         if not isinstance(value, dict):
             raise self.error(f"expected one JSON object a line, found {json_type(value)}")
+        if not is_unicode(value):
+            raise self.error("a text holds half a surrogate pair (\\ud800 to \\udfff)")
         return value
 
 
@@ -53,6 +57,18 @@ def json_type(value: object) -> str:
     if value is None:
         return "null"
     return names.get(type(value), "a number")
+
+
+def is_unicode(value: object) -> bool:
+    """Whether all texts in a JSON value can be encoded: JSON can hold half a surrogate pair."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+    if isinstance(value, list):
+        return all(is_unicode(item) for item in value)
+    return all(is_unicode(item) for item in value.values()) if isinstance(value, dict) else True
 
 
 def input_files(data_path: DataPath) -> list[Path]:
@@ -67,7 +83,8 @@ def input_files(data_path: DataPath) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        found = sorted(path.iterdir())
+        found = [file for file in found if file.is_file() and file.name.endswith(SUFFIXES)]
         if not found:
             raise InputError(f"{path}: the folder holds no .jsonl or .jsonl.gz file")
         return found
@@ -78,11 +95,15 @@ def input_files(data_path: DataPath) -> list[Path]:
     return found
 
 
-def open_file(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """Open a plain or gzipped file for reading bytes."""
-    if path.name.endswith(".gz"):
-        return gzip.open(path)
-    return path.open("rb")
+@contextmanager
+def reading(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """A plain or gzipped file, open for reading bytes; what goes wrong inside names it."""
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be read: {reason}") from None
 
 
 def read_lines(data_path: DataPath) -> Iterator[Line]:
@@ -93,15 +114,11 @@ def read_lines(data_path: DataPath) -> Iterator[Line]:
     """
     for path in input_files(data_path):
         empty = True
-        try:
-            with open_file(path) as file:
-                for number, raw in enumerate(file, 1):
-                    if raw.strip():
-                        empty = False
-                        yield Line(path, number, raw.rstrip(b"\r\n"))
-        except (OSError, EOFError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"{path}: cannot be read: {reason}") from None
+        with reading(path) as file:
+            for number, raw in enumerate(file, 1):
+                if raw.strip():
+                    empty = False
+                    yield Line(path, number, raw.rstrip(b"\r\n"))
         if empty:
             raise InputError(f"{path}: the file is empty")
 
@@ -133,11 +150,14 @@ class SkippedLines:
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place, then rename it there: it is never seen half-written."""
     staged = path.with_name(path.name + ".part")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    try:
+        with staged.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,6 +1,7 @@
 """Loading a cross-encoder from a hub id, a folder or a LoRA adapter folder."""
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,34 @@ from transformers.utils import logging as transformers_logging
 
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.families import usable_positions
-from rerank_plugin.head import run_head_in_float32
+from rerank_plugin.head import head_names, run_head_in_float32
 
 #: What transformers, peft and safetensors raise for a model that they cannot load.
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+LOADING_ERRORS = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+#: The longest pair in tokens, where neither the user nor the model folder says.
+DEFAULT_MAX_LENGTH = 512
+
+#: Any of them is a tokenizer that transformers can make a fast one of.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +82,8 @@ def load_model(
     if (folder / ADAPTER_CONFIG).is_file():
         return load_adapter(folder, trust_remote_code=trust_remote_code)
     source = str(folder) if folder.is_dir() else str(name)
-    check_folder(name, folder)
-    with one_line_errors(source), quiet_loading():
+    check_folder(name)
+    with one_line_errors(source), quiet_transformers():
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         config = AutoConfig.from_pretrained(source, **options)
         config.num_labels = count_labels(source, config)
@@ -73,14 +96,33 @@ def load_model(
             output_loading_info=True,
             **options,
         )
+    heads = tuple(f"{head}." for head in head_names(model))
+    lost = sorted(key for key in info["missing_keys"] if not key.startswith(heads))
+    if lost:
+        raise InputError(
+            f"{source}: {len(lost)} weights are missing behind the head, such as {lost[0]}: "
+            f"no checkpoint of a {config.model_type} model"
+        )
     run_head_in_float32(model)
     return LoadedModel(model.eval(), tokenizer, tuple(sorted(info["missing_keys"])))
+
+
+def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a hub id or a folder, or of an adapter folder's base."""
+    folder = Path(name).expanduser()
+    if (folder / ADAPTER_CONFIG).is_file():
+        return load_config(adapter_base(folder), trust_remote_code=trust_remote_code)
+    with one_line_errors(str(name)), quiet_transformers():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            str(name), trust_remote_code=trust_remote_code
+        )
+    return config
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id, a folder or an adapter folder."""
     source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else str(name)
-    with one_line_errors(source), quiet_loading():
+    with one_line_errors(source), quiet_transformers():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code
         )
@@ -99,13 +141,15 @@ def load_adapter(folder: Path, *, trust_remote_code: bool = False) -> LoadedMode
     # The fresh head that a plain encoder gets is replaced by the adapter's: where the adapter
     # has none, scores would be random.
     loaded = load_model(base, trust_remote_code=trust_remote_code)
-    with safe_open(weights, framework="pt") as file:
+    with one_line_errors(str(folder)), safe_open(weights, framework="pt") as file:
         saved = set(file.keys())
     for name in loaded.fresh_weights:
         if not any(key.endswith(f".{name}") for key in saved):
             raise InputError(f"{folder}: neither the adapter nor its base {base} has {name}")
-    with one_line_errors(str(folder)), quiet_loading():
+    with one_line_errors(str(folder)), quiet_transformers():
         merged = PeftModel.from_pretrained(loaded.model, str(folder)).merge_and_unload()
+        # PEFT freezes what it wraps; a merged model can be trained like any other.
+        merged.requires_grad_(True)
         own = folder if (folder / "tokenizer_config.json").is_file() else base
         tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
     return LoadedModel(merged.eval(), tokenizer, ())
@@ -113,19 +157,23 @@ def load_adapter(folder: Path, *, trust_remote_code: bool = False) -> LoadedMode
 
 def adapter_base(folder: Path) -> str:
     """The base model that an adapter folder names."""
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
+    with one_line_errors(str(folder)):
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
     if not base:
         raise InputError(f"{folder}/{ADAPTER_CONFIG}: names no base_model_name_or_path")
     return str(base)
 
 
-def check_folder(name: str | Path, folder: Path) -> None:
+def check_folder(name: str | Path) -> None:
     """Say what a model folder lacks, before transformers guesses."""
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         looks_like_a_path = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
         if folder.exists() or looks_like_a_path:
             raise InputError(f"{name}: no model folder there")
+        return
+    if (folder / ADAPTER_CONFIG).is_file():
         return
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json, so no Hugging Face model folder")
@@ -133,10 +181,7 @@ def check_folder(name: str | Path, folder: Path) -> None:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         how = " (pickled weights are not loaded: save them as safetensors)" if pickled else ""
         raise InputError(f"{folder}: no model weights, expected model.safetensors{how}")
-    if not any(
-        (folder / file).is_file()
-        for file in ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model")
-    ):
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise InputError(f"{folder}: no tokenizer, expected tokenizer.json beside the weights")
 
 
@@ -152,16 +197,14 @@ def count_labels(source: str, config: PreTrainedConfig) -> int:
 
 
 def resolve_max_length(
-    max_length: int | None, *, default: int, loaded: LoadedModel, option: str
+    max_length: int | None, *, default: int, config: PreTrainedConfig, option: str
 ) -> int:
     """The longest pair in tokens; the default is lowered to what the model can read.
 
     Raises:
         OptionError: more than the model has positions.
     """
-    positions = usable_positions(loaded.model.config)
-    if positions is None:
-        return max_length or default
+    positions = usable_positions(config) or sys.maxsize
     if max_length is None:
         return min(default, positions)
     if max_length > positions:
@@ -183,8 +226,8 @@ def one_line_errors(source: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers' load report and bar off the terminal: fresh weights are told by us.
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' load report and bars off the terminal: fresh weights are told by us.
 
     So are the warnings that peft and transformers have for each other.
     """

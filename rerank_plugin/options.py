@@ -216,12 +216,14 @@ def read_config(path: Path, known: set[str]) -> list[str]:
         if name not in known:
             raise InputError(f"{path}: unknown option {key!r}{suggestion(name, known)}")
         if value is not None:
-            arguments += [f"--{name}", *config_values(value)]
+            arguments += [f"--{name}", *config_values(name, value)]
     return arguments
 
 
-def config_values(value: object) -> list[str]:
+def config_values(name: str, value: object) -> list[str]:
     """A YAML value as the arguments behind its option."""
+    if name.endswith("_strategy") and value is False:
+        return ["no"]  # which YAML takes for false
     if isinstance(value, list):
         return [str(item) for item in value]
     return [json.dumps(value) if isinstance(value, dict | bool) else str(value)]

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import SUFFIXES, DataPath, input_files, json_type, open_file, read_lines
+from rerank_plugin.jsonl import (
+    SUFFIXES,
+    DataPath,
+    input_files,
+    is_unicode,
+    json_type,
+    read_lines,
+    reading,
+)
 
 #: Where the documents may stand; `kowndges` is what older scripts wrote.
 SPELLINGS = ("documents", "kowndges", "passages", "texts")
@@ -36,14 +44,12 @@ def read_requests(data_path: DataPath) -> Iterator[Request]:
 
 def read_json(path: Path) -> Iterator[Request]:
     """The requests of one JSON file; of JSON Lines too, whatever the file is called."""
+    with reading(path) as file:
+        raw = file.read()
     try:
-        with open_file(path) as file:
-            text = file.read().decode("utf-8-sig")
-        value = json.loads(text)
+        value = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start + 1})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             where = f"{path}:{error.lineno}"
@@ -51,6 +57,8 @@ def read_json(path: Path) -> Iterator[Request]:
         for line in read_lines(path):
             yield parse_request(line.record(), f"{path}:{line.number}")
         return
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: broken JSON: {error}") from None
     if isinstance(value, dict):
         yield parse_request(value, str(path))
     elif isinstance(value, list):
@@ -64,6 +72,8 @@ def parse_request(record: object, where: str) -> Request:
     """A request out of a JSON value."""
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected an object, found {json_type(record)}")
+    if not is_unicode(record):
+        raise InputError(f"{where}: a text holds half a surrogate pair (\\ud800 to \\udfff)")
     query = record.get("query")
     if not isinstance(query, str):
         raise InputError(f"{where}: field 'query' is {json_type(query)}, expected a text")

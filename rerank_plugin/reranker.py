@@ -14,7 +14,7 @@ from rerank_plugin.device import resolve_device, resolve_dtype
 from rerank_plugin.encoding import Pair, PairEncoder
 from rerank_plugin.errors import InputError
 from rerank_plugin.head import cast_backbone
-from rerank_plugin.loading import load_model, resolve_max_length
+from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
 from rerank_plugin.normalization import check_normalization, normalize, order
 from rerank_plugin.scoring import Logits, Scorer, takes_types
 from rerank_plugin.settings import RerankSettings
@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: A document: a text, or a mapping that has it under `text`.
 Document = TypeVar("Document", bound="str | Mapping[str, object]")
-
-DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Reranker:
         self.max_length = resolve_max_length(
             max_length,
             default=self.settings.max_length or DEFAULT_MAX_LENGTH,
-            loaded=loaded,
+            config=loaded.model.config,
             option="max_length",
         )
         cast_backbone(loaded.model, self.dtype)
@@ -95,7 +93,7 @@ class Reranker:
         `progress` is called with a number of pairs whenever that many more are scored.
         """
         with self._lock:
-            return self._scorer.logits(list(pairs), progress)
+            return self._scorer.logits([(query, text) for query, text in pairs], progress)
 
     def score(self, pairs: Sequence[Pair]) -> Logits:
         """Scores of (query, document) pairs, float32 `[pairs]`, in their order."""
@@ -117,6 +115,8 @@ class Reranker:
         self, requests: Sequence[tuple[str, Sequence[Document]]], top_n: int | None = None
     ) -> list[list[Ranked[Document]]]:
         """Rank the documents of many queries at once; faster than one after the other."""
+        if any(isinstance(documents, str) for _, documents in requests):
+            raise InputError("documents: a list of texts is needed, not one text")
         if top_n is not None and top_n < 1:
             raise InputError(f"top_n: {top_n} is less than 1")
         pairs = [

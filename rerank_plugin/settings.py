@@ -40,9 +40,12 @@ class RerankSettings:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             known = {item.name for item in fields(cls)}
-            return cls(**{name: value for name, value in values.items() if name in known})
+            settings = cls(**{name: value for name, value in values.items() if name in known})
         except (ValueError, AttributeError, TypeError) as error:
             raise InputError(f"{path}: not the settings of a reranker: {error}") from None
+        if not isinstance(settings.max_length, int | None):
+            raise InputError(f"{path}: 'max_length' is no whole number")
+        return settings
 
     def write(self, folder: Path) -> None:
         """Write `rerank.json`, whole or not at all."""

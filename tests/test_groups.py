@@ -42,7 +42,7 @@ def test_reads_groups_of_different_sizes(tmp_path: Path) -> None:
         ({"neg": [{"text": "n"}]}, "neg[0] is an object"),
         ({"neg": ["n", "p"]}, "neg[1] stands in 'pos' too"),
         ({"pos_scores": [1, 2]}, "field 'pos_scores' has 2 numbers for 1 texts"),
-        ({"neg_scores": "high"}, "field 'neg_scores' is not a list of numbers"),
+        ({"neg_scores": "high"}, "field 'neg_scores' is not a list of finite numbers"),
         ({"id": [1]}, "field 'id' is a list"),
     ],
 )

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError
@@ -75,3 +76,27 @@ def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: P
     adapter.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(InputError, match=r"neither the adapter nor its base .* has classifier"):
         Reranker(tmp_path / "adapter")
+
+
+def test_a_checkpoint_of_something_else_is_no_fresh_head(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    renamed = {f"other.{name}": value for name, value in weights.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="weights are missing behind the head"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_broken_adapter_folder_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"cannot be loaded|base_model_name_or_path") as error:
+        Reranker(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"max_length": "long"}'])
+def test_broken_settings_are_one_line(folder: Path, text: str) -> None:
+    (folder / "rerank.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"rerank\.json"):
+        Reranker(folder)

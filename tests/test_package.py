@@ -1,5 +1,6 @@
 """What is installed is what stands in the tree, and importing it is cheap."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,24 +13,20 @@ FOLDERS = {"rerank_plugin": "rerank_plugin", "finetune": "rerank_plugin/finetune
 
 
 def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
-    tracked = subprocess.run(
-        ["git", "ls-files", *FOLDERS], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    if not tracked:
+    if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
+    # From a copy: an earlier build in place would lend the wheel what the tree has lost.
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in listed:
+        copy = tmp_path / "tree" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy)
+    tracked = [name for name in listed if name.partition("/")[0] in FOLDERS]
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--no-deps",
-            "--quiet",
-            "--wheel-dir",
-            tmp_path,
-            ".",
-        ],
-        cwd=ROOT,
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", tmp_path, "."],
+        cwd=tmp_path / "tree",
         check=True,
     )
     (wheel,) = tmp_path.glob("*.whl")

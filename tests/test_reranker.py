@@ -1,4 +1,5 @@
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +108,23 @@ def test_mappings_are_documents_too_and_arank_ranks(reranker: Reranker) -> None:
     assert ranked[0].document is documents[ranked[0].index]
 
 
+def test_threads_share_one_model(reranker: Reranker) -> None:
+    requests = [(f"question {i}", sample_texts()[i : i + 6]) for i in range(16)]
+    expected = [reranker.rank(*request) for request in requests]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda request: reranker.rank(*request), requests)) == expected
+
+
 def test_misuse_is_told(reranker: Reranker) -> None:
     assert reranker.rank("dog", []) == []
     with pytest.raises(ValueError, match="query"):
         reranker.rank(" ", ["a"])
     with pytest.raises(ValueError, match="top_n"):
         reranker.rank("a", ["a"], top_n=0)
+    with pytest.raises(ValueError, match="not one text"):
+        reranker.rank("a", "abc")
+    with pytest.raises(ValueError, match="valid Unicode"):
+        reranker.rank("a", ["\ud83d"])
     with pytest.raises(ValueError, match="'text'"):
         reranker.rank("a", [{"body": "a"}])
 
@@ -160,6 +172,7 @@ def test_cuda_without_cuda_warns(tiny_model: Path, caplog: pytest.LogCaptureFixt
     [
         ({"max_length": 129}, "max_length: 129 is more than the model's 128 positions"),
         ({"device": "gpu"}, "device: 'gpu' is no device"),
+        ({"device": "mps"}, "device: mps is not available"),
         ({"dtype": "int8"}, "dtype: 'int8'"),
         ({"dtype": "float16", "device": "cpu"}, "float16 is not for a CPU"),
     ],

@@ -1,4 +1,5 @@
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError
 from rerank_plugin.finetune import FinetuneConfig, FinetuneResult, finetune
+from rerank_plugin.finetune.dropout import set_dropout
 from rerank_plugin.finetune.groups import read_groups
 from rerank_plugin.finetune.metrics import METRICS
+from rerank_plugin.loading import load_model
 
 from .conftest import build_model, easy_groups, write_lines
 
@@ -261,21 +264,39 @@ def test_eval_strategy_no_keeps_the_last_weights_and_says_so(
     assert json.loads((result.model_dir / "rerank.json").read_text())["metrics"]["best_step"] == 18
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_dropout_is_what_was_asked_for(family_model: Path, dropout: float) -> None:
-    from rerank_plugin.finetune.dropout import set_dropout
-    from rerank_plugin.loading import load_model
-
+def test_dropout_is_what_was_asked_for_and_none_on_attention(family_model: Path) -> None:
     model = load_model(family_model).model
     before = model.config.to_dict()
-    set_dropout(model, dropout)
+    set_dropout(model, 0.3)
     assert model.config.to_dict() == before
-    torch.manual_seed(0)
-    model.train()
-    ids = torch.arange(10, 40)[None]
-    same = torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
-    if dropout == 0 or model.config.model_type != "modernbert":
-        assert same == (dropout == 0)
+    found = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    attention = {name for name in found if re.search(r"\.(self|attn)\.\w*drop\w*$", name)}
+    assert {found[name] for name in attention} <= {0.0}
+    assert {found[name] for name in set(found) - attention} == {0.3}
+    assert attention or model.config.model_type == "modernbert"
+
+
+def test_paths_may_be_paths(
+    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    config = FinetuneConfig(
+        model_name_or_path=tiny_model,  # type: ignore[arg-type]
+        data_path=[groups_file],  # type: ignore[list-item]
+        eval_data_path=eval_file,  # type: ignore[arg-type]
+        finetune_model_dir=tmp_path / "out",  # type: ignore[arg-type]
+        max_len=64,
+    )
+    assert (finetune(config).model_dir / "rerank.json").is_file()
+
+
+def test_an_adapter_can_be_trained_on(
+    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    adapter = run(tiny_model, groups_file, tmp_path / "a", eval_data_path=str(eval_file), lora=True)
+    again = run(adapter.model_dir, groups_file, tmp_path / "b", eval_data_path=str(eval_file))
+    assert again.before["ndcg@10"] == pytest.approx(adapter.after["ndcg@10"], abs=0.05)
+    losses = [entry["loss"] for entry in again.history if "loss" in entry]
+    assert losses[-1] < losses[0]
 
 
 def test_bad_lines_are_skipped_and_written_down(
@@ -338,6 +359,20 @@ def test_an_adapter_loads_with_peft_alone(
     np.testing.assert_allclose(reranker.logits(pairs), logits, atol=1e-5)
 
 
+def test_evaluating_every_epoch_evaluates_the_end_once(
+    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    result = run(
+        tiny_model,
+        groups_file,
+        tmp_path / "out",
+        eval_data_path=str(eval_file),
+        trainer={"eval_strategy": "epoch"},
+    )
+    steps = [entry["step"] for entry in result.history if "ndcg@10" in entry]
+    assert steps == [0, 6, 12, 18]
+
+
 def test_an_unusable_run_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
     bad = write_lines(tmp_path / "bad.jsonl", [{"query": "q", "pos": [], "neg": ["n"]}])
     with pytest.raises(InputError):
@@ -349,3 +384,11 @@ def test_two_labels_can_be_trained(groups_file: Path, eval_file: Path, tmp_path:
     model = build_model(tmp_path / "two", labels=2)
     result = run(model, groups_file, tmp_path / "out", eval_data_path=str(eval_file))
     assert result.improved
+
+
+def test_the_card_of_a_two_label_adapter_says_so(
+    groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    model = build_model(tmp_path / "two", labels=2)
+    result = run(model, groups_file, tmp_path / "out", eval_data_path=str(eval_file), lora=True)
+    assert "num_labels=2" in (result.model_dir / "README.md").read_text("utf-8")
