@@ -387,7 +387,7 @@ def test_check_reports_everything_at_once(cli: Run, tiny_model: Path, tmp_path: 
     code, out, _ = cli("check", "--data_path", tmp_path / "no.jsonl", "--eval_data_path", tmp_path)
     assert code == 2
     assert "no such file" in out
-    assert "1 × unusable file" in out
+    assert "2 × unusable file" in out
     code, out, _ = cli(
         "check", "--data_path", good, "--model_name_or_path", tiny_model, "--max_len", 999
     )
