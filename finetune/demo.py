@@ -38,7 +38,7 @@ def main(options: DemoOptions) -> int:
         finetune_model_dir=folder,
         max_len=256,
         total_epoch=2,
-        train_group_size=6,
+        train_group_size=5,
         trainer={"eval_steps": 0.5},
         # An earlier demo is replaced, a model of the user's is not.
         overwrite=folder == DEFAULT_FOLDER,
