@@ -156,6 +156,11 @@ class FinetuneConfig:
         """Whether the learning rate follows the evaluation loss."""
         return self.factor is not None or self.patience is not None
 
+    @property
+    def step_groups(self) -> int:
+        """Groups of an optimizer step."""
+        return self.batch_size * int(self.trainer.get("gradient_accumulation_steps", 1))
+
     def as_record(self) -> dict[str, Any]:
         """The options as plain values, for `rerank.json`."""
         return asdict(self)

@@ -5,6 +5,9 @@ from transformers import PreTrainedConfig
 #: Hidden size of the table's rates, that of base models.
 BASE_HIDDEN_SIZE = 768
 
+#: Groups of an optimizer step that the rates were measured with.
+BASE_STEP_GROUPS = 8
+
 #: Learning rate by (fresh head, LoRA). The rates for a fresh head were measured at a hidden size of
 #: 384 (all-MiniLM-L6-v2 on SQuAD and on the sample data) and brought here by the formula below;
 #: the ones for a trained reranker are those that its makers publish.
@@ -16,13 +19,17 @@ RATES = {
 }
 
 
-def default_learning_rate(config: PreTrainedConfig, *, fresh_head: bool, lora: bool) -> float:
+def default_learning_rate(
+    config: PreTrainedConfig, *, fresh_head: bool, lora: bool, step_groups: int
+) -> float:
     """A rate by what is trained: smaller models take larger ones.
 
-    rate = table rate * (768 / hidden size) ^ 2, the factor at most 4.
+    rate = table rate * (768 / hidden size) ^ 2, the factor at most 4; for a fresh head also
+    * sqrt(step groups / 8), at most 1: steps of fewer groups are noisier.
 
     A fresh head on a small encoder learns nothing within an epoch at the rates that suit a trained
     reranker, and a trained reranker is damaged by the rates that a fresh head needs.
     """
     hidden = getattr(config, "hidden_size", BASE_HIDDEN_SIZE)
-    return RATES[fresh_head, lora] * min(4.0, (BASE_HIDDEN_SIZE / hidden) ** 2)
+    rate = RATES[fresh_head, lora] * min(4.0, (BASE_HIDDEN_SIZE / hidden) ** 2)
+    return rate * min(1.0, (step_groups / BASE_STEP_GROUPS) ** 0.5) if fresh_head else rate

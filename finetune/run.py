@@ -241,7 +241,10 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
 def learning_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
     """The rate that was given, or the default for what is loaded; both are told."""
     suits = default_learning_rate(
-        loaded.model.config, fresh_head=loaded.has_fresh_head, lora=config.lora
+        loaded.model.config,
+        fresh_head=loaded.has_fresh_head,
+        lora=config.lora,
+        step_groups=config.step_groups,
     )
     what = "a fresh scoring head" if loaded.has_fresh_head else "a trained reranker"
     how = "LoRA" if config.lora else "full"
