@@ -103,5 +103,9 @@ def publish_folder(finished: Path, target: Path) -> None:
         finished.rename(target)
         return
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as replaced:
-        target.rename(Path(replaced) / target.name)
-        finished.rename(target)
+        earlier = target.rename(Path(replaced) / target.name)
+        try:
+            finished.rename(target)
+        except OSError:
+            earlier.rename(target)
+            raise

@@ -36,8 +36,7 @@ class Steps:
     @classmethod
     def count(cls, config: FinetuneConfig, groups: int) -> "Steps":
         """The steps over a number of training groups."""
-        accumulation = int(config.trainer.get("gradient_accumulation_steps", 1))
-        epoch = ceil(ceil(groups / config.batch_size) / accumulation)
+        epoch = ceil(groups / config.step_groups)
         most = int(config.trainer.get("max_steps", -1))
         return cls(epoch, most if most > 0 else ceil(epoch * config.total_epoch))
 

@@ -151,7 +151,7 @@ def load_adapter(folder: Path, *, trust_remote_code: bool = False) -> LoadedMode
         # PEFT freezes what it wraps; a merged model can be trained like any other.
         merged.requires_grad_(True)
         own = folder if (folder / "tokenizer_config.json").is_file() else base
-        tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(own, trust_remote_code=trust_remote_code)
     return LoadedModel(merged.eval(), tokenizer, ())
 
 
