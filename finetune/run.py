@@ -21,7 +21,7 @@ from rerank_plugin.loading import (
     load_model,
     resolve_max_length,
 )
-from rerank_plugin.scoring import Scorer, ScoringError, takes_types
+from rerank_plugin.scoring import Scorer, ScoringError
 from rerank_plugin.settings import RerankSettings
 
 from .callbacks import History, KeepBest, PlateauWarmup, ProgressLine, StopClock
@@ -118,7 +118,6 @@ class Run:
             option="max_len",
         )
         encoder = PairEncoder(loaded.tokenizer, max_length=self.max_length, option="max_len")
-        with_types = takes_types(loaded.model, encoder)
         prepare_config(loaded.model.config, RerankSettings().normalize)
         prepare_tokenizer(loaded.tokenizer, self.max_length)
         arguments = training_arguments(
@@ -133,7 +132,7 @@ class Run:
         self.trainer = RerankTrainer(
             model=model,
             args=arguments,
-            scorer=Scorer(model, encoder, with_types=with_types),
+            scorer=Scorer(loaded.model, encoder, trained=model),
             loss=SoftmaxCrossEntropy(),
             train_groups=self.data.train,
             eval_groups=self.data.held_out,

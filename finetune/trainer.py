@@ -11,8 +11,10 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from rerank_plugin.encoding import EncodedPair
 from rerank_plugin.errors import InputError
-from rerank_plugin.scoring import Scorer, pair_logits
+from rerank_plugin.packing import equal_batches
+from rerank_plugin.scoring import Scorer, on_device, pair_logits
 
 from .dataset import GroupDataset
 from .evaluation import Evaluation, evaluate_groups
@@ -41,7 +43,10 @@ class SampledGroups(Dataset[Sample]):
 
 
 class GroupCollator:
-    """From samples to a step's input: their pairs in padded batches of like length.
+    """From samples to a step's input: whole groups, in parts that the model sees one by one.
+
+    A step is as many groups as it is, whatever the budget: that only says into how many forward and
+    backward passes it is cut, and so how much memory it needs.
 
     Args:
         scorer: Makes the batches, as it does when it scores.
@@ -51,16 +56,29 @@ class GroupCollator:
         self.scorer = scorer
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch: the model's inputs, where their pairs stand, `labels` `[pairs]` and `sizes`."""
+        """The `parts` of a step and its number of `groups`."""
         pairs = [(sample.query, text) for sample in samples for text in sample.documents]
-        labels = [label for sample in samples for label in sample.labels]
-        batches = list(self.scorer.batches(self.scorer.encoder.encode(pairs)))
-        places = [place for part, _ in batches for place in part]
+        encoded = iter(self.scorer.encoder.encode(pairs))
+        groups = [[next(encoded) for _ in sample.documents] for sample in samples]
+        costs = [self.scorer.cost(group) for group in groups]
+        parts = equal_batches(costs, self.scorer.token_budget)
         return {
-            "inputs": [batch for _, batch in batches],
-            "places": torch.tensor(places),
-            "labels": torch.tensor(labels, dtype=torch.float32),
-            "sizes": [len(sample.labels) for sample in samples],
+            "parts": [self.part([(samples[i], groups[i]) for i in sorted(part)]) for part in parts],
+            "groups": len(samples),
+        }
+
+    def part(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> Batch:
+        """Some groups: model `inputs`, the `places` of their pairs, `labels` `[pairs]`, `sizes`."""
+        pairs = [pair for _, encoded in groups for pair in encoded]
+        # One packed row; where the model pads, batches of like length.
+        batches = [list(range(len(pairs)))] if self.scorer.packs else self.scorer.batches(pairs)
+        return {
+            "inputs": [self.scorer.inputs([pairs[i] for i in batch]) for batch in batches],
+            "places": torch.tensor([place for batch in batches for place in batch]),
+            "labels": torch.tensor(
+                [label for sample, _ in groups for label in sample.labels], dtype=torch.float32
+            ),
+            "sizes": [len(sample.labels) for sample, _ in groups],
         }
 
 
@@ -132,7 +150,7 @@ class RerankTrainer(Trainer):
         return GroupSampler(self.groups, seed=self.args.seed)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        return torch.tensor(sum(len(batch["sizes"]) for batch in batch_samples), device=device)
+        return torch.tensor(sum(batch["groups"] for batch in batch_samples), device=device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Transformers' optimizer; an option that it cannot use is an error of one line."""
@@ -146,6 +164,18 @@ class RerankTrainer(Trainer):
         with refused_options():
             return super().create_scheduler(num_training_steps, optimizer)
 
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Forward and backward part by part; returns the loss of all groups."""
+        step = super().training_step
+        return torch.stack(
+            [step(model, part, num_items_in_batch) for part in inputs["parts"]]
+        ).sum()
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -154,7 +184,10 @@ class RerankTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The sum of the groups' losses over the number of groups in the whole step."""
-        parts = torch.cat([pair_logits(model, part) for part in inputs["inputs"]])
+        device = self.scorer.device
+        parts = torch.cat(
+            [pair_logits(model, on_device(part, device)) for part in inputs["inputs"]]
+        )
         logits = torch.empty_like(parts).index_copy(0, inputs["places"], parts)
         self.train_pairs += len(logits)
         groups = len(inputs["sizes"]) if num_items_in_batch is None else num_items_in_batch
@@ -170,7 +203,9 @@ class RerankTrainer(Trainer):
         """Rank the evaluation groups with the scorer; `eval_loss`, `eval_ndcg@10` …."""
         groups = self.eval_groups if eval_dataset is None else eval_dataset
         with self.stopwatch.paused():
-            self._latest = evaluate_groups(self.scorer, groups, self.loss)
+            # At the precision that the model trains in, and serves in by default.
+            with self.compute_loss_context_manager():
+                self._latest = evaluate_groups(self.scorer, groups, self.loss)
             found = {"loss": self._latest.loss, **self._latest.means}
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
             self.log(metrics)

@@ -1,7 +1,7 @@
 """From (query, document) pairs to token ids: the one encoder of training and of serving."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +16,12 @@ logger = logging.getLogger(__name__)
 Ids = npt.NDArray[np.int32]
 Pair = tuple[str, str]
 
+#: What is done with documents that do not fit: cut their end off, or score overlapping windows.
+LONG_DOCUMENTS = ("cut", "windows")
+
+#: Tokens that a window of a long document shares with the one before, where they are few of it.
+WINDOW_OVERLAP = 80
+
 #: Texts handed to the tokenizer at once, so that a long list needs no second copy of itself.
 TEXTS_AT_ONCE = 4096
 
@@ -29,6 +35,11 @@ class EncodedPair:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def key(self) -> tuple[int, bytes, bytes]:
+        """What pairs are sorted by: the longest first, then their contents."""
+        return -len(self.ids), self.ids.tobytes(), self.types.tobytes()
 
 
 @dataclass(frozen=True)
@@ -66,14 +77,15 @@ class PairTemplate:
 class PairEncoder:
     """Encodes pairs of at most `max_length` tokens; every text of a call is tokenised once.
 
-    Of a pair that is longer, the document is cut and not the query; but a query longer than half
-    of `max_length` is cut to that, with one warning.
+    Of a pair that is longer, the document is cut and not the query, or is read in windows; but a
+    query longer than half of `max_length` is cut to that, with one warning.
 
     Args:
         tokenizer: A tokenizer of the `tokenizers` library. Its own truncation and padding, which
             some models ship with, are cleared.
         max_length: The longest pair in tokens, special tokens included.
         option: The name under which the user knows `max_length`.
+        long_documents: What `windows` does with documents that do not fit: `cut` or `windows`.
     """
 
     def __init__(
@@ -82,7 +94,11 @@ class PairEncoder:
         *,
         max_length: int,
         option: str = "max_length",
+        long_documents: str = "cut",
     ) -> None:
+        if long_documents not in LONG_DOCUMENTS:
+            choices = ", ".join(LONG_DOCUMENTS)
+            raise OptionError("long_documents", f"{long_documents!r} is none of {choices}")
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
                 f"{type(tokenizer).__name__} of {tokenizer.name_or_path} has no tokenizer.json: "
@@ -90,6 +106,7 @@ class PairEncoder:
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.long_documents = long_documents
         clear_truncation_and_padding(tokenizer)
         self._backend = tokenizer.backend_tokenizer
         self.template = read_template(tokenizer)
@@ -105,22 +122,42 @@ class PairEncoder:
 
     def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
         """Encode pairs, in their order, cut to `max_length`."""
-        queries = self._tokenize(query for query, _ in pairs)
-        documents = self._tokenize(document for _, document in pairs)
-        return [self._join(queries[query], documents[document]) for query, document in pairs]
+        texts = self._tokenize(pairs)
+        return [self._join(texts[query], texts[document]) for query, document in pairs]
+
+    def windows(self, pairs: Sequence[Pair]) -> list[list[EncodedPair]]:
+        """Encode pairs, in their order, a long document in as many windows as it needs.
+
+        Windows overlap and are all of full length; with `long_documents="cut"` there is one.
+        """
+        if self.long_documents == "cut":
+            return [[pair] for pair in self.encode(pairs)]
+        texts = self._tokenize(pairs)
+        return [self._windows(texts[query], texts[document]) for query, document in pairs]
 
     def lengths(self, pairs: Sequence[Pair]) -> Ids:
         """The lengths that pairs have before anything is cut, int32 `[pairs]`."""
-        queries = self._tokenize(query for query, _ in pairs)
-        documents = self._tokenize(document for _, document in pairs)
+        texts = self._tokenize(pairs)
         special = self.template.special_tokens
-        lengths = [len(queries[query]) + len(documents[text]) + special for query, text in pairs]
+        lengths = [len(texts[query]) + len(texts[document]) + special for query, document in pairs]
         return np.array(lengths, np.int32)
 
     def _join(self, query: Ids, document: Ids) -> EncodedPair:
+        query, room = self._room(query, document)
+        return self.template.join(query, document[:room])
+
+    def _windows(self, query: Ids, document: Ids) -> list[EncodedPair]:
+        query, room = self._room(query, document)
+        last = max(0, len(document) - room)
+        step = room - min(WINDOW_OVERLAP, room // 2)
+        starts = [*range(0, last, step), last]
+        return [self.template.join(query, document[start : start + room]) for start in starts]
+
+    def _room(self, query: Ids, document: Ids) -> tuple[Ids, int]:
+        """The query as it is read, and the tokens that are left for a document beside it."""
         room = self.max_length - self.template.special_tokens
-        if len(query) + len(document) > room:
-            if len(query) > self.query_limit and not self._warned:
+        if len(query) + len(document) > room and len(query) > self.query_limit:
+            if not self._warned:
                 self._warned = True
                 logger.warning(
                     "a query of %d tokens is cut to %d, half of max_length %d (said once)",
@@ -129,11 +166,11 @@ class PairEncoder:
                     self.max_length,
                 )
             query = query[: self.query_limit]
-            document = document[: room - len(query)]
-        return self.template.join(query, document)
+        return query, room - len(query)
 
-    def _tokenize(self, texts: Iterable[str]) -> dict[str, Ids]:
-        distinct = list(dict.fromkeys(texts))
+    def _tokenize(self, pairs: Sequence[Pair]) -> dict[str, Ids]:
+        """The ids of every query and every document, each text tokenised once."""
+        distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
         ids: dict[str, Ids] = {}
         for start in range(0, len(distinct), TEXTS_AT_ONCE):
             part = distinct[start : start + TEXTS_AT_ONCE]

@@ -16,7 +16,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.head import cast_backbone
 from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
 from rerank_plugin.normalization import check_normalization, normalize, order
-from rerank_plugin.scoring import Logits, Scorer, takes_types
+from rerank_plugin.scoring import Logits, Scorer
 from rerank_plugin.settings import RerankSettings
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ class Reranker:
         max_length: The longest pair in tokens; default what the folder was trained with, else 512.
         normalize: `sigmoid` (scores from 0 to 1) or `none` (raw logits); default what the folder
             says, else `sigmoid`.
+        long_documents: What is done with documents that do not fit: `cut` their end off, or score
+            overlapping `windows` and take the best.
+        token_budget: What a batch may cost in tokens; default by the device.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that comes with the model; off.
 
@@ -59,6 +62,8 @@ class Reranker:
         dtype: str = "auto",
         max_length: int | None = None,
         normalize: str | None = None,
+        long_documents: str = "cut",
+        token_budget: int | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -82,8 +87,11 @@ class Reranker:
         )
         cast_backbone(loaded.model, self.dtype)
         nn.Module.to(loaded.model, self.device)
-        encoder = PairEncoder(loaded.tokenizer, max_length=self.max_length)
-        self._scorer = Scorer(loaded.model, encoder, with_types=takes_types(loaded.model, encoder))
+        encoder = PairEncoder(
+            loaded.tokenizer, max_length=self.max_length, long_documents=long_documents
+        )
+        self._scorer = Scorer(loaded.model, encoder, token_budget=token_budget)
+        self._scorer.fuse()
         # Fast tokenizers are not thread-safe, and two forwards at once only slow each other down.
         self._lock = threading.Lock()
 

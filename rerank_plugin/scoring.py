@@ -1,31 +1,57 @@
 """From encoded pairs to one logit a pair: the one forward of training, evaluation and serving."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rerank_plugin.encoding import EncodedPair, Pair, PairEncoder
 from rerank_plugin.errors import RerankError
+from rerank_plugin.families import first_position
+from rerank_plugin.fused_layers import ROW_MULTIPLE, fuse_layers
+from rerank_plugin.packing import Inputs, equal_batches, pack, pair_costs, prepare_packing
+
+logger = logging.getLogger(__name__)
 
 Logits = npt.NDArray[np.float32]
 
-#: Padded tokens in a scoring batch, by device: a GPU wants more work at once than a CPU core.
+#: What a scoring batch may cost in tokens, by device: a GPU wants more work at once than a CPU.
 TOKEN_BUDGET = {"cuda": 65_536, "mps": 16_384, "cpu": 4_096}
 
-#: Pairs that are encoded, sorted by length and scored before the next ones are looked at.
-PAIRS_AT_ONCE = 16_384
+#: Below this a budget that does not fit the memory is not halved any more.
+SMALLEST_BUDGET = 512
+
+#: Pairs that are encoded and scored together: enough to share texts and to fill batches evenly.
+PAIRS_AT_ONCE = 4_096
 
 
 class ScoringError(RerankError):
     """The model gave something that is no score."""
 
 
-def pad(pairs: Sequence[EncodedPair], pad_id: int, *, with_types: bool) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Some pairs in their order, as what is scored for them."""
+
+    #: The distinct pairs; a long document has several, its windows, one behind the other.
+    distinct: list[EncodedPair]
+    #: Where in `distinct` each document begins, `[documents]`.
+    starts: npt.NDArray[np.intp]
+    #: For every pair its place in `starts`, `[pairs]`.
+    places: npt.NDArray[np.intp]
+
+
+def pad(pairs: Sequence[EncodedPair], pad_id: int, *, with_types: bool) -> Inputs:
     """A padded batch as models take it: int64 tensors `[pairs, longest]`, padded on the right."""
     shape = (len(pairs), max(len(pair) for pair in pairs))
     ids, types, mask = np.full(shape, pad_id), np.zeros(shape, int), np.zeros(shape, int)
@@ -33,13 +59,13 @@ def pad(pairs: Sequence[EncodedPair], pad_id: int, *, with_types: bool) -> dict[
         ids[row, : len(pair)] = pair.ids
         types[row, : len(pair)] = pair.types
         mask[row, : len(pair)] = 1
-    batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    batch: Inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
     if with_types:
         batch["token_type_ids"] = torch.from_numpy(types)
     return batch
 
 
-def pair_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def pair_logits(model: nn.Module, batch: Inputs) -> Tensor:
     """One float32 logit a pair, `[pairs]`.
 
     With two labels it is the positive label's logit minus the other's, whose sigmoid is the
@@ -76,29 +102,69 @@ class Scorer:
     """Scores pairs with a model that is on its device already.
 
     Args:
-        model: A sequence classifier with one or two labels, or a PEFT model around one.
+        model: A sequence classifier with one or two labels; if its family can, it is prepared for
+            packed rows.
         encoder: The encoder of its pairs.
-        with_types: Whether the model is given token types, see `takes_types`.
+        token_budget: What a batch may cost in tokens; default by the model's device.
+        trained: What is called instead of the model: a PEFT model around it.
     """
 
-    def __init__(self, model: nn.Module, encoder: PairEncoder, *, with_types: bool) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoder: PairEncoder,
+        *,
+        token_budget: int | None = None,
+        trained: nn.Module | None = None,
+    ) -> None:
+        self.model = model if trained is None else trained
         self.encoder = encoder
-        self.with_types = with_types
+        self.with_types = takes_types(model, encoder)
+        self.packs = prepare_packing(model)
+        #: Packed rows are filled up to a multiple of so many tokens.
+        self.row_multiple = 1
+        self.hidden_size = int(getattr(model.config, "hidden_size", 768))
+        self.first_position = first_position(model.config)
+        self._token_budget = token_budget
+
+    def fuse(self) -> None:
+        """Make scoring on a CPU faster, where it can be; the model cannot be trained any more."""
+        if self.device.type == "cpu" and self.packs and fuse_layers(self.model):
+            self.row_multiple = ROW_MULTIPLE
 
     @property
     def token_budget(self) -> int:
-        """Padded tokens in a batch, for the device that the model is on."""
-        device = next(self.model.parameters()).device.type
-        return TOKEN_BUDGET.get(device, TOKEN_BUDGET["cpu"])
+        """What a batch may cost in tokens."""
+        if self._token_budget is None:
+            self._token_budget = TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
+        return self._token_budget
 
-    def batches(
-        self, pairs: Sequence[EncodedPair]
-    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """The model's inputs for some pairs, on the CPU, each with the places of its pairs."""
-        for places in batches_by_length([len(pair) for pair in pairs], self.token_budget):
-            part = [pairs[place] for place in places]
-            yield places, pad(part, self.encoder.pad_id, with_types=self.with_types)
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.model.device)  # type: ignore[arg-type]
+
+    def batches(self, pairs: Sequence[EncodedPair]) -> list[list[int]]:
+        """The places of some pairs in batches that cost no more than the budget."""
+        lengths = [len(pair) for pair in pairs]
+        if not self.packs:
+            return list(batches_by_length(lengths, self.token_budget))
+        return equal_batches(pair_costs(lengths, self.hidden_size).tolist(), self.token_budget)
+
+    def cost(self, pairs: Sequence[EncodedPair]) -> float:
+        """What some pairs cost together, in the tokens that a budget counts."""
+        return float(pair_costs([len(pair) for pair in pairs], self.hidden_size).sum())
+
+    def inputs(self, pairs: Sequence[EncodedPair]) -> Inputs:
+        """The model's inputs for one batch, on the CPU."""
+        if not self.packs:
+            return pad(pairs, self.encoder.pad_id, with_types=self.with_types)
+        return pack(
+            pairs,
+            first_position=self.first_position,
+            with_types=self.with_types,
+            multiple=self.row_multiple,
+        )
 
     def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
         """The raw logits of pairs in their order, float32 `[pairs]`; equal pairs are scored once.
@@ -106,33 +172,109 @@ class Scorer:
         Raises:
             ScoringError: a logit is not a finite number.
         """
-        logits = np.empty(len(pairs), np.float32)
-        for start in range(0, len(pairs), PAIRS_AT_ONCE):
-            part = pairs[start : start + PAIRS_AT_ONCE]
-            places: dict[Pair, int] = {}
-            index = [places.setdefault(pair, len(places)) for pair in part]
-            logits[start : start + len(part)] = self._distinct(list(places), progress)[index]
-        bad = np.flatnonzero(~np.isfinite(logits))
-        if len(bad):
-            raise ScoringError(
-                f"the model gave {logits[bad[0]]} for pair {bad[0]} ({len(bad)} of {len(pairs)} "
-                "pairs): its weights or its precision are broken, try dtype float32"
-            )
-        return logits
+        parts = list(self.stream(pairs, progress))
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
-    def _distinct(self, pairs: list[Pair], progress: Callable[[int], Any] | None) -> Logits:
-        encoded = self.encoder.encode(pairs)
-        device = next(self.model.parameters()).device
+    def stream(
+        self, pairs: Iterable[Pair], progress: Callable[[int], Any] | None = None
+    ) -> Iterator[Logits]:
+        """The raw logits of any number of pairs, part by part in their order, in flat memory.
+
+        While the model scores a part, another thread reads and encodes the next one.
+
+        Raises:
+            ScoringError: a logit is not a finite number.
+        """
+        done = 0
+        for encoded in ahead(self._encoded(iter(pairs))):
+            windows = self._distinct(encoded.distinct, progress)
+            # A document is as good as the best of its windows.
+            logits = np.maximum.reduceat(windows, encoded.starts)[encoded.places]
+            bad = np.flatnonzero(~np.isfinite(logits))
+            if len(bad):
+                raise ScoringError(
+                    f"the model gave {logits[bad[0]]} for pair {done + bad[0]} ({len(bad)} of "
+                    f"{len(logits)} pairs): its weights or its precision are broken, try dtype "
+                    "float32"
+                )
+            done += len(logits)
+            yield logits
+
+    def _encoded(self, pairs: Iterator[Pair]) -> Iterator[EncodedPairs]:
+        while part := list(islice(pairs, PAIRS_AT_ONCE)):
+            index: dict[Pair, int] = {}
+            places = np.array([index.setdefault(pair, len(index)) for pair in part])
+            documents = self.encoder.windows(list(index))
+            # In an order of their own, so that batches do not depend on the order of a request.
+            order = sorted(range(len(documents)), key=lambda i: documents[i][0].key)
+            rank = np.empty(len(order), np.intp)
+            rank[order] = np.arange(len(order))
+            windows = [documents[i] for i in order]
+            starts = np.cumsum([0, *(len(document) for document in windows[:-1])])
+            distinct = [pair for document in windows for pair in document]
+            yield EncodedPairs(distinct, starts, rank[places])
+
+    def _distinct(self, pairs: list[EncodedPair], progress: Callable[[int], Any] | None) -> Logits:
         logits = np.empty(len(pairs), np.float32)
         training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                for places, batch in self.batches(encoded):
-                    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-                    logits[places] = pair_logits(self.model, batch).cpu().numpy()
-                    if progress:
-                        progress(len(places))
+                self._fill(logits, pairs, progress)
         finally:
             self.model.train(training)
         return logits
+
+    def _fill(
+        self, logits: Logits, pairs: list[EncodedPair], progress: Callable[[int], Any] | None
+    ) -> None:
+        """Score batch by batch; what does not fit the memory is cut anew, by half the budget."""
+        left = deque(self.batches(pairs))
+        while left:
+            places = left.popleft()
+            try:
+                batch = on_device(self.inputs([pairs[place] for place in places]), self.device)
+                logits[places] = pair_logits(self.model, batch).cpu().numpy()
+            except torch.OutOfMemoryError:
+                if self.token_budget // 2 < SMALLEST_BUDGET:
+                    raise
+                rest = [*places, *(place for batch in left for place in batch)]
+                self._halve_budget()
+                cut = self.batches([pairs[place] for place in rest])
+                left = deque([rest[i] for i in batch] for batch in cut)
+                continue
+            if progress:
+                progress(len(places))
+
+    def _halve_budget(self) -> None:
+        self._token_budget = self.token_budget // 2
+        torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory on %s: batches are cut to %d tokens", self.device, self._token_budget
+        )
+
+
+def on_device(batch: Inputs, device: torch.device) -> Inputs:
+    """A batch on a model's device."""
+    if device.type == "cpu":
+        return batch
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def ahead(items: Iterator[EncodedPairs]) -> Iterator[EncodedPairs]:
+    """The same items, each made in another thread while the one before is used.
+
+    The first is made at once; where it is the only one, no thread is started.
+    """
+    first = next(items, None)
+    if first is None:
+        return
+    if len(first.places) < PAIRS_AT_ONCE:
+        yield first
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="encoding") as thread:
+        coming: Future[EncodedPairs | None] = thread.submit(next, items, None)
+        yield first
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item

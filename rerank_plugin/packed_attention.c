@@ -1,0 +1,468 @@
+/* Attention inside the pairs of a packed row, forward and backward, in bfloat16 on AVX512-BF16.
+ *
+ * The fused attention of torch spends most of its time around its products when pairs have a few
+ * hundred tokens and heads 32 or 64 numbers; here every product is a tile of 12 rows by 32 columns
+ * in registers, fed by operands that are packed once for each pair and head. Products take bfloat16
+ * and sum in float32; scores, their softmax and all sums stay in float32.
+ *
+ * Matrices below are named as in the paper (Dao 2023, "FlashAttention-2", arXiv:2307.08691):
+ * S = Q K^T, P = softmax(S), O = P V; and going back dV = P^T dO, dP = dO V^T,
+ * dS = P * (dP - rowsum(dO * O)), dQ = dS K, dK = dS^T Q.
+ *
+ * No library is linked: the caller hands in the GOMP_parallel of the OpenMP runtime that its own
+ * process uses, so that both share one pool of threads.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
+
+typedef uint16_t bf16;
+/* Two neighbours of the dimension that a product sums over, as the processor takes them. */
+typedef uint32_t bf16x2;
+
+#define ROWS 12        /* rows of a tile */
+#define COLUMNS 32     /* its columns: two registers of float32 */
+#define BLOCK 256      /* queries that a backward pass looks at together */
+#define LOG2E 1.44269504088896340736f
+#define FAR_BELOW (-1e30f)
+#define INLINE static inline __attribute__((always_inline))
+
+/* One row of tokens: token t of head h starts at `data + t * token + h * head`. */
+typedef struct {
+    bf16 *data;
+    int64_t token;
+    int64_t head;
+} Rows;
+
+typedef struct {
+    Rows q, k, v, out, dout, dq, dk, dv;
+    float *lse; /* [heads, tokens]: log2 of the sum of exp2 of the scaled scores */
+    const int32_t *bounds;
+    int32_t pairs, heads, dim, tokens, longest, window;
+    float scale;
+    int32_t failed;
+    int64_t next; /* the next (pair, head) that a thread takes */
+} Work;
+
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+INLINE int padded(int n) { return (n + COLUMNS - 1) / COLUMNS * COLUMNS; }
+
+INLINE const bf16 *row(const Rows *rows, int token, int head) {
+    return rows->data + (int64_t)token * rows->token + (int64_t)head * rows->head;
+}
+
+/* 2^x for x <= 0, relative error 2e-6; far below zero it is 0, and of NaN it is NaN. */
+INLINE __m512 exp2_ps(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
+    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 f = _mm512_sub_ps(x, whole);
+    __m512 y = _mm512_set1_ps(1.3333558e-3f);
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.6181291e-3f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.5504109e-2f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4022651e-1f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9314718e-1f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(y, whole);
+}
+
+INLINE void store_bf16(bf16 *to, __m512 x) {
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+INLINE __m512 load_bf16(const bf16 *from) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+/* acc[r][c] = sum over k of a[r][k] b[k][c], over `pairs` pairs of k: the one product of this file.
+ * `a` are rows of bfloat16, `b` is packed in pairs of k with `ldb` columns. */
+INLINE void product(__m512 acc[][2], const int rows, const bf16 *const *a, int pairs,
+                    const bf16x2 *b, int ldb) {
+    for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
+    for (int k = 0; k < pairs; k++) {
+        __m512bh b0 = (__m512bh)_mm512_loadu_si512(b + (int64_t)k * ldb);
+        __m512bh b1 = (__m512bh)_mm512_loadu_si512(b + (int64_t)k * ldb + 16);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            bf16x2 both;
+            memcpy(&both, a[r] + 2 * k, sizeof both);
+            __m512bh x = (__m512bh)_mm512_set1_epi32((int)both);
+            acc[r][0] = _mm512_dpbf16_ps(acc[r][0], x, b0);
+            acc[r][1] = _mm512_dpbf16_ps(acc[r][1], x, b1);
+        }
+    }
+}
+
+/* Transpose 16 x 16 numbers of 32 bits. */
+INLINE void transpose(__m512i m[16]) {
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(m[2 * i], m[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(m[2 * i], m[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        m[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        m[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        m[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        m[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(m[i], m[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(m[i], m[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(m[8 + i], m[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(m[8 + i], m[12 + i], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        m[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        m[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+    }
+}
+
+/* Rows of a head, tokens `first` to `first + n`, as b of a product over the head's numbers:
+ * to[d / 2][ld], zero behind the last token. */
+static void pack_numbers(const Rows *rows, int head, int first, int n, int dim, bf16x2 *to,
+                         int ld) {
+    for (int t = 0; t < padded(n); t += 16) {
+        for (int c = 0; c < dim / 2; c += 16) {
+            __m512i m[16];
+            for (int i = 0; i < 16; i++)
+                m[i] = t + i < n ? _mm512_loadu_si512(row(rows, first + t + i, head) + 2 * c)
+                                 : _mm512_setzero_si512();
+            transpose(m);
+            for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (int64_t)(c + i) * ld + t, m[i]);
+        }
+    }
+}
+
+/* The same rows as b of a product over tokens: to[tokens / 2][dim], zero behind the last token. */
+static void pack_tokens(const Rows *rows, int head, int first, int n, int dim, bf16x2 *to) {
+    for (int t = 0; t < padded(n); t += 2) {
+        for (int c = 0; c < dim; c += 16) {
+            __m256i even = _mm256_setzero_si256(), odd = even;
+            if (t < n) even = _mm256_loadu_si256((const void *)(row(rows, first + t, head) + c));
+            if (t + 1 < n)
+                odd = _mm256_loadu_si256((const void *)(row(rows, first + t + 1, head) + c));
+            __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(even),
+                                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+            _mm512_storeu_si512(to + (int64_t)(t / 2) * dim + c, both);
+        }
+    }
+}
+
+/* Pointers to the rows of a tile; behind the last token the last one stands in. */
+INLINE void tile_rows(const bf16 *a[ROWS], const Rows *rows, int head, int first, int t, int n) {
+    for (int r = 0; r < ROWS; r++) a[r] = row(rows, first + (t + r < n ? t + r : n - 1), head);
+}
+
+INLINE int low_edge(int token, int window) {
+    int low = token - window + 1;
+    return low > 0 ? low : 0;
+}
+
+/* Columns of the 16 that start at `start` which lie in [from, to). */
+INLINE __mmask16 columns_in(int start, int from, int to) {
+    int low = from - start, high = to - start;
+    uint32_t below = high <= 0 ? 0 : high >= 16 ? 0xffff : (1u << high) - 1;
+    uint32_t before = low <= 0 ? 0 : low >= 16 ? 0xffff : (1u << low) - 1;
+    return (__mmask16)(below & ~before);
+}
+
+static void forward_one(Work *w, int pair, int head, char *space) {
+    const int first = w->bounds[pair], n = w->bounds[pair + 1] - first, dim = w->dim;
+    const int ld = padded(n);
+    bf16x2 *keys = (bf16x2 *)space;                        /* [dim / 2][ld] */
+    bf16x2 *values = keys + (int64_t)(dim / 2) * ld;       /* [ld / 2][dim] */
+    float *scores = (float *)(values + (int64_t)ld / 2 * dim); /* [ROWS][ld] */
+    bf16 *weights = (bf16 *)(scores + (int64_t)ROWS * ld); /* [ROWS][ld] */
+    const __m512 scale = _mm512_set1_ps(w->scale * LOG2E);
+    pack_numbers(&w->k, head, first, n, dim, keys, ld);
+    pack_tokens(&w->v, head, first, n, dim, values);
+    for (int t = 0; t < n; t += ROWS) {
+        const bf16 *a[ROWS];
+        __m512 acc[ROWS][2];
+        /* Under a sliding window a tile looks at the columns that any of its rows sees. */
+        int from = 0, to = n, last = t + ROWS < n ? t + ROWS : n;
+        if (w->window > 0) {
+            from = low_edge(t, w->window) / COLUMNS * COLUMNS;
+            if (last - 1 + w->window < to) to = last - 1 + w->window;
+        }
+        const int end = padded(to);
+        tile_rows(a, &w->q, head, first, t, n);
+        for (int j = from; j < end; j += COLUMNS) {
+            product(acc, ROWS, a, dim / 2, keys + j, ld);
+            for (int r = 0; r < ROWS; r++) {
+                int low = 0, high = n;
+                if (w->window > 0) {
+                    low = low_edge(t + r, w->window);
+                    if (t + r + w->window < high) high = t + r + w->window;
+                }
+                for (int c = 0; c < 2; c++) {
+                    __mmask16 seen = columns_in(j + 16 * c, low, high);
+                    __m512 s = _mm512_mul_ps(acc[r][c], scale);
+                    s = _mm512_mask_blend_ps(seen, _mm512_set1_ps(FAR_BELOW), s);
+                    _mm512_storeu_ps(scores + (int64_t)r * ld + j + 16 * c, s);
+                }
+            }
+        }
+        float inverse[ROWS];
+        for (int r = 0; r < ROWS; r++) {
+            const float *s = scores + (int64_t)r * ld;
+            __m512 most = _mm512_set1_ps(FAR_BELOW);
+            for (int j = from; j < end; j += 16) most = _mm512_max_ps(most, _mm512_loadu_ps(s + j));
+            const float top = _mm512_reduce_max_ps(most);
+            const __m512 peak = _mm512_set1_ps(top);
+            __m512 sum = _mm512_setzero_ps();
+            for (int j = from; j < end; j += 16) {
+                __m512 p = exp2_ps(_mm512_sub_ps(_mm512_loadu_ps(s + j), peak));
+                sum = _mm512_add_ps(sum, p);
+                store_bf16(weights + (int64_t)r * ld + j, p);
+            }
+            const float total = _mm512_reduce_add_ps(sum);
+            inverse[r] = 1.0f / total;
+            if (w->lse && t + r < n)
+                w->lse[(int64_t)head * w->tokens + first + t + r] =
+                    top + __builtin_log2f(total);
+            a[r] = weights + (int64_t)r * ld + from;
+        }
+        for (int c = 0; c < dim; c += COLUMNS) {
+            product(acc, ROWS, a, (end - from) / 2, values + (int64_t)from / 2 * dim + c, dim);
+            for (int r = 0; r < ROWS && t + r < n; r++) {
+                bf16 *out = (bf16 *)row(&w->out, first + t + r, head) + c;
+                const __m512 factor = _mm512_set1_ps(inverse[r]);
+                store_bf16(out, _mm512_mul_ps(acc[r][0], factor));
+                store_bf16(out + 16, _mm512_mul_ps(acc[r][1], factor));
+            }
+        }
+    }
+}
+
+/* Bytes that `forward_one` needs for the longest pair. */
+static size_t forward_space(const Work *w) {
+    size_t ld = padded(w->longest);
+    return ld * w->dim * 4 + ROWS * ld * 6;
+}
+
+/* Add the first `rows` rows of a tile of a product to float32 rows, or put them there. */
+INLINE void add_tile(float *to, int ld, __m512 acc[][2], int rows, int fresh) {
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < 2; c++) {
+            float *place = to + (int64_t)r * ld + 16 * c;
+            __m512 x = acc[r][c];
+            if (!fresh) x = _mm512_add_ps(x, _mm512_loadu_ps(place));
+            _mm512_storeu_ps(place, x);
+        }
+}
+
+/* Everything is transposed: rows are keys j, columns are queries i. P^T and dS^T come out of their
+ * tiles as rows over i, which is how dV and dK need them, and dS^T in pairs of j, which is how dQ
+ * needs it: nothing is computed twice and no tile is turned around. */
+static void backward_one(Work *w, int pair, int head, char *space) {
+    const int first = w->bounds[pair], n = w->bounds[pair + 1] - first, dim = w->dim;
+    const int ld = padded(n), rows_end = (n + ROWS - 1) / ROWS * ROWS;
+    float *dk = (float *)space;                        /* [rows_end][dim] */
+    float *dv = dk + (int64_t)rows_end * dim;          /* [rows_end][dim] */
+    float *dqt = dv + (int64_t)rows_end * dim;         /* [dim][BLOCK] */
+    float *lse = dqt + (int64_t)dim * BLOCK;           /* [BLOCK] */
+    float *delta = lse + BLOCK;                        /* [BLOCK] */
+    bf16x2 *q_numbers = (bf16x2 *)(delta + BLOCK);     /* [dim / 2][BLOCK] */
+    bf16x2 *do_numbers = q_numbers + dim / 2 * BLOCK;  /* [dim / 2][BLOCK] */
+    bf16x2 *q_tokens = do_numbers + dim / 2 * BLOCK;   /* [BLOCK / 2][dim] */
+    bf16x2 *do_tokens = q_tokens + BLOCK / 2 * dim;    /* [BLOCK / 2][dim] */
+    bf16 *pt = (bf16 *)(do_tokens + BLOCK / 2 * dim);  /* [ROWS][BLOCK] */
+    bf16 *dst = pt + ROWS * BLOCK;                     /* [ROWS][BLOCK] */
+    bf16x2 *ds_pairs = (bf16x2 *)(dst + ROWS * BLOCK); /* [rows_end / 2][BLOCK] */
+    bf16 *kt = (bf16 *)(ds_pairs + (int64_t)rows_end / 2 * BLOCK); /* [dim][ld] */
+    const __m512 to_log2 = _mm512_set1_ps(w->scale * LOG2E), scale = _mm512_set1_ps(w->scale);
+
+    for (int t = 0; t < ld; t += 16) /* K^T, zero behind the last token */
+        for (int c = 0; c < dim / 2; c += 16) {
+            __m512i m[16];
+            for (int i = 0; i < 16; i++)
+                m[i] = t + i < n ? _mm512_loadu_si512(row(&w->k, first + t + i, head) + 2 * c)
+                                 : _mm512_setzero_si512();
+            transpose(m);
+            for (int i = 0; i < 16; i++) {
+                bf16 *to = kt + (int64_t)2 * (c + i) * ld + t;
+                _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(m[i]));
+                _mm256_storeu_si256((void *)(to + ld),
+                                    _mm512_cvtepi32_epi16(_mm512_srli_epi32(m[i], 16)));
+            }
+        }
+    int touched_from = rows_end, touched_to = 0; /* rows of dK and dV that hold something */
+    for (int i0 = 0; i0 < n; i0 += BLOCK) {
+        const int count = n - i0 < BLOCK ? n - i0 : BLOCK, columns = padded(count);
+        pack_numbers(&w->q, head, first + i0, count, dim, q_numbers, BLOCK);
+        pack_numbers(&w->dout, head, first + i0, count, dim, do_numbers, BLOCK);
+        pack_tokens(&w->q, head, first + i0, count, dim, q_tokens);
+        pack_tokens(&w->dout, head, first + i0, count, dim, do_tokens);
+        for (int i = 0; i < columns; i++) {
+            __m512 sum = _mm512_setzero_ps();
+            if (i < count)
+                for (int c = 0; c < dim; c += 16)
+                    sum = _mm512_fmadd_ps(load_bf16(row(&w->out, first + i0 + i, head) + c),
+                                          load_bf16(row(&w->dout, first + i0 + i, head) + c), sum);
+            delta[i] = _mm512_reduce_add_ps(sum);
+            /* So far above any score that behind the last token P is 0. */
+            lse[i] = i < count ? w->lse[(int64_t)head * w->tokens + first + i0 + i] : -FAR_BELOW;
+        }
+        int from = 0, to = rows_end;
+        if (w->window > 0) {
+            from = low_edge(i0, w->window) / ROWS * ROWS;
+            int last = i0 + count - 1 + w->window;
+            if (last < to) to = (last + ROWS - 1) / ROWS * ROWS;
+        }
+        for (int j = from; j < to; j += ROWS) {
+            const bf16 *k[ROWS], *v[ROWS], *a[ROWS];
+            __m512 s[ROWS][2], dp[ROWS][2];
+            tile_rows(k, &w->k, head, first, j, n);
+            tile_rows(v, &w->v, head, first, j, n);
+            for (int i = 0; i < columns; i += COLUMNS) {
+                product(s, ROWS, k, dim / 2, q_numbers + i, BLOCK);
+                for (int r = 0; r < ROWS; r++)
+                    for (int c = 0; c < 2; c++) {
+                        __m512 low = _mm512_loadu_ps(lse + i + 16 * c);
+                        __m512 p = exp2_ps(_mm512_fmsub_ps(s[r][c], to_log2, low));
+                        if (w->window > 0) {
+                            int low_i = low_edge(j + r, w->window) - i0;
+                            __mmask16 seen =
+                                columns_in(i + 16 * c, low_i, j + r + w->window - i0);
+                            p = _mm512_maskz_mov_ps(seen, p);
+                        }
+                        s[r][c] = p;
+                        store_bf16(pt + r * BLOCK + i + 16 * c, p);
+                    }
+                float kept[ROWS][COLUMNS];
+                for (int r = 0; r < ROWS; r++)
+                    for (int c = 0; c < 2; c++) _mm512_storeu_ps(kept[r] + 16 * c, s[r][c]);
+                product(dp, ROWS, v, dim / 2, do_numbers + i, BLOCK);
+                for (int c = 0; c < 2; c++) {
+                    const __m512 d = _mm512_loadu_ps(delta + i + 16 * c);
+                    for (int r = 0; r < ROWS; r += 2) {
+                        __m512 p0 = _mm512_loadu_ps(kept[r] + 16 * c);
+                        __m512 p1 = _mm512_loadu_ps(kept[r + 1] + 16 * c);
+                        p0 = _mm512_mul_ps(_mm512_mul_ps(p0, scale), _mm512_sub_ps(dp[r][c], d));
+                        p1 = _mm512_mul_ps(_mm512_mul_ps(p1, scale),
+                                           _mm512_sub_ps(dp[r + 1][c], d));
+                        __m256i even = (__m256i)_mm512_cvtneps_pbh(p0);
+                        __m256i odd = (__m256i)_mm512_cvtneps_pbh(p1);
+                        bf16 *to_row = dst + r * BLOCK + i + 16 * c;
+                        _mm256_storeu_si256((void *)to_row, even);
+                        _mm256_storeu_si256((void *)(to_row + BLOCK), odd);
+                        _mm512_storeu_si512(
+                            ds_pairs + (int64_t)(j + r) / 2 * BLOCK + i + 16 * c,
+                            _mm512_or_si512(
+                                _mm512_cvtepu16_epi32(even),
+                                _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16)));
+                    }
+                }
+            }
+            /* Rows that no block of queries has reached yet hold nothing to add to. */
+            const int fresh = j >= touched_to || j < touched_from;
+            for (int c = 0; c < dim; c += COLUMNS) {
+                for (int r = 0; r < ROWS; r++) a[r] = pt + r * BLOCK;
+                product(s, ROWS, a, columns / 2, do_tokens + c, dim);
+                add_tile(dv + (int64_t)j * dim + c, dim, s, ROWS, fresh);
+                for (int r = 0; r < ROWS; r++) a[r] = dst + r * BLOCK;
+                product(s, ROWS, a, columns / 2, q_tokens + c, dim);
+                add_tile(dk + (int64_t)j * dim + c, dim, s, ROWS, fresh);
+            }
+        }
+        if (from < touched_from) touched_from = from;
+        if (to > touched_to) touched_to = to;
+        for (int c = 0; c < dim; c += 8)
+            for (int i = 0; i < columns; i += COLUMNS) {
+                const bf16 *a[8];
+                __m512 acc[8][2];
+                for (int r = 0; r < 8; r++) a[r] = kt + (int64_t)(c + r) * ld + from;
+                /* K^T is 0 behind the last token, and as long as rows over j are even. */
+                const int end = to < ld ? to : ld;
+                product(acc, 8, a, (end - from) / 2, ds_pairs + (int64_t)from / 2 * BLOCK + i,
+                        BLOCK);
+                add_tile(dqt + (int64_t)c * BLOCK + i, BLOCK, acc, 8, 1);
+            }
+        for (int i = 0; i < count; i += 16)
+            for (int c = 0; c < dim; c += 16) {
+                __m512i m[16];
+                for (int r = 0; r < 16; r++)
+                    m[r] = _mm512_loadu_si512(dqt + (int64_t)(c + r) * BLOCK + i);
+                transpose(m);
+                for (int r = 0; r < 16 && i + r < count; r++)
+                    store_bf16((bf16 *)row(&w->dq, first + i0 + i + r, head) + c,
+                               _mm512_castsi512_ps(m[r]));
+            }
+    }
+    for (int j = 0; j < n; j++)
+        for (int c = 0; c < dim; c += 16) {
+            store_bf16((bf16 *)row(&w->dk, first + j, head) + c,
+                       _mm512_loadu_ps(dk + (int64_t)j * dim + c));
+            store_bf16((bf16 *)row(&w->dv, first + j, head) + c,
+                       _mm512_loadu_ps(dv + (int64_t)j * dim + c));
+        }
+}
+
+/* Bytes that `backward_one` needs for the longest pair. */
+static size_t backward_space(const Work *w) {
+    size_t ld = padded(w->longest), rows = w->longest + ROWS, dim = w->dim;
+    return rows * dim * 8 + dim * BLOCK * 4 + BLOCK * 8 + dim * BLOCK * 8 + ROWS * BLOCK * 4 +
+           rows * BLOCK * 2 + dim * ld * 2;
+}
+
+/* What every thread does: take the next pair and head until none is left. */
+INLINE void share(Work *w, size_t bytes, void (*one)(Work *, int, int, char *)) {
+    char *space = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    if (!space) {
+        __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    const int64_t all = (int64_t)w->pairs * w->heads;
+    for (;;) {
+        int64_t item = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED);
+        if (item >= all) break;
+        int pair = (int)(item / w->heads);
+        if (w->bounds[pair + 1] > w->bounds[pair]) one(w, pair, (int)(item % w->heads), space);
+    }
+    free(space);
+}
+
+static void forward_share(void *w) { share(w, forward_space(w), forward_one); }
+static void backward_share(void *w) { share(w, backward_space(w), backward_one); }
+
+static int run(Work *work, void (*fn)(void *), Parallel parallel, int threads) {
+    work->next = 0;
+    work->failed = 0;
+    if (parallel && threads > 1)
+        parallel(fn, work, (unsigned)threads, 0);
+    else
+        fn(work);
+    return work->failed;
+}
+
+int packed_attention_forward(Work *work, Parallel parallel, int threads) {
+    return run(work, forward_share, parallel, threads);
+}
+
+int packed_attention_backward(Work *work, Parallel parallel, int threads) {
+    return run(work, backward_share, parallel, threads);
+}
+
+#pragma GCC pop_options
+
+#else
+
+int packed_attention_forward(void *work, void *parallel, int threads) { return 2; }
+int packed_attention_backward(void *work, void *parallel, int threads) { return 2; }
+
+#endif
