@@ -1,6 +1,5 @@
 """Groups in an Arrow file: any number of them at flat memory, each at hand by its index."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import DataPath, SkippedLines, input_files, reading
+from rerank_plugin.jsonl import DataPath, SkippedLines, fingerprint
 
 from .groups import Group, read_groups
 
@@ -79,13 +78,3 @@ class GroupDataset:
     def select(self, indices: list[int]) -> "GroupDataset":
         """Some of the groups, in the order of their indices."""
         return GroupDataset(self.rows.select(indices), fingerprint=self.fingerprint)
-
-
-def fingerprint(data_path: DataPath) -> str:
-    """A hash of the contents of all files that a path means."""
-    digest = hashlib.sha256()
-    for file in input_files(data_path):
-        with reading(file) as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]

@@ -40,11 +40,11 @@ class Boundaries:
 
 
 def packed_attention(
-    module: nn.Module,
+    _module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None = None,
+    _attention_mask: Tensor | None = None,
     *,
     boundaries: Boundaries,
     scaling: float | None = None,
@@ -54,11 +54,11 @@ def packed_attention(
     """Attention inside each pair, without dropout of its weights on any device.
 
     Args:
-        module: The layer that asks.
+        _module: The layer that asks.
         query: As `key` and `value` `[1, heads, tokens, head size]`.
         key: See above.
         value: See above.
-        attention_mask: None: the boundaries say what a token sees.
+        _attention_mask: None: the boundaries say what a token sees.
         boundaries: Where the pairs of the row begin and end.
         scaling: The factor of the scores; default one over the root of the head size.
         sliding_window: A token sees those less than so many places away; all by default.

@@ -13,8 +13,8 @@ class Family:
     #: The part of the backbone behind which only one token a pair is needed, "" for its end; none
     #: where attention is the family's own, so that its pairs are padded instead of packed.
     last_module: str | None = None
-    #: How its layers are built, if `fused_layers` has a faster one of the kind: "bert" (norms behind
-    #: attention and feed-forward) or "modernbert" (norms before, rotary positions, gated).
+    #: How its layers are built, if `fused_layers` has a faster one of the kind: "bert" (norms
+    #: behind attention and feed-forward) or "modernbert" (norms before, rotary positions, gated).
     layers: str | None = None
 
 

@@ -2,8 +2,9 @@
 
 A stock layer multiplies by query, key and value apart, writes every product to memory and reads it
 again for its bias, activation or residual. Here oneDNN, through the operators that torch's own
-compiler uses, does all of it while a block of the product is still in the cache. A row of a product
-does not depend on how many rows there are, so that a pair's score does not depend on its neighbours.
+compiler uses, does all of it while a block of the product is still in the cache. A row of a
+product does not depend on how many rows there are, so that a pair's score does not depend on its
+neighbours.
 """
 
 import platform

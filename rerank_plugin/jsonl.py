@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import hashlib
 import json
 import os
 import zlib
@@ -121,6 +122,16 @@ def read_lines(data_path: DataPath) -> Iterator[Line]:
                     yield Line(path, number, raw.rstrip(b"\r\n"))
         if empty:
             raise InputError(f"{path}: the file is empty")
+
+
+def fingerprint(data_path: DataPath) -> str:
+    """A hash of the contents of all files that a path means."""
+    digest = hashlib.sha256()
+    for file in input_files(data_path):
+        with reading(file) as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 class SkippedLines:

@@ -108,7 +108,7 @@ def prepare_packing(model: PreTrainedModel) -> bool:
 
 
 def keep_first_tokens(
-    module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+    _module: nn.Module, _arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
 ) -> Any:
     """Keep the first token of every pair of a packed row."""
     boundaries = keywords.get("boundaries")
@@ -120,7 +120,7 @@ def keep_first_tokens(
 
 
 def keep_means(
-    module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+    _module: nn.Module, _arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
 ) -> Any:
     """Keep the mean of every pair's tokens, summed in float32."""
     boundaries = keywords.get("boundaries")

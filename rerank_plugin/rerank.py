@@ -1,23 +1,26 @@
-"""`rerank-plugin rerank`: one JSON object for each request on stdout."""
+"""`rerank-plugin rerank`: one JSON object for each request, on stdout or in a file."""
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from rerank_plugin.errors import OptionError
-from rerank_plugin.options import check_choices, option
+from rerank_plugin.jsonl import fingerprint, write_json
+from rerank_plugin.options import check_choices, option, say
 from rerank_plugin.requests import Request, read_requests
 
 if TYPE_CHECKING:
     from rerank_plugin.reranker import Reranker
-
-#: Requests whose pairs are scored together.
-REQUESTS_AT_ONCE = 64
+    from rerank_plugin.scoring import Logits
 
 
 @dataclass(kw_only=True)
@@ -26,8 +29,20 @@ class RerankOptions:
 
     model_dir: str = option(help="the model: a hub id, a folder or an adapter folder")
     data_path: str | list[str] = option(help="a .json or .jsonl file with queries and documents")
+    output: str | None = option(
+        None,
+        help="a .jsonl file for the results, instead of stdout; if the command is interrupted, the "
+        "same command goes on where it stopped",
+    )
+    overwrite: bool = option(False, help="replace an earlier --output")
     max_length: int | None = option(
         None, help="the longest pair in tokens; default: what the model was trained with, else 512"
+    )
+    long_documents: str = option(
+        "cut",
+        choices=("cut", "windows"),
+        help="what is done with documents that do not fit: their end is cut off, or the best of "
+        "overlapping windows counts",
     )
     top_n: int | None = option(None, help="how many documents a ranking has at most; default: all")
     normalize: str | None = option(
@@ -37,18 +52,28 @@ class RerankOptions:
     )
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 …")
     dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
+    token_budget: int | None = option(
+        None, help="what a batch may cost in tokens; default by the device"
+    )
     trust_remote_code: bool = option(False, help="run code that comes with the model")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.top_n is not None and self.top_n < 1:
-            raise OptionError("top_n", f"{self.top_n} is less than 1")
+        for name in ("top_n", "token_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(name, f"{value} is less than 1")
+        if self.output and not Path(self.output).absolute().parent.is_dir():
+            raise OptionError("output", f"no folder {Path(self.output).absolute().parent}")
+        if self.output and Path(self.output).exists() and not self.overwrite:
+            raise OptionError("output", f"{self.output} exists: choose another, or --overwrite")
 
 
 def main(options: RerankOptions) -> int:
     """Rank every request of the data path, in its order."""
     # All of it is read once before the model loads: a bad line at the end comes to light first.
-    total = sum(1 for _ in read_requests(options.data_path))
+    total = sum(len(request.documents) for request in read_requests(options.data_path))
+    unfinished = Unfinished.of(options) if options.output else None
     from rerank_plugin.reranker import Reranker
 
     reranker = Reranker(
@@ -57,27 +82,136 @@ def main(options: RerankOptions) -> int:
         dtype=options.dtype,
         max_length=options.max_length,
         normalize=options.normalize,
+        long_documents=options.long_documents,
+        token_budget=options.token_budget,
         trust_remote_code=options.trust_remote_code,
     )
     requests = read_requests(options.data_path)
-    with tqdm(total=total, desc="ranking", unit="query", dynamic_ncols=True) as bar:
-        while part := list(islice(requests, REQUESTS_AT_ONCE)):
-            for result in rank(reranker, part, options.top_n):
-                sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
-            bar.update(len(part))
+    # The bar's first estimates are of the first batches.
+    with tqdm(total=total, desc="ranking", unit="pair", dynamic_ncols=True) as bar:
+        if unfinished is None:
+            write_results(sys.stdout, rank(reranker, requests, options.top_n, bar.update))
+            return 0
+        done = list(map(len, (r.documents for r in islice(requests, unfinished.lines))))
+        bar.update(sum(done))
+        bar.unpause()
+        with unfinished.writing() as file:
+            write_results(file, rank(reranker, requests, options.top_n, bar.update))
+    unfinished.finish()
     return 0
 
 
+def write_results(file: IO[str], results: Iterable[list[dict[str, object]]]) -> None:
+    """Write results as they come, a line each."""
+    for part in results:
+        file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in part)
+        file.flush()
+
+
 def rank(
-    reranker: "Reranker", requests: Sequence[Request], top_n: int | None
-) -> Iterator[dict[str, object]]:
-    """The printed result of each request."""
-    ranked = reranker.rank_many([(request.query, request.documents) for request in requests])
-    for request, ranking in zip(requests, ranked, strict=True):
-        scores = {item.index: item.score for item in ranking}
-        yield {
-            "query": request.query,
-            "scores": [scores[index] for index in range(len(scores))],
-            "ranking": [{"index": item.index, "score": item.score} for item in ranking[:top_n]],
-        }
+    reranker: "Reranker",
+    requests: Iterator[Request],
+    top_n: int | None,
+    progress: Callable[[int], Any],
+) -> Iterator[list[dict[str, object]]]:
+    """The results of requests in their order, some at a time, in flat memory."""
+    from rerank_plugin.reranker import document_text
+
+    # What has been read and not ranked yet; filled by the thread that reads ahead.
+    waiting: deque[Request] = deque()
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        for request in requests:
+            waiting.append(request)
+            for document in request.documents:
+                yield request.query, document_text(document)
+
+    def ready(scores: "Logits") -> tuple[list[dict[str, object]], "Logits"]:
+        results = []
+        while waiting and len(waiting[0].documents) <= len(scores):
+            request = waiting.popleft()
+            own, scores = np.split(scores, [len(request.documents)])
+            results.append(result(request, own, top_n))
+        return results, scores
+
+    left = np.empty(0, np.float32)
+    for scores in reranker.stream(pairs(), progress):
+        results, left = ready(np.concatenate([left, scores]))
+        yield results
+    yield ready(left)[0]
+
+
+def result(request: Request, scores: "Logits", top_n: int | None) -> dict[str, object]:
+    """What is printed for a request."""
+    from rerank_plugin.normalization import order
+
+    return {
+        "query": request.query,
+        "scores": scores.tolist(),
+        "ranking": [{"index": i, "score": float(scores[i])} for i in order(scores)[:top_n]],
+    }
+
+
+class Unfinished:
+    """Results on their way to `--output`: `<output>.part`, beside it what they are the results of.
+
+    Args:
+        output: Where they will stand.
+        task: The data and the options that results depend on.
+
+    Raises:
+        OptionError: results of something else lie there.
+    """
+
+    def __init__(self, output: Path, task: dict[str, object]) -> None:
+        self.output = output
+        self.part = output.with_name(output.name + ".part")
+        self.state = output.with_name(output.name + ".part.json")
+        #: Results that an earlier run has left.
+        self.lines = 0
+        if self.part.exists():
+            known = self.state.is_file() and json.loads(self.state.read_text("utf-8")) == task
+            if not known:
+                raise OptionError(
+                    "output",
+                    f"{self.part} holds unfinished results of other data or options: remove it, or "
+                    "choose another --output",
+                )
+            self.lines = keep_whole_lines(self.part)
+            say(f"going on behind the {self.lines} requests in {self.part}")
+        else:
+            write_json(self.state, task)
+
+    @classmethod
+    def of(cls, options: RerankOptions) -> "Unfinished":
+        """The unfinished results of a command."""
+        free = ("output", "overwrite", "device", "token_budget", "data_path")
+        task = {name: value for name, value in asdict(options).items() if name not in free}
+        task["data"] = fingerprint(options.data_path)
+        return cls(Path(str(options.output)), task)
+
+    @contextmanager
+    def writing(self) -> Iterator[IO[str]]:
+        """The file, open behind what it holds."""
+        try:
+            with self.part.open("a", encoding="utf-8") as file:
+                yield file
+        except BaseException:
+            say(f"stopped: results so far are in {self.part}; the same command goes on with them")
+            raise
+
+    def finish(self) -> None:
+        """Put the results in their place."""
+        self.part.replace(self.output)
+        self.state.unlink()
+
+
+def keep_whole_lines(path: Path) -> int:
+    """Cut off what was being written when a run was killed; how many lines are left."""
+    lines = end = 0
+    with path.open("r+b") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                lines, end = lines + 1, end + len(line)
+        file.truncate(end)
+    return lines

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -102,6 +102,17 @@ class Reranker:
         """
         with self._lock:
             return self._scorer.logits([(query, text) for query, text in pairs], progress)
+
+    def stream(
+        self, pairs: Iterable[Pair], progress: Callable[[int], Any] | None = None
+    ) -> Iterator[Logits]:
+        """Scores of any number of pairs, part by part in their order, in flat memory.
+
+        The pairs are read in another thread while the model works, a few thousand ahead.
+        """
+        with self._lock:
+            for logits in self._scorer.stream(pairs, progress):
+                yield normalize(logits, self.normalize)
 
     def score(self, pairs: Sequence[Pair]) -> Logits:
         """Scores of (query, document) pairs, float32 `[pairs]`, in their order."""

@@ -1,0 +1,151 @@
+"""What the machine is and can do: its description, its GEMM rate, a process's peak memory."""
+
+import ctypes
+import gc
+import os
+import platform
+import re
+import resource
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+#: Side of the square matrices whose product gives the GEMM rate.
+GEMM_SIZE = 2048
+
+PRECISIONS = ("float32", "bfloat16")
+
+#: What decides how fast a CPU multiplies.
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "bf16", "sve")
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "rerank-plugin",
+    "sentence-transformers",
+    "FlagEmbedding",
+    "rerankers",
+)
+
+STATUS = Path("/proc/self/status")
+STAT = Path("/proc/stat")
+
+
+def set_environment(threads: int) -> None:
+    """The same for every process that is measured; before anything is imported that reads it."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """The machine and the versions that were measured."""
+    import torch
+
+    cpu = Path("/proc/cpuinfo")
+    text = cpu.read_text() if cpu.exists() else ""
+    name = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", text, re.MULTILINE)
+    known = flags[1].split() if flags else []
+    return {
+        "cpu": name[1] if name else platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in known],
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpus": available_cpus(),
+        "threads": threads,
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {package: installed(package) for package in PACKAGES},
+    }
+
+
+def installed(package: str) -> str | None:
+    """The installed version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def gemm_rates(repeats: int = 5) -> dict[str, float]:
+    """FLOP/s of a square matrix product at each precision; the median of some repeats."""
+    import torch
+
+    rates = {}
+    for name in PRECISIONS:
+        left, right = torch.randn(2, GEMM_SIZE, GEMM_SIZE).to(getattr(torch, name))
+        product = torch.mm(left, right)
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.mm(left, right, out=product)
+            seconds.append(time.perf_counter() - start)
+        rates[name] = 2 * GEMM_SIZE**3 / statistics.median(seconds)
+    return rates
+
+
+class OtherWork:
+    """How many CPUs others kept busy while this process worked, from its making on."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that others had on average; 0 where the system does not tell."""
+        seconds, busy, own = (
+            now - then for now, then in zip(self._now(), self._start, strict=True)
+        )
+        return max(0.0, (busy - own) / seconds)
+
+    def _now(self) -> tuple[float, float, float]:
+        """The clock, CPU seconds of the whole machine, and those of this process."""
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        own = time.process_time() + children.ru_utime + children.ru_stime
+        busy = 0.0
+        if STAT.exists():
+            user, nice, system, _, _, irq, soft, steal = STAT.read_text().split()[1:9]
+            ticks = sum(map(int, (user, nice, system, irq, soft, steal)))
+            busy = ticks / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, own
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held since the last reset, in bytes."""
+    # Not ru_maxrss where it can be had otherwise: that one outlives an exec, so a child starts
+    # with its parent's peak, and nothing resets it.
+    if STATUS.exists():
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory() -> None:
+    """Let the peak start anew, where the system can; freed memory is given back first."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            # Not allowed in some containers: the peak is then the one since the start.
+            return

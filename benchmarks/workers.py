@@ -1,0 +1,134 @@
+"""Scorers in processes of their own: they wait until they are asked, so one works at a time."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from machine import OtherWork, peak_memory, reset_peak_memory
+from scorers import SCORERS
+from texts import Request
+
+# Not fork: a child that starts as a copy has its parent's memory and its parent's threads.
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+class WorkerError(Exception):
+    """A process ended that should not have."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A scorer is ready."""
+
+    precision: str
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a scorer found, how long it took, and its peak memory since the last reset."""
+
+    values: list[float]
+    seconds: float
+    #: CPUs that others had meanwhile.
+    others: float
+    peak_memory: int
+
+
+class Worker:
+    """A scorer in its own process; it loads while others do, `loaded` waits for it.
+
+    Args:
+        who: A name in `SCORERS`.
+        folder: The model folder.
+        precision: `float32`, `bfloat16`, or None for the library's own default.
+        log: The file that takes what the process writes.
+    """
+
+    def __init__(self, who: str, folder: Path, precision: str | None, log: Path) -> None:
+        self.who = who
+        self.setting = precision or "default"
+        self.name = f"{self.who} {self.setting}"
+        self.log = log
+        self._pipe, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(
+            target=serve, args=(theirs, log, who, str(folder), precision)
+        )
+        self._process.start()
+        theirs.close()
+        self._loaded: Loaded | None = None
+
+    @property
+    def loaded(self) -> Loaded:
+        """How it loaded; waits until it has."""
+        if self._loaded is None:
+            self._loaded = self._receive()
+        return self._loaded
+
+    def score(self, requests: Sequence[Request]) -> Answer:
+        """Score all pairs of some requests; the values are logits."""
+        return self._ask(("score", requests))
+
+    def rank(self, query: str, documents: list[str]) -> Answer:
+        """Rank documents; the values are their places."""
+        return self._ask(("rank", query, documents))
+
+    def reset_peak_memory(self) -> None:
+        """Let the peak memory start anew."""
+        self._ask(("reset",))
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._pipe.close()
+        self._process.join(timeout=5)
+        self._process.terminate()
+        self._process.join()
+
+    def _ask(self, question: tuple[Any, ...]) -> Answer:
+        assert self.loaded
+        self._pipe.send(question)
+        answer: Answer = self._receive()
+        return answer
+
+    def _receive(self) -> Any:
+        try:
+            return self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise WorkerError(f"{self.name} failed, see {self.log}") from None
+
+
+def serve(pipe: Connection, log: Path, who: str, folder: str, precision: str | None) -> None:
+    """What a worker's process does until the pipe is closed."""
+    write_to(log)
+    scorer = SCORERS[who](folder, precision)
+    pipe.send(Loaded(scorer.precision, peak_memory()))
+    while True:
+        try:
+            question = pipe.recv()
+        except EOFError:
+            return
+        values: list[float] = []
+        others = OtherWork()
+        start = time.perf_counter()
+        if question[0] == "score":
+            values = scorer.score(question[1])
+        elif question[0] == "rank":
+            values = [float(place) for place in scorer.rank(question[1], question[2])]
+        seconds = time.perf_counter() - start
+        cpus = others.cpus
+        if question[0] == "reset":
+            reset_peak_memory()
+        pipe.send(Answer(values, seconds, cpus, peak_memory()))
+
+
+def write_to(log: Path) -> None:
+    """Send all that this process writes, libraries in C included, to a file."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
