@@ -1,5 +1,6 @@
 """Attention inside the pairs of a packed row, as transformers calls it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,14 +70,14 @@ def packed_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     # Under autocast a rotary embedding may have left float32.
     rows = [tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value)]
-    return attend(*rows, boundaries, scale=scale, window=sliding_window or 0)[None], None
+    return attend(boundaries, *rows, scale=scale, window=sliding_window or 0)[None], None
 
 
 def attend(
+    boundaries: Boundaries,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    boundaries: Boundaries,
     *,
     scale: float,
     window: int = 0,
@@ -90,8 +91,8 @@ def attend(
         window = 0
     if is_supported(query):
         offsets, longest = boundaries.offsets, boundaries.longest
-        out: Tensor = CpuAttention.apply(query, key, value, offsets, longest, window, scale)
-        return out
+        apply: Callable[..., Tensor] = CpuAttention.apply
+        return apply(query, key, value, offsets, longest, window, scale)
     if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
         return varlen(query, key, value, boundaries, window, scale)
     return pair_by_pair(query, key, value, boundaries, window, scale)

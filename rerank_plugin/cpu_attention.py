@@ -155,7 +155,7 @@ class CpuAttention(torch.autograd.Function):
         out[bounds[-1] :] = 0
         training = any(ctx.needs_input_grad[:3])
         lse = torch.empty(query.shape[1], query.shape[0]) if training else None
-        sizes = {"longest": longest, "window": window, "scale": scale}
+        sizes: dict[str, Any] = {"longest": longest, "window": window, "scale": scale}
         call(found[0], bounds, q=query, k=key, v=value, out=out, lse=lse, **sizes)
         if training:
             ctx.save_for_backward(query, key, value, out, lse, bounds)

@@ -73,10 +73,10 @@ class FusedBertLayer(nn.Module):
         """`[1, tokens, hidden]` to the same."""
         x = hidden_states[0]
         qkv = self.qkv(x).view(x.shape[0], 3, -1, self.head_size)
-        context = attend(*qkv.unbind(1), boundaries, scale=self.scale).reshape(x.shape[0], -1)
+        context = attend(boundaries, *qkv.unbind(1), scale=self.scale).reshape(x.shape[0], -1)
         x = self.attention_norm(self.attention_out.combine(context, x, "add"))
-        x = self.norm(self.down.combine(self.up(x, "gelu"), x, "add"))
-        return x[None]
+        out: Tensor = self.norm(self.down.combine(self.up(x, "gelu"), x, "add"))
+        return out[None]
 
 
 class FusedModernBertLayer(nn.Module):
@@ -113,7 +113,7 @@ class FusedModernBertLayer(nn.Module):
         qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], 3, -1, self.head_size)
         query, key = rotate(qkv[:, :2], *position_embeddings).unbind(1)
         scale = self.head_size**-0.5
-        context = attend(query, key, qkv[:, 2], boundaries, scale=scale, window=self.window)
+        context = attend(boundaries, query, key, qkv[:, 2], scale=scale, window=self.window)
         x = self.attention_out.combine(context.reshape(x.shape[0], -1), x, "add")
         y = self.norm(x)
         x = self.down.combine(self.gate.combine(y, self.up(y, "gelu"), "mul"), x, "add")

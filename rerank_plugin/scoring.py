@@ -117,7 +117,7 @@ class Scorer:
         token_budget: int | None = None,
         trained: nn.Module | None = None,
     ) -> None:
-        self.model = model if trained is None else trained
+        self.model: Any = model if trained is None else trained
         self.encoder = encoder
         self.with_types = takes_types(model, encoder)
         self.packs = prepare_packing(model)
@@ -142,7 +142,8 @@ class Scorer:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return torch.device(self.model.device)  # type: ignore[arg-type]
+        device: torch.device = self.model.device
+        return device
 
     def batches(self, pairs: Sequence[EncodedPair]) -> list[list[int]]:
         """The places of some pairs in batches that cost no more than the budget."""

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from rerank_plugin.finetune.lora import backbone_products
 from rerank_plugin.packing import equal_batches, pack, pair_costs, prepare_packing
 
 POSITIONS = 128
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
@@ -39,13 +40,21 @@ SIZES = {
     "vocab_size": 300,
     "num_labels": 1,
 }
-AFTER_PADDING = {
+DISTILLED: dict[str, Any] = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 64,
+    "vocab_size": 300,
+    "num_labels": 1,
+}
+AFTER_PADDING: dict[str, Any] = {
     "max_position_embeddings": POSITIONS + 2,
     "pad_token_id": 1,
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
-WINDOWED = {
+WINDOWED: dict[str, Any] = {
     "max_position_embeddings": POSITIONS,
     "local_attention": 16,
     "pad_token_id": 0,
@@ -59,15 +68,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "bert": BertConfig(**SIZES, max_position_embeddings=POSITIONS),
     "camembert": CamembertConfig(**SIZES, **AFTER_PADDING),
     "data2vec-text": Data2VecTextConfig(**SIZES, **AFTER_PADDING),
-    "distilbert": DistilBertConfig(
-        dim=32,
-        n_layers=2,
-        n_heads=2,
-        hidden_dim=64,
-        vocab_size=300,
-        num_labels=1,
-        max_position_embeddings=POSITIONS,
-    ),
+    "distilbert": DistilBertConfig(**DISTILLED, max_position_embeddings=POSITIONS),
     "electra": ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=POSITIONS),
     "ernie": ErnieConfig(**SIZES, max_position_embeddings=POSITIONS),
     "modernbert": ModernBertConfig(**SIZES, **WINDOWED, classifier_pooling="cls"),
@@ -81,9 +82,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 LENGTHS = [5, 4, 60, POSITIONS, 17, 33, 100, 5]
 
 
-def build(config: PreTrainedConfig) -> nn.Module:
+def build(config: PreTrainedConfig) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(deepcopy(config))
+    model: Any = AutoModelForSequenceClassification.from_config(deepcopy(config))
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "embedding" not in name:
             nn.init.normal_(parameter, std=0.15)
@@ -96,7 +97,7 @@ def make_pairs(lengths: list[int], seed: int = 0) -> list[EncodedPair]:
     return [EncodedPair(i, (np.arange(len(i)) > len(i) // 2).astype(np.int32)) for i in ids]
 
 
-def padded_logits(model: nn.Module, pairs: list[EncodedPair], *, types: bool) -> Tensor:
+def padded_logits(model: Any, pairs: list[EncodedPair], *, types: bool) -> Tensor:
     """The plain forward of transformers over one padded batch."""
     longest = max(len(pair) for pair in pairs)
 
@@ -115,7 +116,7 @@ def padded_logits(model: nn.Module, pairs: list[EncodedPair], *, types: bool) ->
 
 
 def packed_logits(
-    model: nn.Module, pairs: list[EncodedPair], *, types: bool, multiple: int = 1
+    model: Any, pairs: list[EncodedPair], *, types: bool, multiple: int = 1
 ) -> Tensor:
     first = first_position(model.config)
     inputs = pack(pairs, first_position=first, with_types=types, multiple=multiple)
@@ -123,7 +124,7 @@ def packed_logits(
     return logits
 
 
-def gradients(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+def gradients(model: Any, logits: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     torch.autograd.backward(torch.log_softmax(logits, 0)[0])
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -146,19 +147,19 @@ def test_every_family_that_packs_has_its_parity_test() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_packed_row_gives_the_padded_forwards_logits_and_gradients(name: str, lora: bool) -> None:
     model, plain = build(CONFIGS[name]), build(CONFIGS[name])
-    assert prepare_packing(model)  # type: ignore[arg-type]
-    assert prepare_packing(model), "preparing it twice changes nothing"  # type: ignore[arg-type]
+    assert prepare_packing(model)
+    assert prepare_packing(model), "preparing it twice changes nothing"
     if lora:
         from peft import LoraConfig, TaskType, get_peft_model
 
-        def adapted(base: nn.Module) -> nn.Module:
+        def adapted(base: Any) -> Any:
             torch.manual_seed(1)
             options = LoraConfig(
                 task_type=TaskType.SEQ_CLS,
-                target_modules=backbone_products(base),  # type: ignore[arg-type]
+                target_modules=backbone_products(base),
                 init_lora_weights=False,
             )
-            return get_peft_model(base, options).eval()  # type: ignore[arg-type]
+            return get_peft_model(base, options).eval()
 
         model, plain = adapted(model), adapted(plain)
     types = name in ("bert", "electra", "ernie", "albert")
@@ -182,9 +183,9 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        prepare_packing(model)  # type: ignore[arg-type]
+        prepare_packing(model)
         if checkpointing:
-            model.gradient_checkpointing_enable()  # type: ignore[operator]
+            model.gradient_checkpointing_enable()
         model.train()
         found.append(gradients(model, packed_logits(model, pairs, types=False)))
     assert_same_gradients(found[1], found[0])
@@ -194,7 +195,7 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
 @given(st.lists(st.integers(4, POSITIONS), min_size=1, max_size=8), st.integers(0, 99))
 def test_random_lengths_give_the_padded_logits(lengths: list[int], seed: int) -> None:
     model, plain = build(CONFIGS["modernbert"]), build(CONFIGS["modernbert"])
-    prepare_packing(model)  # type: ignore[arg-type]
+    prepare_packing(model)
     pairs = make_pairs(lengths, seed)
     with torch.inference_mode():
         torch.testing.assert_close(
@@ -224,7 +225,7 @@ def test_the_compiled_kernel_is_attention(size: int, window: int) -> None:
     torch.manual_seed(0)
     lengths = [1, 2, 11, 12, 13, 31, 32, 33, 100, 255, 256, 257, 300, 520]
     qkv = torch.randn(sum(lengths) + 7, 3, 3, size).bfloat16().requires_grad_()
-    out = attend(*qkv.unbind(1), Boundaries.of(lengths), scale=size**-0.5, window=window)
+    out = attend(Boundaries.of(lengths), *qkv.unbind(1), scale=size**-0.5, window=window)
     weight = torch.randn(out.shape).bfloat16()
     torch.autograd.backward((out * weight).float().sum())
     exact = qkv.detach().float().requires_grad_()
@@ -243,17 +244,17 @@ def test_the_compiled_kernel_is_attention(size: int, window: int) -> None:
 def test_a_pairs_attention_does_not_depend_on_its_neighbours_or_on_threads() -> None:
     torch.manual_seed(0)
     pair, other = (torch.randn(length, 3, 4, 32).bfloat16() for length in (77, 130))
-    alone = attend(*pair.unbind(1), Boundaries.of([77]), scale=0.2)
+    alone = attend(Boundaries.of([77]), *pair.unbind(1), scale=0.2)
     both = torch.cat([other, pair])
     torch.set_num_threads(2)
-    together = attend(*both.unbind(1), Boundaries.of([130, 77]), scale=0.2)
+    together = attend(Boundaries.of([130, 77]), *both.unbind(1), scale=0.2)
     assert torch.equal(together[130:], alone)
 
 
 def test_nan_is_not_hidden() -> None:
     qkv = torch.randn(40, 3, 2, 32).bfloat16()
     qkv[3, 0] = torch.nan
-    out = attend(*qkv.unbind(1), Boundaries.of([20, 20]), scale=0.2)
+    out = attend(Boundaries.of([20, 20]), *qkv.unbind(1), scale=0.2)
     assert out[3].isnan().all()
     assert out[20:].isfinite().all()
 
@@ -266,7 +267,7 @@ def test_cuda_gives_the_cpus_logits(name: str, dtype: torch.dtype) -> None:
     pairs = make_pairs(LENGTHS)
     expected = padded_logits(plain, pairs, types=False)
     model = build(CONFIGS[name])
-    prepare_packing(model)  # type: ignore[arg-type]
+    prepare_packing(model)
     model.to("cuda", dtype)
     inputs = pack(pairs, first_position=first_position(model.config), with_types=False)
     inputs = {name: value.to(torch.device("cuda")) for name, value in inputs.items()}

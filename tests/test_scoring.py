@@ -156,19 +156,15 @@ def test_a_long_document_is_as_good_as_its_best_window(tiny_model: Path) -> None
 def test_a_family_without_packing_is_padded(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
-    from .conftest import train_tokenizer
+    from .conftest import SIZES, train_tokenizer
 
     tokenizer = train_tokenizer("bert")
+    sizes: dict[str, Any] = {**SIZES, "vocab_size": len(tokenizer), "num_labels": 1}
     config = DebertaV2Config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        vocab_size=len(tokenizer),
+        **sizes,
         relative_attention=True,
         pos_att_type=["p2c", "c2p"],
         max_position_embeddings=128,
-        num_labels=1,
     )
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
