@@ -32,10 +32,12 @@ $(VENV)/bin/python:
 		{ echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 …'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+BUILT_FROM := pyproject.toml constraints.txt rerank_plugin/packed_attention.c
+
+$(VENV)/.demo: $(VENV)/bin/python $(BUILT_FROM)
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/bin/python $(BUILT_FROM)
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
