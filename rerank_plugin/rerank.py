@@ -4,7 +4,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -87,18 +87,19 @@ def main(options: RerankOptions) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     requests = read_requests(options.data_path)
-    # The bar's first estimates are of the first batches.
-    with tqdm(total=total, desc="ranking", unit="pair", dynamic_ncols=True) as bar:
-        if unfinished is None:
-            write_results(sys.stdout, rank(reranker, requests, options.top_n, bar.update))
-            return 0
-        done = list(map(len, (r.documents for r in islice(requests, unfinished.lines))))
-        bar.update(sum(done))
-        bar.unpause()
-        with unfinished.writing() as file:
-            write_results(file, rank(reranker, requests, options.top_n, bar.update))
-    unfinished.finish()
+    ranked = islice(requests, unfinished.lines if unfinished else 0)
+    done = sum(len(request.documents) for request in ranked)
+    writing = unfinished.writing() if unfinished else nullcontext(sys.stdout)
+    with writing as file, progress_bar(total, done) as bar:
+        write_results(file, rank(reranker, requests, options.top_n, bar.update))
+    if unfinished:
+        unfinished.finish()
     return 0
+
+
+def progress_bar(total: int, done: int) -> "tqdm[Any]":
+    """A bar on stderr that counts pairs, with pairs/s and the time left."""
+    return tqdm(total=total, initial=done, desc="ranking", unit="pair", dynamic_ncols=True)
 
 
 def write_results(file: IO[str], results: Iterable[list[dict[str, object]]]) -> None:
