@@ -60,7 +60,7 @@ class GroupCollator:
         pairs = [(sample.query, text) for sample in samples for text in sample.documents]
         encoded = iter(self.scorer.encoder.encode(pairs))
         groups = [[next(encoded) for _ in sample.documents] for sample in samples]
-        costs = [self.scorer.cost(group) for group in groups]
+        costs = [sum(self.scorer.costs(group)) for group in groups]
         parts = equal_batches(costs, self.scorer.token_budget)
         return {
             "parts": [self.part([(samples[i], groups[i]) for i in sorted(part)]) for part in parts],

@@ -1,7 +1,8 @@
 """Packed batches: one row of real tokens, pairs one behind the other, nothing padded."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -102,35 +103,36 @@ def prepare_packing(model: PreTrainedModel) -> bool:
     if config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
         module = model.base_model.get_submodule(last)
-        mean = getattr(config, "classifier_pooling", "cls") == "mean"
-        module.register_forward_hook(keep_means if mean else keep_first_tokens, with_kwargs=True)
+        pool = means if getattr(config, "classifier_pooling", "cls") == "mean" else first_tokens
+        module.register_forward_hook(partial(keep_one_token, pool=pool), with_kwargs=True)
     return True
 
 
-def keep_first_tokens(
-    _module: nn.Module, _arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+def keep_one_token(
+    _module: nn.Module,
+    _arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    output: Any,
+    *,
+    pool: Callable[[Tensor, Boundaries], Tensor],
 ) -> Any:
-    """Keep the first token of every pair of a packed row."""
+    """A forward hook that keeps of a packed row what `pool` makes of each pair's tokens."""
     boundaries = keywords.get("boundaries")
     if boundaries is not None:
-        hidden = output.last_hidden_state
-        firsts = boundaries.on_device[:-1].long()
-        output.last_hidden_state = hidden[0].index_select(0, firsts)[:, None]
+        output.last_hidden_state = pool(output.last_hidden_state[0], boundaries)[:, None]
     return output
 
 
-def keep_means(
-    _module: nn.Module, _arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
-) -> Any:
-    """Keep the mean of every pair's tokens, summed in float32."""
-    boundaries = keywords.get("boundaries")
-    if boundaries is not None:
-        hidden = output.last_hidden_state[0, : boundaries.tokens].float()
-        offsets = boundaries.on_device.long()
-        lengths = offsets.diff()
-        pairs = torch.arange(len(lengths), device=hidden.device)
-        owner = pairs.repeat_interleave(lengths, output_size=hidden.shape[0])
-        sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, owner, hidden)
-        means = sums / lengths[:, None]
-        output.last_hidden_state = means.to(output.last_hidden_state.dtype)[:, None]
-    return output
+def first_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
+    """The first token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
+    return hidden.index_select(0, boundaries.on_device[:-1].long())
+
+
+def means(hidden: Tensor, boundaries: Boundaries) -> Tensor:
+    """The mean of every pair, summed in float32, `[tokens, hidden]` to `[pairs, hidden]`."""
+    tokens = hidden[: boundaries.tokens].float()
+    lengths = boundaries.on_device.long().diff()
+    pairs = torch.arange(len(lengths), device=tokens.device)
+    owner = pairs.repeat_interleave(lengths, output_size=tokens.shape[0])
+    sums = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, owner, tokens)
+    return (sums / lengths[:, None]).to(hidden.dtype)

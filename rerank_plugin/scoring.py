@@ -147,14 +147,14 @@ class Scorer:
 
     def batches(self, pairs: Sequence[EncodedPair]) -> list[list[int]]:
         """The places of some pairs in batches that cost no more than the budget."""
-        lengths = [len(pair) for pair in pairs]
         if not self.packs:
-            return list(batches_by_length(lengths, self.token_budget))
-        return equal_batches(pair_costs(lengths, self.hidden_size).tolist(), self.token_budget)
+            return list(batches_by_length([len(pair) for pair in pairs], self.token_budget))
+        return equal_batches(self.costs(pairs), self.token_budget)
 
-    def cost(self, pairs: Sequence[EncodedPair]) -> float:
-        """What some pairs cost together, in the tokens that a budget counts."""
-        return float(pair_costs([len(pair) for pair in pairs], self.hidden_size).sum())
+    def costs(self, pairs: Sequence[EncodedPair]) -> list[float]:
+        """What each pair costs, in the tokens that a budget counts."""
+        costs = pair_costs([len(pair) for pair in pairs], self.hidden_size)
+        return [float(cost) for cost in costs]
 
     def inputs(self, pairs: Sequence[EncodedPair]) -> Inputs:
         """The model's inputs for one batch, on the CPU."""
