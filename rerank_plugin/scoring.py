@@ -50,6 +50,12 @@ class EncodedPairs:
     #: For every pair its place in `starts`, `[pairs]`.
     places: npt.NDArray[np.intp]
 
+    def pairs_done(self) -> npt.NDArray[np.intp]:
+        """How many pairs each of `distinct` stands for: a document's first window for all."""
+        done = np.zeros(len(self.distinct), np.intp)
+        done[self.starts] = np.bincount(self.places, minlength=len(self.starts))
+        return done
+
 
 def pad(pairs: Sequence[EncodedPair], pad_id: int, *, with_types: bool) -> Inputs:
     """A padded batch as models take it: int64 tensors `[pairs, longest]`, padded on the right."""
@@ -188,7 +194,7 @@ class Scorer:
         """
         done = 0
         for encoded in ahead(self._encoded(iter(pairs))):
-            windows = self._distinct(encoded.distinct, progress)
+            windows = self._distinct(encoded, progress)
             # A document is as good as the best of its windows.
             logits = np.maximum.reduceat(windows, encoded.starts)[encoded.places]
             bad = np.flatnonzero(~np.isfinite(logits))
@@ -215,21 +221,22 @@ class Scorer:
             distinct = [pair for document in windows for pair in document]
             yield EncodedPairs(distinct, starts, rank[places])
 
-    def _distinct(self, pairs: list[EncodedPair], progress: Callable[[int], Any] | None) -> Logits:
-        logits = np.empty(len(pairs), np.float32)
+    def _distinct(self, encoded: EncodedPairs, progress: Callable[[int], Any] | None) -> Logits:
+        logits = np.empty(len(encoded.distinct), np.float32)
         training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                self._fill(logits, pairs, progress)
+                self._fill(logits, encoded, progress)
         finally:
             self.model.train(training)
         return logits
 
     def _fill(
-        self, logits: Logits, pairs: list[EncodedPair], progress: Callable[[int], Any] | None
+        self, logits: Logits, encoded: EncodedPairs, progress: Callable[[int], Any] | None
     ) -> None:
         """Score batch by batch; what does not fit the memory is cut anew, by half the budget."""
+        pairs, done = encoded.distinct, encoded.pairs_done()
         left = deque(self.batches(pairs))
         while left:
             places = left.popleft()
@@ -245,7 +252,7 @@ class Scorer:
                 left = deque([rest[i] for i in batch] for batch in cut)
                 continue
             if progress:
-                progress(len(places))
+                progress(int(done[places].sum()))
 
     def _halve_budget(self) -> None:
         self._token_budget = self.token_budget // 2

@@ -16,6 +16,7 @@ from rerank_plugin import Reranker
 from rerank_plugin import scoring as scoring_module
 from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import OptionError
+from rerank_plugin.scoring import EncodedPairs
 
 from .conftest import build_model, sample_texts
 
@@ -146,11 +147,23 @@ def test_a_long_document_is_as_good_as_its_best_window(tiny_model: Path) -> None
     long = " ".join(TEXTS[:3])
     pairs = [("dogs", "cat"), ("dogs", long), ("dogs", "ferry"), ("dogs", long)]
     parts = windows._scorer.encoder.windows([("dogs", long)])[0]
-    best = max(windows._scorer._distinct([part], None)[0] for part in parts)
+    alone = np.zeros(1, np.intp)
+    best = max(
+        windows._scorer._distinct(EncodedPairs([part], alone, alone), None)[0] for part in parts
+    )
     found = windows.score(pairs)
     np.testing.assert_allclose(found[[1, 3]], best, atol=1e-5)
     np.testing.assert_allclose(found[[0, 2]], cut.score(pairs)[[0, 2]], atol=1e-5)
     assert found[1] >= cut.score(pairs)[1] - 1e-5
+
+
+@pytest.mark.parametrize("long_documents", ["cut", "windows"])
+def test_progress_counts_pairs(tiny_model: Path, long_documents: str) -> None:
+    reranker = Reranker(tiny_model, max_length=32, long_documents=long_documents)
+    pairs = [*PAIRS, *PAIRS[:5], ("dogs", " ".join(TEXTS[:3]))]
+    counted: list[int] = []
+    reranker.logits(pairs, counted.append)
+    assert sum(counted) == len(pairs)
 
 
 def test_a_family_without_packing_is_padded(tmp_path: Path) -> None:
