@@ -99,6 +99,11 @@ class FinetuneConfig:
     dtype: str = option(
         "auto", help="precision of the products: auto, float32, bfloat16 or float16"
     )
+    token_budget: int | None = option(
+        None,
+        help="tokens of a forward and backward pass: fewer need less memory, the step stays the "
+        "same; default by the device",
+    )
     seed: int = option(42, help="fixes the held-out queries, the fresh head and every draw")
     trust_remote_code: bool = option(False, help="run code that comes with the model")
     #: Options of transformers.TrainingArguments, by their names there.
@@ -117,7 +122,7 @@ class FinetuneConfig:
             self._check(name, getattr(self, name) > 0, "must be more than 0")
         self._check("total_epoch", isfinite(self.total_epoch), "must be a finite number")
         self._check("seed", 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
-        for name in ("max_len", "lr", "lora_alpha", "eval_queries", "patience"):
+        for name in ("max_len", "lr", "lora_alpha", "eval_queries", "patience", "token_budget"):
             value = getattr(self, name)
             self._check(name, value is None or value > 0, "must be more than 0")
         self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")

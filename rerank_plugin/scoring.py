@@ -127,16 +127,14 @@ class Scorer:
         self.encoder = encoder
         self.with_types = takes_types(model, encoder)
         self.packs = prepare_packing(model)
-        #: Packed rows are filled up to a multiple of so many tokens.
-        self.row_multiple = 1
         self.hidden_size = int(getattr(model.config, "hidden_size", 768))
         self.first_position = first_position(model.config)
         self._token_budget = token_budget
 
     def fuse(self) -> None:
         """Make scoring on a CPU faster, where it can be; the model cannot be trained any more."""
-        if self.device.type == "cpu" and self.packs and fuse_layers(self.model):
-            self.row_multiple = ROW_MULTIPLE
+        if self.device.type == "cpu" and self.packs:
+            fuse_layers(self.model)
 
     @property
     def token_budget(self) -> int:
@@ -170,7 +168,7 @@ class Scorer:
             pairs,
             first_position=self.first_position,
             with_types=self.with_types,
-            multiple=self.row_multiple,
+            multiple=ROW_MULTIPLE if self.device.type == "cpu" else 1,
         )
 
     def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
