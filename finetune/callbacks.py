@@ -1,7 +1,6 @@
-"""What happens beside the training loop: history, progress, the best model, plateau warm-up."""
+"""What happens beside the training loop: history, progress, plateau warm-up, the last step."""
 
 import json
-import shutil
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rerank_plugin.loading import quiet_transformers
+from rerank_plugin.jsonl import write_text
 
-from .evaluation import Evaluation
 from .stopwatch import Stopwatch
-from .trainer import RerankTrainer
 
 #: Keys of Trainer's log entries that say nothing about the run.
 NOISE = ("total_flos", "train_loss", "runtime", "per_second", "queries")
@@ -25,6 +22,21 @@ class History(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: list[dict[str, float]] = []
+
+    def as_record(self) -> int:
+        """What a resumed run must know: how many entries there are."""
+        return len(self.entries)
+
+    def restore(self, count: int) -> None:
+        """Go on behind the first entries of an interrupted run."""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        lines = text.splitlines()[:count]
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
+        records = [json.loads(line) for line in lines]
+        self.entries = [
+            {name: float("nan") if value is None else value for name, value in record.items()}
+            for record in records
+        ]
 
     def add(self, entry: dict[str, float]) -> None:
         """Append one object; what is no finite number becomes null, as JSON has none."""
@@ -100,71 +112,20 @@ class ProgressLine(TrainerCallback):
             self.bar.close()
 
 
-class KeepBest(TrainerCallback):
-    """Saves the model whenever nDCG@10 is higher than ever before, step 0 included.
-
-    Args:
-        folder: Where the best model stands; it changes by renames, so it is always a whole one.
-        trainer: Whose model is saved, after each of its evaluations.
-    """
-
-    def __init__(self, folder: Path, trainer: RerankTrainer) -> None:
-        self.folder = folder
-        self.trainer = trainer
-        #: The step of the model that is kept; none before the first evaluation.
-        self.step: int | None = None
-        self._before: Evaluation | None = None
-        self._kept: Evaluation | None = None
-
-    @property
-    def before(self) -> Evaluation:
-        """The evaluation before the first step."""
-        assert self._before is not None, "no evaluation yet"
-        return self._before
-
-    @property
-    def kept(self) -> Evaluation:
-        """The evaluation of the model that is kept."""
-        assert self._kept is not None, "no evaluation yet"
-        return self._kept
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """The last step is always evaluated, whatever the interval."""
-        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
-            control.should_evaluate = True
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Keep the model if it is the best so far."""
-        latest = self.trainer.latest
-        if self._before is None:
-            self._before = latest
-        elif latest.means["ndcg@10"] <= self.kept.means["ndcg@10"]:
-            return
-        self.keep(state)
-
-    def keep(self, state: TrainerState) -> None:
-        """Keep the model as it is now, whatever the one before."""
-        staged, replaced = (self.folder.with_suffix(suffix) for suffix in (".new", ".old"))
-        with quiet_transformers():
-            self.trainer.save_model(str(staged), _internal_call=True)
-        if state.is_world_process_zero:
-            if self.folder.exists():
-                self.folder.rename(replaced)
-            staged.rename(self.folder)
-            shutil.rmtree(replaced, ignore_errors=True)
-        self.step, self._kept = state.global_step, self.trainer.latest
-
-
 class PlateauWarmup(TrainerCallback):
     """Raises the learning rate over the first steps of a plateau schedule, which knows none."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.rates: list[float] = []
+
+    def as_record(self) -> list[float]:
+        """What a resumed run must know."""
+        return self.rates
+
+    def restore(self, rates: list[float]) -> None:
+        """Go on from what `as_record` gave."""
+        self.rates = rates
 
     def on_step_begin(
         self,
@@ -182,8 +143,8 @@ class PlateauWarmup(TrainerCallback):
                 group["lr"] = rate * (state.global_step + 1) / self.steps
 
 
-class StopClock(TrainerCallback):
-    """Stops the training clock at the last step, before anything is finished or saved."""
+class LastStep(TrainerCallback):
+    """Stops the training clock at the last step, and has its model evaluated."""
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self.stopwatch = stopwatch
@@ -191,6 +152,7 @@ class StopClock(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The last step is done."""
+        """The last step is always evaluated, whatever the interval."""
         if state.global_step >= state.max_steps:
             self.stopwatch.stop()
+            control.should_evaluate |= args.eval_strategy == "steps"

@@ -8,6 +8,8 @@ from typing import Any
 from rerank_plugin.errors import OptionError
 from rerank_plugin.options import check_choices, option
 
+from .processes import world_size
+
 #: Our spellings of what transformers.TrainingArguments has under another name.
 TWINS = {
     "finetune_model_dir": "output_dir",
@@ -25,7 +27,9 @@ RESERVED = {
     "metric_for_best_model": "the best model is the one with the best ndcg@10",
     "greater_is_better": "the best model is the one with the best ndcg@10",
     "remove_unused_columns": "the columns of the groups are all used",
-    "resume_from_checkpoint": "a run starts from --model_name_or_path",
+    "resume_from_checkpoint": "the same command again goes on by itself",
+    "save_total_limit": "a run keeps its best model and its newest checkpoint",
+    "save_only_model": "a checkpoint without the rest cannot be resumed",
     "use_cpu": "use --device cpu",
     "data_seed": "use --seed",
     "disable_tqdm": "a run has a progress line of its own",
@@ -34,6 +38,18 @@ RESERVED = {
     "per_device_eval_batch_size": "evaluation fills its batches by tokens",
     "train_sampling_strategy": "the order of groups depends on --seed and the epoch",
 }
+
+
+PATHS = (
+    "model_name_or_path",
+    "finetune_model_dir",
+    "data_path",
+    "eval_data_path",
+    "test_data_path",
+)
+
+#: Options that say nothing of what a run computes: a resumed one may have others.
+FREE = ("overwrite", "fail_if_not_better")
 
 
 @dataclass(kw_only=True)
@@ -51,6 +67,11 @@ class FinetuneConfig:
     finetune_model_dir: str = option(help="where the trained folder will stand")
     eval_data_path: str | list[str] | None = option(
         None, help="groups to evaluate on; default: queries held out of the training groups"
+    )
+    test_data_path: str | list[str] | None = option(
+        None,
+        help="groups that report what the chosen model is worth; default: half of the evaluation "
+        "queries, so that the other half chooses the model",
     )
     eval_queries: int | None = option(
         None,
@@ -73,10 +94,11 @@ class FinetuneConfig:
     )
     batch_size: int = option(8, help="groups a step and device")
     total_epoch: float = option(1.0, help="passes over the training groups")
-    lr: float | None = option(
+    lr: float | str | None = option(
         None,
         help="learning rate; default by what is loaded: a fresh head needs a larger one than a "
-        "trained reranker, a small model than a large one, LoRA than full fine-tuning",
+        "trained reranker, a small model than a large one, LoRA than full fine-tuning; auto "
+        "measures some, for a few steps each",
     )
     dropout: float = option(0.0, help="dropout of hidden states; attention weights have none")
     factor: float | None = option(
@@ -86,6 +108,9 @@ class FinetuneConfig:
     )
     patience: int | None = option(
         None, help="evaluations without a lower loss before --factor; 8 where only that is given"
+    )
+    early_stopping: int | None = option(
+        None, help="end the run after so many evaluations without a better model"
     )
     lora: bool = option(False, help="train a LoRA adapter and the head instead of all weights")
     lora_rank: int = option(16, help="rank of the adapter")
@@ -110,7 +135,7 @@ class FinetuneConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("model_name_or_path", "finetune_model_dir", "data_path", "eval_data_path"):
+        for name in PATHS:
             setattr(self, name, without_paths(getattr(self, name)))
         check_choices(self)
         if self.train_group_size < 2:
@@ -122,9 +147,18 @@ class FinetuneConfig:
             self._check(name, getattr(self, name) > 0, "must be more than 0")
         self._check("total_epoch", isfinite(self.total_epoch), "must be a finite number")
         self._check("seed", 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
-        for name in ("max_len", "lr", "lora_alpha", "eval_queries", "patience", "token_budget"):
+        for name in (
+            "max_len",
+            "lr",
+            "lora_alpha",
+            "eval_queries",
+            "patience",
+            "token_budget",
+            "early_stopping",
+        ):
             value = getattr(self, name)
-            self._check(name, value is None or value > 0, "must be more than 0")
+            holds = value is None or isinstance(value, str) or value > 0
+            self._check(name, holds, "must be more than 0")
         self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")
         for name in ("dropout", "lora_dropout"):
             self._check(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
@@ -163,8 +197,9 @@ class FinetuneConfig:
 
     @property
     def step_groups(self) -> int:
-        """Groups of an optimizer step."""
-        return self.batch_size * int(self.trainer.get("gradient_accumulation_steps", 1))
+        """Groups of an optimizer step, over all processes."""
+        accumulation = int(self.trainer.get("gradient_accumulation_steps", 1))
+        return self.batch_size * accumulation * world_size()
 
     def as_record(self) -> dict[str, Any]:
         """The options as plain values, for `rerank.json`."""

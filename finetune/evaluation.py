@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from rerank_plugin.encoding import Pair
@@ -38,6 +39,17 @@ class Evaluation:
     def means(self) -> dict[str, float]:
         """The means over queries, and how many `queries` there were."""
         return mean_metrics(self.values)
+
+    def as_record(self) -> dict[str, Any]:
+        """The same as JSON."""
+        values = {name: column.tolist() for name, column in self.values.items()}
+        return {"values": values, "loss": self.loss}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Evaluation":
+        """What `as_record` gave."""
+        values = {name: np.array(column) for name, column in record["values"].items()}
+        return cls(values, record["loss"])
 
 
 def evaluate_groups(

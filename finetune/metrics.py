@@ -61,15 +61,29 @@ def paired_difference(
     The intervals are the percentiles of means over queries drawn with replacement (Efron 1979).
     """
     delta = np.stack([after[name] - before[name] for name in after])
-    queries = delta.shape[1]
-    draws = np.random.default_rng(0)
-    means = np.stack(
-        [delta[:, draws.integers(queries, size=queries)].mean(1) for _ in range(samples)]
-    )
-    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    low, high = np.percentile(bootstrap_means(delta, samples), (2.5, 97.5), axis=0)
     difference = dict(zip(after, delta.mean(1).tolist(), strict=True))
     interval = {name: [float(low[i]), float(high[i])] for i, name in enumerate(after)}
-    return {**difference, "queries": queries, "interval_95": interval}
+    return {**difference, "queries": delta.shape[1], "interval_95": interval}
+
+
+def improvement_probability(before: Values, after: Values, *, samples: int = 2_000) -> float:
+    """The share of bootstrap samples of queries over which `after` has the higher mean.
+
+    Queries are paired; values are those of one metric, `[queries]`.
+    """
+    means = bootstrap_means((after - before)[None], samples)
+    # Sums of the same numbers in another order may differ from 0 in their last bits.
+    return float((means > 1e-9).mean())
+
+
+def bootstrap_means(values: Values, samples: int) -> Values:
+    """Means over queries drawn with replacement, `[rows, queries]` to `[samples, rows]`."""
+    queries = values.shape[1]
+    draws = np.random.default_rng(0)
+    return np.stack(
+        [values[:, draws.integers(queries, size=queries)].mean(1) for _ in range(samples)]
+    )
 
 
 def comparison(before: Mapping[str, Values], after: Mapping[str, Values]) -> dict[str, Any]:

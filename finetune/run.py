@@ -1,7 +1,7 @@
 """A training run from the first line of data to the trained folder."""
 
+import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,34 +9,49 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from transformers import PrinterCallback
+from accelerate import PartialState
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from rerank_plugin.device import resolve_device
+from rerank_plugin.device import resolve_device, resolve_dtype
 from rerank_plugin.encoding import PairEncoder
-from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import SkippedLines
 from rerank_plugin.loading import (
     DEFAULT_MAX_LENGTH,
     LoadedModel,
     load_model,
+    quiet_transformers,
     resolve_max_length,
 )
 from rerank_plugin.scoring import Scorer, ScoringError
 from rerank_plugin.settings import RerankSettings
 
-from .callbacks import History, KeepBest, PlateauWarmup, ProgressLine, StopClock
-from .config import FinetuneConfig
+from .callbacks import History, LastStep, PlateauWarmup, ProgressLine
+from .checkpoint import saving
+from .config import FREE, FinetuneConfig
 from .dataset import GroupDataset
 from .dropout import set_dropout
-from .groups import query_key
+from .evaluation import Evaluation
+from .groups import query_hash, query_key
+from .guard import CollapseGuard, TrainingStoppedError
 from .heap import kept_memory
+from .interrupt import Interruption
+from .keep_best import KeepBest
 from .learning_rate import default_learning_rate
 from .losses import SoftmaxCrossEntropy
 from .metrics import comparison
 from .plots import plot_curves
+from .processes import first_process_first, gathered, rank, wait, world_size
 from .run_folder import RunFolder
-from .split import FEW_QUERIES, split_by_query
+from .split import FEW_QUERIES, halves, split_by_query
 from .stopwatch import Stopwatch
+from .sweep import Sweep
 from .trained_folder import merge_adapter, prepare_config, prepare_tokenizer, write_records
 from .trainer import RerankTrainer
 from .training_arguments import plateau_warmup_steps, training_arguments
@@ -66,10 +81,13 @@ class FinetuneResult:
 
 @dataclass(frozen=True)
 class Data:
-    """The groups of a run, on their two sides."""
+    """The groups of a run, on their three sides."""
 
     train: GroupDataset
-    held_out: GroupDataset
+    #: They choose the model that is kept.
+    choosing: GroupDataset
+    #: They report what it is worth.
+    reporting: GroupDataset
     fingerprint: str
     skipped: int
 
@@ -77,25 +95,38 @@ class Data:
 def finetune(config: FinetuneConfig) -> FinetuneResult:
     """Fine-tune a reranker; it is evaluated before the first step, during training and after.
 
-    The folder holds the model with the best nDCG@10 on the held-out queries; if no step beats the
-    model that the run started from, it holds that one, and `improved` is false.
+    The folder holds the model with the best nDCG@10 on queries that choose; if none beats the model
+    that the run started from beyond chance, it holds that one, and `improved` is false. What it is
+    worth is reported on other queries. A run that was interrupted goes on when it is started again
+    with the same options, and ends with the same weights.
 
     Raises:
         InputError: an option, a file or the model cannot be used; nothing is left behind.
+        SavingError: the disk is full; the same call goes on from the last checkpoint.
+        KeyboardInterrupt: the run was stopped; so does it then.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("training runs in one process: start it without torchrun or accelerate")
     device = resolve_device(config.device)
-    run = RunFolder(Path(config.finetune_model_dir).expanduser(), overwrite=config.overwrite)
+    if world_size() > 1:
+        PartialState(cpu=device.type == "cpu")
+    if rank() > 0:
+        # What is to be said, the first process says.
+        logging.getLogger("rerank_plugin").setLevel(logging.ERROR)
+    folder = RunFolder(
+        Path(config.finetune_model_dir).expanduser(), resumable(config), overwrite=config.overwrite
+    )
     try:
-        return Run(config, run, device).result()
-    except BaseException as error:
-        # Nothing is thrown away that took time to make.
-        if not run.model.exists():
-            run.discard()
-        elif isinstance(error, KeyboardInterrupt):
-            logger.warning("interrupted: the best model so far lies in %s", run.model)
+        return Run(config, folder, device).result()
+    except BaseException:
+        folder.leave()
         raise
+
+
+def resumable(config: FinetuneConfig) -> dict[str, Any]:
+    """The options that a resumed run must share with the one that it goes on with."""
+    record = {name: value for name, value in config.as_record().items() if name not in FREE}
+    # As they come back from JSON.
+    values: dict[str, Any] = json.loads(json.dumps({**record, "processes": world_size()}))
+    return values
 
 
 class Run:
@@ -110,8 +141,9 @@ class Run:
     def __init__(self, config: FinetuneConfig, folder: RunFolder, device: torch.device) -> None:
         self.config = config
         self.folder = folder
-        self.stopwatch = Stopwatch()
-        self.data = load_data(config, folder)
+        stopwatch = Stopwatch()
+        with first_process_first():
+            self.data = load_data(config, folder)
         # Before the model: a fresh head is drawn from this seed.
         transformers.set_seed(config.seed)
         loaded = load_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
@@ -125,55 +157,70 @@ class Run:
         encoder = PairEncoder(loaded.tokenizer, max_length=self.max_length, option="max_len")
         prepare_config(loaded.model.config, RerankSettings().normalize)
         prepare_tokenizer(loaded.tokenizer, self.max_length)
+        set_dropout(loaded.model, config.dropout)
+        model = with_adapter(config, loaded) if config.lora else loaded.model
+        scorer = Scorer(
+            loaded.model,
+            encoder,
+            token_budget=config.token_budget or TOKEN_BUDGET[device.type],
+            trained=model,
+        )
+        loss = SoftmaxCrossEntropy()
+        rate = folder.state.get("lr")
+        if rate is None:
+            rate = learning_rate(config, loaded)
+            if config.lr == "auto":
+                torch.nn.Module.to(model, device)
+                sweep = Sweep(
+                    scorer,
+                    loss=loss,
+                    groups=self.data.train,
+                    group_size=config.train_group_size,
+                    step_groups=config.step_groups,
+                    seed=config.seed,
+                    dtype=resolve_dtype(config.dtype, device),
+                )
+                with kept_memory():
+                    rate = gathered(sweep.best(rate))[0]
+            folder.keep(lr=rate)
         arguments = training_arguments(
             config,
             folder=str(folder.work),
             device=device,
-            lr=learning_rate(config, loaded),
+            lr=rate,
             groups=len(self.data.train),
+            resumed=folder.checkpoint is not None,
         )
-        set_dropout(loaded.model, config.dropout)
-        model = with_adapter(config, loaded) if config.lora else loaded.model
         self.trainer = RerankTrainer(
             model=model,
             args=arguments,
-            scorer=Scorer(
-                loaded.model,
-                encoder,
-                token_budget=config.token_budget or TOKEN_BUDGET[device.type],
-                trained=model,
-            ),
-            loss=SoftmaxCrossEntropy(),
+            scorer=scorer,
+            loss=loss,
             train_groups=self.data.train,
-            eval_groups=self.data.held_out,
+            eval_groups=self.data.choosing,
             group_size=config.train_group_size,
-            stopwatch=self.stopwatch,
+            stopwatch=stopwatch,
+            guard=CollapseGuard(),
         )
         self.history = History(folder.history)
-        self.best = KeepBest(folder.model, self.trainer)
+        self.best = KeepBest(folder.model, self.trainer, patience=config.early_stopping)
+        self.interruption = Interruption()
+        self.progress = ProgressLine()
 
     def result(self) -> FinetuneResult:
         """Train, then put the trained folder in its place."""
-        self.train()
-        metrics = comparison(self.best.before.values, self.best.kept.values)
-        config, model = self.config, self.folder.model
-        if config.merge:
-            merge_adapter(model, trust_remote_code=config.trust_remote_code)
-        plot_curves(self.history.entries, model / "training_curves.png")
-        settings = RerankSettings(
-            max_length=self.max_length,
-            base_model=config.model_name_or_path,
-            data={
-                "fingerprint": self.data.fingerprint,
-                "train_groups": len(self.data.train),
-                "held_out_groups": len(self.data.held_out),
-                "skipped_lines": self.data.skipped,
-            },
-            options=config.as_record(),
-            metrics={**metrics, "best_step": self.best.step},
-        )
-        write_records(model, settings, labels=self.labels)
-        self.folder.publish()
+        before = self.train()
+        after = self.worth_of_the_kept(before)
+        metrics = {
+            **comparison(before.values, after.values),
+            "improved": self.best.improved,
+            "best_step": self.best.step,
+            "choosing": comparison(self.best.before.values, self.best.kept.values),
+        }
+        self.say_what_it_is_worth(metrics)
+        if rank() == 0:
+            self.publish(metrics)
+        wait()
         return FinetuneResult(
             before=metrics["before"],
             after=metrics["after"],
@@ -183,40 +230,125 @@ class Run:
             history=self.history.entries,
         )
 
-    def train(self) -> None:
-        """Run the trainer's loop, and write the times down."""
-        trainer, config = self.trainer, self.config
+    def train(self) -> Evaluation:
+        """Run the trainer's loop; returns what the reporting queries say of the first model."""
+        trainer, config, stopwatch = self.trainer, self.config, self.trainer.stopwatch
         trainer.remove_callback(PrinterCallback)
-        progress = ProgressLine()
-        for callback in (self.history, self.best, progress, StopClock(self.stopwatch)):
-            trainer.add_callback(callback)
+        report = BeforeTraining(self.folder, trainer, self.data.reporting)
+        carried: list[Any] = [self.history, self.best, trainer.guard]
         if config.reduces_on_plateau:
-            trainer.add_callback(PlateauWarmup(plateau_warmup_steps(config, len(self.data.train))))
+            carried.append(PlateauWarmup(plateau_warmup_steps(config, len(self.data.train))))
+        trainer.carried |= {type(item).__name__: item for item in carried}
+        for callback in (
+            report,
+            *carried,
+            self.progress,
+            LastStep(stopwatch),
+            self.interruption,
+        ):
+            trainer.add_callback(callback)
+        checkpoint = str(self.folder.checkpoint) if self.folder.checkpoint else None
+        if checkpoint:
+            logger.info("going on from %s", checkpoint)
         try:
-            with kept_memory():
-                trainer.train()
-        except ScoringError as error:
+            with kept_memory(), self.interruption.listening():
+                trainer.train(resume_from_checkpoint=checkpoint)
+        except (ScoringError, TrainingStoppedError) as error:
             if self.best.step is None:
                 raise
-            progress.close()
+            self.progress.close()
             logger.warning("training stopped, the best model so far is kept: %s", error)
         finally:
-            progress.close()
-        self.stopwatch.stop()
+            self.progress.close()
+        stopwatch.stop()
+        if self.interruption.asked and trainer.state.global_step < trainer.state.max_steps:
+            step = trainer.state.global_step
+            logger.warning("stopped behind step %d: the same command goes on from there", step)
+            raise KeyboardInterrupt
         if trainer.args.eval_strategy == "no":
             trainer.evaluate()
             self.best.keep(trainer.state)
             logger.warning("--eval_strategy no: the last weights are kept, better or not")
-        seconds = self.stopwatch.seconds
         self.history.add(
             {
                 "step": trainer.state.global_step,
                 "epoch": trainer.state.epoch or 0.0,
-                "train_seconds": seconds,
+                "train_seconds": stopwatch.seconds,
                 "train_pairs": trainer.train_pairs,
-                "train_pairs_per_second": trainer.train_pairs / seconds,
+                "train_pairs_per_second": trainer.train_pairs / stopwatch.seconds,
             }
         )
+        return report.found
+
+    def worth_of_the_kept(self, before: Evaluation) -> Evaluation:
+        """What the reporting queries say of the model that is kept."""
+        if self.best.step == 0:
+            return before
+        wait()
+        if self.best.step != self.trainer.state.global_step:
+            with quiet_transformers():
+                self.trainer.load_weights(self.folder.model)
+        return self.trainer.rank(self.data.reporting)
+
+    def say_what_it_is_worth(self, metrics: dict[str, Any]) -> None:
+        """Tell of what the figures alone might hide."""
+        _, high = metrics["difference"]["interval_95"]["ndcg@10"]
+        if metrics["improved"] and high < 0:
+            logger.warning(
+                "the queries that report contradict those that chose the model: nDCG@10 changed by "
+                "%+.4f; hold out more queries (--eval_queries) before you use it",
+                metrics["difference"]["ndcg@10"],
+            )
+
+    def publish(self, metrics: dict[str, Any]) -> None:
+        """Write the records beside the weights, and put the folder in its place."""
+        config, model = self.config, self.folder.model
+        with saving(model.with_suffix(".new")):
+            if config.merge:
+                merge_adapter(model, trust_remote_code=config.trust_remote_code)
+            plot_curves(self.history.entries, model / "training_curves.png")
+            settings = RerankSettings(
+                max_length=self.max_length,
+                base_model=config.model_name_or_path,
+                data={
+                    "fingerprint": self.data.fingerprint,
+                    "train_groups": len(self.data.train),
+                    "choosing_groups": len(self.data.choosing),
+                    "reporting_groups": len(self.data.reporting),
+                    "skipped_lines": self.data.skipped,
+                },
+                options=config.as_record(),
+                metrics=metrics,
+            )
+            write_records(model, settings, labels=self.labels)
+            self.folder.publish()
+
+
+class BeforeTraining(TrainerCallback):
+    """What the reporting queries say of the model before the first step; a resumed run knows it."""
+
+    def __init__(self, folder: RunFolder, trainer: RerankTrainer, groups: GroupDataset) -> None:
+        self.folder = folder
+        self.trainer = trainer
+        self.groups = groups
+        self._found: Evaluation | None = None
+
+    @property
+    def found(self) -> Evaluation:
+        """The evaluation."""
+        assert self._found is not None, "no evaluation yet"
+        return self._found
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Evaluate, unless that was done before an interruption."""
+        known = self.folder.state.get("before")
+        if known is None:
+            self._found = self.trainer.rank(self.groups)
+            self.folder.keep(before=self._found.as_record())
+        else:
+            self._found = Evaluation.from_record(known)
 
 
 def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
@@ -225,31 +357,56 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
     skipped = SkippedLines(folder.skipped_lines) if config.on_bad_line == "skip" else None
     groups = GroupDataset.build(config.data_path, folder.groups, skipped)
     if config.eval_data_path is None:
-        train, held_out = split_by_query(
-            groups.queries, wanted=config.eval_queries, seed=config.seed
-        )
-        sides = groups.select(train), groups.select(held_out)
+        train, others = split_by_query(groups.queries, wanted=config.eval_queries, seed=config.seed)
+        sides = groups.select(train), groups.select(others)
     else:
         sides = groups, GroupDataset.build(config.eval_data_path, folder.groups, skipped)
-        known = {query_key(query) for query in groups.queries}
-        repeated = sum(query_key(query) in known for query in sides[1].queries)
-        if repeated:
-            logger.warning(
-                "--eval_data_path repeats %d training queries of %d: its figures flatter the model",
-                repeated,
-                len(sides[1]),
-            )
-    if len(sides[1]) < FEW_QUERIES:
-        logger.warning("only %d queries to evaluate on: weak evidence", len(sides[1]))
+        warn_of_repetitions("eval_data_path", sides[1], groups)
+    if config.test_data_path is None:
+        choosing, reporting = halves(sides[1].queries, seed=config.seed)
+        held_out = sides[1].select(choosing), sides[1].select(reporting)
+    else:
+        held_out = sides[1], GroupDataset.build(config.test_data_path, folder.groups, skipped)
+        warn_of_repetitions("test_data_path", held_out[1], sides[0])
+    fewest = min(len(part) for part in held_out)
+    if fewest < FEW_QUERIES // 2:
+        logger.warning(
+            "only %d queries to choose a model or to report on it: weak evidence", fewest
+        )
     count = skipped.count if skipped else 0
     if count:
         written = Path(config.finetune_model_dir) / folder.skipped_lines.name
         logger.warning("%d bad lines skipped, written down in %s", count, written)
-    return Data(*sides, fingerprint=groups.fingerprint, skipped=count)
+    known = folder.state.get("fingerprint", groups.fingerprint)
+    if known != groups.fingerprint:
+        raise OptionError(
+            "data_path", "the data is not what the interrupted run had: start anew with --overwrite"
+        )
+    folder.keep(
+        fingerprint=groups.fingerprint,
+        held_out={
+            name: [query_hash(query, config.seed)[:16] for query in part.queries]
+            for name, part in zip(("choosing", "reporting"), held_out, strict=True)
+        },
+    )
+    return Data(sides[0], *held_out, fingerprint=groups.fingerprint, skipped=count)
+
+
+def warn_of_repetitions(name: str, groups: GroupDataset, train: GroupDataset) -> None:
+    """Say how many of the queries of other files are training queries too."""
+    known = {query_key(query) for query in train.queries}
+    repeated = sum(query_key(query) in known for query in groups.queries)
+    if repeated:
+        logger.warning(
+            "--%s repeats %d training queries of %d: its figures flatter the model",
+            name,
+            repeated,
+            len(groups),
+        )
 
 
 def learning_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
-    """The rate that was given, or the default for what is loaded; both are told."""
+    """The rate that was given, else the default for what is loaded; `auto` starts from that."""
     suits = default_learning_rate(
         loaded.model.config,
         fresh_head=loaded.has_fresh_head,
@@ -258,8 +415,9 @@ def learning_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
     )
     what = "a fresh scoring head" if loaded.has_fresh_head else "a trained reranker"
     how = "LoRA" if config.lora else "full"
-    if config.lr is None:
-        logger.info("%s, %s fine-tuning: learning rate %.2g", what, how, suits)
+    if config.lr is None or isinstance(config.lr, str):
+        if config.lr is None:
+            logger.info("%s, %s fine-tuning: learning rate %.2g", what, how, suits)
         return suits
     if loaded.has_fresh_head and config.lr < suits / 4:
         logger.warning(

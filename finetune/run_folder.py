@@ -1,12 +1,24 @@
 """Where a run works and what it leaves: the trained folder appears whole or not at all."""
 
+import json
 import shutil
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import write_json
 from rerank_plugin.settings import FILE
+
+from .checkpoint import latest_checkpoint
+from .keep_best import recover
+from .processes import first_process_first, rank
+
+#: Windows has no such locks; a folder is not locked there.
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 #: The file of a run that says what must outlive its process.
 STATE = "state.json"
@@ -17,31 +29,86 @@ class RunFolder:
 
     Args:
         target: The folder that is wanted.
+        options: What the run is asked for; a run that was interrupted goes on if it was the same.
         overwrite: Replace an earlier trained folder or an unfinished run.
 
     Raises:
         OptionError: the folder holds something that is not ours, or a result to be kept.
     """
 
-    def __init__(self, target: Path, *, overwrite: bool) -> None:
+    def __init__(self, target: Path, options: Mapping[str, Any], *, overwrite: bool) -> None:
         self.target = target
         self.work = target.with_name(target.name + ".run")
-        check_target(target, overwrite=overwrite)
-        if self.work.exists():
-            if not (self.work / STATE).is_file():
-                raise OptionError(
-                    "finetune_model_dir", f"{self.work} is needed for the run and holds something"
-                )
-            if not overwrite:
-                raise OptionError(
-                    "finetune_model_dir",
-                    f"{self.work} holds an unfinished run, its best model in {self.model}: "
-                    "move it away, or start anew with --overwrite",
-                )
-            shutil.rmtree(self.work)
-        self.work.mkdir(parents=True)
-        # By this file a later run knows the folder as one of ours.
-        write_json(self.work / STATE, {"finetune_model_dir": str(target)})
+        #: What outlives the process, in `state.json`.
+        self.state: dict[str, Any] = {"options": dict(options)}
+        #: Where an interrupted run goes on.
+        self.checkpoint: Path | None = None
+        with first_process_first():
+            if rank() == 0:
+                check_target(target, overwrite=overwrite)
+                self._take(overwrite=overwrite)
+            else:
+                self._find()
+
+    def _take(self, *, overwrite: bool) -> None:
+        """Make the folder, or take an interrupted run up again."""
+        if self.work.exists() and not (self.work / STATE).is_file():
+            raise OptionError(
+                "finetune_model_dir", f"{self.work} is needed for the run and holds something"
+            )
+        self._lock()
+        if self.work.exists() and not overwrite:
+            self._find()
+        if self.checkpoint is None:
+            shutil.rmtree(self.work, ignore_errors=True)
+            self.work.mkdir(parents=True)
+            # By this file a later run knows the folder as one of ours.
+            self.keep()
+
+    def _find(self) -> None:
+        """What an interrupted run has left, if it was asked for the same."""
+        try:
+            state = json.loads((self.work / STATE).read_text(encoding="utf-8"))
+            changed = differences(state["options"], self.state["options"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise OptionError(
+                "finetune_model_dir",
+                f"{self.work} holds an unfinished run that cannot be read: start anew with "
+                "--overwrite",
+            ) from None
+        if changed:
+            raise OptionError(
+                "finetune_model_dir",
+                f"{self.work} holds an unfinished run with other options ({changed}): start it "
+                "with the same ones to go on, or anew with --overwrite",
+            )
+        recover(self.model)
+        self.state, self.checkpoint = state, latest_checkpoint(self.work)
+
+    def _lock(self) -> None:
+        """Refuse a folder that another process is working for."""
+        if fcntl is None:
+            return
+        self.work.parent.mkdir(parents=True, exist_ok=True)
+        path = self.work.with_name(self.work.name + ".lock")
+        self._lock_file = path.open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OptionError(
+                "finetune_model_dir", f"another run is working in {self.work}"
+            ) from None
+
+    def _unlock(self) -> None:
+        if fcntl is not None and rank() == 0:
+            self.work.with_name(self.work.name + ".lock").unlink(missing_ok=True)
+            self._lock_file.close()
+
+    def keep(self, **values: Any) -> None:
+        """Write down what a resumed run must not compute again."""
+        self.state.update(values)
+        if rank() == 0:
+            write_json(self.work / STATE, self.state)
 
     @property
     def model(self) -> Path:
@@ -70,10 +137,20 @@ class RunFolder:
                 shutil.copy2(file, self.model / file.name)
         publish_folder(self.model, self.target)
         shutil.rmtree(self.work)
+        self._unlock()
 
-    def discard(self) -> None:
-        """Clear away a run that ended before it had a model worth keeping."""
-        shutil.rmtree(self.work, ignore_errors=True)
+    def leave(self) -> None:
+        """Let go of a run that ended early, and clear it away if it cannot be taken up again."""
+        if rank() == 0:
+            if latest_checkpoint(self.work) is None:
+                shutil.rmtree(self.work, ignore_errors=True)
+            self._unlock()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which options are not what they were, in words."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r}" for name in names)
 
 
 def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model_dir") -> None:

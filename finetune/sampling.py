@@ -9,6 +9,9 @@ from torch.utils.data import Sampler
 
 from .groups import Group
 
+#: Epoch and index of a group, and whether it counts.
+Place = tuple[int, int, bool]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -45,15 +48,24 @@ def rounds(count: int, take: int, *, seed: tuple[int, ...], epoch: int) -> list[
     return [int(i) for i in (*chosen, *permutation[: take - len(chosen)])]
 
 
-class GroupSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, group) in an order that depends on the seed and the epoch alone.
+class GroupBatches(Sampler[list[Place]]):
+    """The batches of one process, in an order that depends on the seed and the epoch alone.
+
+    All processes together take `batch_size * processes` groups a batch, the last one what is left:
+    no group comes twice and none is left out. A process for which nothing is left gets a group that
+    does not count, so that all take the same number of steps.
 
     The epoch travels with the index because a dataset in another process is never told it.
     """
 
-    def __init__(self, groups: int, *, seed: int) -> None:
+    def __init__(
+        self, groups: int, *, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
         self.groups = groups
+        self.batch_size = batch_size
         self.seed = seed
+        self.rank = rank
+        self.processes = processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,8 +73,13 @@ class GroupSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.groups
+        return ceil(self.groups / (self.batch_size * self.processes))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[Place]]:
         permutation = np.random.default_rng((self.seed, self.epoch)).permutation(self.groups)
-        return iter([(self.epoch, int(index)) for index in permutation])
+        together = self.batch_size * self.processes
+        for start in range(0, self.groups, together):
+            batch = permutation[start : start + together]
+            own = batch[self.rank :: self.processes]
+            counts = len(own) > 0
+            yield [(self.epoch, int(index), counts) for index in (own if counts else batch[:1])]

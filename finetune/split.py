@@ -1,4 +1,4 @@
-"""Which queries are held out of the training groups for evaluation."""
+"""Which queries are held out of training, and which of those choose a model or report on it."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def held_out_count(queries: int, wanted: int | None) -> int:
                 f"--eval_queries: {wanted} of {queries} queries leave none to train on"
             )
         return wanted
-    return max(1, min(max(FEW_QUERIES, queries // 20), 500, queries // 5))
+    return max(2 if queries > 2 else 1, min(max(FEW_QUERIES, queries // 20), 500, queries // 5))
 
 
 def split_by_query(
@@ -39,4 +39,20 @@ def split_by_query(
     sides: tuple[list[int], list[int]] = ([], [])
     for index, query in enumerate(queries):
         sides[query_key(query) in held_out].append(index)
+    return sides
+
+
+def halves(queries: Sequence[str], *, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the groups that choose a model and of those that report what it is worth.
+
+    The gain of a model that was chosen for its gain flatters it: the queries that report it must
+    not be those that chose it. One query alone has to do both.
+    """
+    keys = sorted({query_key(query) for query in queries}, key=lambda key: query_hash(key, ~seed))
+    if len(keys) < 2:
+        return list(range(len(queries))), list(range(len(queries)))
+    choosing = set(keys[: len(keys) // 2])
+    sides: tuple[list[int], list[int]] = ([], [])
+    for index, query in enumerate(queries):
+        sides[query_key(query) not in choosing].append(index)
     return sides

@@ -29,6 +29,14 @@ class Stopwatch:
             return self._stopped
         return time.perf_counter() - self._start - self._left_out
 
+    def as_record(self) -> float:
+        """What a resumed run must know."""
+        return self.seconds
+
+    def restore(self, seconds: float) -> None:
+        """Go on from what `as_record` gave: what was lost with the interrupted run is not in it."""
+        self._start, self._left_out = time.perf_counter() - seconds, 0.0
+
     def stop(self) -> None:
         """Stop for good."""
         self._stopped = self.seconds

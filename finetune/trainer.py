@@ -1,32 +1,61 @@
 """transformers' Trainer for groups: its loop, our batches, loss and evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from rerank_plugin.encoding import EncodedPair
 from rerank_plugin.errors import InputError
 from rerank_plugin.packing import equal_batches
 from rerank_plugin.scoring import Scorer, on_device, pair_logits
 
+from .checkpoint import (
+    random_states,
+    read_optimizer,
+    read_record,
+    restore_random_states,
+    saving,
+    write_checkpoint,
+    write_optimizer,
+    write_record,
+)
 from .dataset import GroupDataset
 from .evaluation import Evaluation, evaluate_groups
+from .guard import CollapseGuard, StepRecord
 from .losses import Loss
-from .sampling import GroupSampler, Sample, sample_group
+from .processes import gathered
+from .sampling import GroupBatches, Place, Sample, sample_group
 from .stopwatch import Stopwatch
 
 Batch = dict[str, Any]
 
+#: A sample, and whether it counts.
+Counted = tuple[Sample, bool]
 
-class SampledGroups(Dataset[Sample]):
-    """Samples of training groups by (epoch, group)."""
+
+class Carried(Protocol):
+    """Something whose state goes from an interrupted run to the one that resumes it."""
+
+    def as_record(self) -> Any:
+        """Its state as JSON."""
+        ...
+
+    def restore(self, record: Any) -> None:
+        """Take over a state that `as_record` gave."""
+        ...
+
+
+class SampledGroups(Dataset[Counted]):
+    """Samples of training groups by their places."""
 
     def __init__(self, groups: GroupDataset, *, size: int, seed: int) -> None:
         self.groups = groups
@@ -36,10 +65,21 @@ class SampledGroups(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
-        epoch, index = place
+    def __getitem__(self, place: Place) -> Counted:
+        epoch, index, counts = place
         group = self.groups[index]
-        return sample_group(group, size=self.size, seed=self.seed, epoch=epoch, index=index)
+        sample = sample_group(group, size=self.size, seed=self.seed, epoch=epoch, index=index)
+        return sample, counts
+
+
+class GroupLoader(DataLoader[Any]):
+    """Batches of one process; every epoch has an order of its own."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of every epoch."""
+        batches = self.batch_sampler
+        assert isinstance(batches, GroupBatches)
+        batches.set_epoch(epoch)
 
 
 class GroupCollator:
@@ -55,8 +95,9 @@ class GroupCollator:
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
+    def __call__(self, counted: Sequence[Counted]) -> Batch:
         """The `parts` of a step and its number of `groups`."""
+        samples = [sample for sample, _ in counted]
         pairs = [(sample.query, text) for sample in samples for text in sample.documents]
         encoded = iter(self.scorer.encoder.encode(pairs))
         groups = [[next(encoded) for _ in sample.documents] for sample in samples]
@@ -64,7 +105,7 @@ class GroupCollator:
         parts = equal_batches(costs, self.scorer.token_budget)
         return {
             "parts": [self.part([(samples[i], groups[i]) for i in sorted(part)]) for part in parts],
-            "groups": len(samples),
+            "groups": sum(counts for _, counts in counted),
         }
 
     def part(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> Batch:
@@ -80,6 +121,12 @@ class GroupCollator:
             ),
             "sizes": [len(sample.labels) for sample, _ in groups],
         }
+
+
+def part_logits(model: nn.Module, part: Mapping[str, Any], device: torch.device) -> Tensor:
+    """One float32 logit for every pair of a part, `[pairs]`."""
+    logits = torch.cat([pair_logits(model, on_device(batch, device)) for batch in part["inputs"]])
+    return torch.empty_like(logits).index_copy(0, part["places"].to(device), logits)
 
 
 @contextmanager
@@ -103,6 +150,7 @@ class RerankTrainer(Trainer):
         eval_groups: Groups to evaluate on, with all their candidates.
         group_size: Passages of a group in a step.
         stopwatch: Is paused while evaluating and saving.
+        guard: Is told of every step.
     """
 
     # The loss is divided by the groups of the whole optimizer step, not once per micro-batch.
@@ -119,13 +167,20 @@ class RerankTrainer(Trainer):
         eval_groups: GroupDataset,
         group_size: int,
         stopwatch: Stopwatch,
+        guard: CollapseGuard,
     ) -> None:
         self.scorer = scorer
         self.loss = loss
-        self.groups = len(train_groups)
+        self.train_groups = SampledGroups(train_groups, size=group_size, seed=args.seed)
         self.eval_groups = eval_groups
         self.stopwatch = stopwatch
+        self.guard = guard
+        #: What goes from an interrupted run to the one that resumes it, by name.
+        self.carried: dict[str, Carried] = {"stopwatch": stopwatch, "guard": guard}
         self._latest: Evaluation | None = None
+        #: Of the optimizer step: loss, loss at chance, spread of logits; sums over groups.
+        self._sums = torch.zeros(3)
+        self._step_groups = 1
         #: Pairs that training steps have seen.
         self.train_pairs = 0
         with refused_options():
@@ -133,7 +188,7 @@ class RerankTrainer(Trainer):
                 model=model,
                 args=args,
                 data_collator=GroupCollator(scorer),
-                train_dataset=SampledGroups(train_groups, size=group_size, seed=args.seed),
+                train_dataset=self.train_groups,
                 # transformers asks for one where there is an evaluation strategy; `evaluate` is
                 # ours.
                 eval_dataset=eval_groups,
@@ -146,11 +201,28 @@ class RerankTrainer(Trainer):
         assert self._latest is not None, "no evaluation yet"
         return self._latest
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupSampler:
-        return GroupSampler(self.groups, seed=self.args.seed)
+    def get_train_dataloader(self) -> GroupLoader:
+        """The batches of this process; accelerate's own sharding would repeat or lose groups."""
+        args = self.args
+        batches = GroupBatches(
+            len(self.train_groups),
+            batch_size=args.per_device_train_batch_size,
+            seed=args.seed,
+            rank=args.process_index,
+            processes=args.world_size,
+        )
+        return GroupLoader(
+            self.train_groups,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            # Workers' seeds are not drawn from the numbers that dropout draws from.
+            generator=torch.Generator().manual_seed(args.seed),
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        return torch.tensor(sum(batch["groups"] for batch in batch_samples), device=device)
+        self._step_groups = sum(gathered(sum(batch["groups"] for batch in batch_samples)))
+        return torch.tensor(self._step_groups, device=device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Transformers' optimizer; an option that it cannot use is an error of one line."""
@@ -170,11 +242,27 @@ class RerankTrainer(Trainer):
         inputs: Batch,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Forward and backward part by part; returns the loss of all groups."""
-        step = super().training_step
-        return torch.stack(
-            [step(model, part, num_items_in_batch) for part in inputs["parts"]]
-        ).sum()
+        """Forward and backward part by part; returns the loss of all groups.
+
+        Every process takes the same number of parts, or some would wait for others for ever.
+        """
+        parts, counts = list(inputs["parts"]), float(inputs["groups"] > 0)
+        weights = [counts] * len(parts)
+        missing = max(gathered(len(parts))) - len(parts)
+        parts, weights = parts + parts[-1:] * missing, weights + [0.0] * missing
+        losses = []
+        for number, (part, weight) in enumerate(zip(parts, weights, strict=True), 1):
+            with nullcontext() if number == len(parts) else self._gradients_kept(model):
+                weighted = {**part, "weight": weight}
+                losses.append(super().training_step(model, weighted, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _gradients_kept(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Gradients are exchanged behind the last part alone."""
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return nullcontext()
+        kept: AbstractContextManager[Any] = self.accelerator.no_sync(model=model)
+        return kept
 
     def compute_loss(
         self,
@@ -184,15 +272,31 @@ class RerankTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The sum of the groups' losses over the number of groups in the whole step."""
-        device = self.scorer.device
-        parts = torch.cat(
-            [pair_logits(model, on_device(part, device)) for part in inputs["inputs"]]
-        )
-        logits = torch.empty_like(parts).index_copy(0, inputs["places"], parts)
-        self.train_pairs += len(logits)
-        groups = len(inputs["sizes"]) if num_items_in_batch is None else num_items_in_batch
-        loss = self.loss(logits, inputs["labels"], inputs["sizes"]) / groups
+        logits = part_logits(model, inputs, self.scorer.device)
+        labels, sizes, weight = inputs["labels"], inputs["sizes"], inputs.get("weight", 1.0)
+        groups = len(sizes) if num_items_in_batch is None else num_items_in_batch
+        found = self.loss(logits, labels, sizes) * weight
+        if weight:
+            self.train_pairs += len(logits)
+            self._watch(logits.detach(), found.detach(), labels, sizes)
+        # The processes' gradients are averaged; the loss is a sum over all their groups.
+        loss = found * self.args.world_size / groups
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _watch(self, logits: Tensor, loss: Tensor, labels: Tensor, sizes: Sequence[int]) -> None:
+        """Add a part to what the guard is told of the step."""
+        chance = self.loss(torch.zeros_like(logits), labels, sizes)
+        spread = sum(part.std(correction=0) for part in logits.split(list(sizes)))
+        self._sums += torch.stack([loss, chance, torch.as_tensor(spread)]).cpu()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        # Every process has to stop at the same step.
+        sums = torch.stack(gathered(self._sums)).sum(0) / self._step_groups
+        self._sums = torch.zeros(3)
+        self.guard.latest = StepRecord(*sums.tolist())
+        self.guard.gradient_norm = None if norm is None else float(norm)
+        return norm
 
     def evaluate(
         self,
@@ -201,18 +305,84 @@ class RerankTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Rank the evaluation groups with the scorer; `eval_loss`, `eval_ndcg@10` …."""
-        groups = self.eval_groups if eval_dataset is None else eval_dataset
+        self._latest = self.rank(self.eval_groups if eval_dataset is None else eval_dataset)
+        found = {"loss": self._latest.loss, **self._latest.means}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
         with self.stopwatch.paused():
-            # At the precision that the model trains in, and serves in by default.
-            with self.compute_loss_context_manager():
-                self._latest = evaluate_groups(self.scorer, groups, self.loss)
-            found = {"loss": self._latest.loss, **self._latest.means}
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-            self.log(metrics)
             self.control = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, metrics
             )
         return metrics
+
+    def rank(self, groups: GroupDataset) -> Evaluation:
+        """Rank groups with the model as it is, each process its share of them.
+
+        At the precision that the model trains in, and serves in by default.
+        """
+        number, processes = self.args.process_index, self.args.world_size
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # All processes hold parts of the weights: they go through all groups together.
+            self.scorer.model, number, processes = self.model_wrapped, 0, 1
+        own = groups.select(list(range(number, len(groups), processes)))
+        with self.stopwatch.paused(), self.compute_loss_context_manager():
+            found = evaluate_groups(self.scorer, own, self.loss) if len(own) else None
+            return found if processes == 1 and found else interleaved(gathered(found))
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights of a model that this run has saved."""
+        self._load_from_checkpoint(str(folder))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # Sharded states have formats of their own.
+            super()._save_checkpoint(model, trial)
+            return
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        with self.stopwatch.paused():
+            states = gathered(random_states())
+            if not self.is_world_process_zero():
+                return
+            record = {
+                "random": states,
+                "scheduler": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+                "train_pairs": self.train_pairs,
+                "carried": {name: item.as_record() for name, item in self.carried.items()},
+            }
+
+            def write(staged: Path) -> None:
+                self._save(str(staged))
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                assert self.optimizer is not None
+                optimizer = write_optimizer(staged, self.optimizer.state_dict())
+                write_record(staged, {**record, "optimizer": optimizer})
+
+            with saving(folder / f"checkpoint-{step}.new"):
+                write_checkpoint(folder, step, write)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        record = read_record(Path(checkpoint))
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        self.optimizer.load_state_dict(read_optimizer(Path(checkpoint), record["optimizer"]))
+        self.lr_scheduler.load_state_dict(record["scheduler"])
+        if record["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(record["scaler"])
+        self.train_pairs = record["train_pairs"]
+        for name, item in self.carried.items():
+            item.restore(record["carried"][name])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Has come with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_rng_state(checkpoint)
+            return
+        restore_random_states(read_record(Path(checkpoint))["random"][self.args.process_index])
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -221,3 +391,18 @@ class RerankTrainer(Trainer):
         # A pickle, of which nothing is ever read.
         folder = Path(output_dir or str(self.args.output_dir))
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def interleaved(parts: Sequence[Evaluation | None]) -> Evaluation:
+    """One evaluation from those of processes that took every so manyth group each."""
+    found = [part for part in parts if part is not None]
+    counts = [len(next(iter(part.values.values()))) for part in found]
+    order = np.argsort(
+        np.concatenate([np.arange(count) * len(parts) + i for i, count in enumerate(counts)])
+    )
+    values = {
+        name: np.concatenate([part.values[name] for part in found])[order]
+        for name in found[0].values
+    }
+    losses = [part.loss * count for part, count in zip(found, counts, strict=True)]
+    return Evaluation(values, sum(losses) / sum(counts))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import is_tensorboard_available
 
 from rerank_plugin.device import resolve_dtype
 from rerank_plugin.errors import OptionError
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 #: Evaluations of a run that is shorter than as many epochs; longer ones evaluate every epoch.
 EVALUATIONS = 4
+
+#: Checkpoints of a run, of which the newest is kept.
+CHECKPOINTS = 20
 
 #: Share of the steps over which the rate rises; of the first epoch's under a plateau schedule.
 WARMUP = 0.1
@@ -42,7 +46,13 @@ class Steps:
 
 
 def training_arguments(
-    config: FinetuneConfig, *, folder: str, device: torch.device, lr: float, groups: int
+    config: FinetuneConfig,
+    *,
+    folder: str,
+    device: torch.device,
+    lr: float,
+    groups: int,
+    resumed: bool,
 ) -> TrainingArguments:
     """Transformers' arguments of a run: ours, and over them what the user gave by their names.
 
@@ -57,8 +67,9 @@ def training_arguments(
     values: dict[str, Any] = {
         "eval_strategy": "steps",
         "logging_steps": max(1, steps.run // 50),
-        "save_strategy": "no",
-        "report_to": "none",
+        "save_strategy": "steps",
+        "save_steps": ceil(steps.run / CHECKPOINTS),
+        "report_to": "tensorboard" if is_tensorboard_available() else "none",
         "weight_decay": 0.01,
         "warmup_steps": WARMUP,
         "dataloader_pin_memory": device.type == "cuda",
@@ -71,7 +82,7 @@ def training_arguments(
         "learning_rate": lr,
         "seed": config.seed,
         "use_cpu": device.type == "cpu",
-        "eval_on_start": True,
+        "eval_on_start": not resumed,
         "remove_unused_columns": False,
         # Hiding NaN would hide a model that breaks.
         "logging_nan_inf_filter": False,

@@ -135,6 +135,8 @@ def add_fields(parser: argparse.ArgumentParser, options: Any) -> list[Any]:
             settings |= {"nargs": "+", "type": str, "action": OneOrMore}
         elif bool in kinds:
             settings |= {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
+        elif {float, str} <= set(kinds):
+            settings["type"] = number_or_word
         else:
             settings["type"] = next(kind for kind in (int, float, str) if kind in kinds)
         if item.metadata["choices"]:
@@ -165,6 +167,14 @@ def boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return values[text.lower()]
+
+
+def number_or_word(text: str) -> float | str:
+    """An option's text as a number, where it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def with_underscores(argv: Sequence[str]) -> list[str]:

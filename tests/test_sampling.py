@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugin.finetune.groups import Group, query_key
-from rerank_plugin.finetune.sampling import GroupSampler, sample_group
-from rerank_plugin.finetune.split import held_out_count, split_by_query
+from rerank_plugin.finetune.sampling import GroupBatches, sample_group
+from rerank_plugin.finetune.split import halves, held_out_count, split_by_query
 
 GROUPS = st.builds(
     lambda pos, neg: Group("q", [f"p{i}" for i in pos], [f"n{i}" for i in neg]),
@@ -40,12 +40,13 @@ def test_every_passage_is_used_before_one_comes_twice_too_often(group: Group, si
 
 @given(st.integers(1, 30), st.integers(0, 5))
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone(groups: int, epoch: int) -> None:
-    sampler, again = GroupSampler(groups, seed=1), GroupSampler(groups, seed=1)
-    list(sampler)
-    for one in (sampler, again):
+    batches, again = (GroupBatches(groups, batch_size=4, seed=1) for _ in range(2))
+    list(batches)
+    for one in (batches, again):
         one.set_epoch(epoch)
-    assert list(sampler) == list(again)
-    assert sorted(sampler) == [(epoch, index) for index in range(groups)]
+    assert list(batches) == list(again)
+    places = sorted(place for batch in batches for place in batch)
+    assert places == [(epoch, index, True) for index in range(groups)]
 
 
 QUERIES = st.lists(st.text(st.characters(categories=["L", "Zs"]), max_size=4), min_size=2)
@@ -72,3 +73,14 @@ def test_how_many_are_held_out() -> None:
     counts = {n: held_out_count(n, None) for n in (2, 100, 300, 2_000, 50_000)}
     assert counts == {2: 1, 100: 20, 300: 50, 2_000: 100, 50_000: 500}
     assert held_out_count(10, 3) == 3
+
+
+@given(QUERIES, st.integers(0, 3))
+def test_queries_that_report_did_not_choose(queries: list[str], seed: int) -> None:
+    choosing, reporting = halves(queries, seed=seed)
+    keys = [{query_key(queries[index]) for index in side} for side in (choosing, reporting)]
+    if len(keys[0] | keys[1]) == 1:
+        return  # One query has to do both.
+    assert sorted(choosing + reporting) == list(range(len(queries)))
+    assert not keys[0] & keys[1]
+    assert abs(len(keys[0]) - len(keys[1])) <= 1

@@ -44,6 +44,7 @@ def test_train_save_load_rank(
         groups_file,
         tmp_path / "out",
         eval_data_path=str(eval_file),
+        test_data_path=str(eval_file),
         lora=lora,
         total_epoch=4,
         dtype="float32",
@@ -99,9 +100,8 @@ def test_the_kept_model_has_the_figures_that_are_reported(
 ) -> None:
     from rerank_plugin.finetune.evaluation import evaluate_groups
 
-    result = run(
-        tiny_model, groups_file, tmp_path / "out", eval_data_path=str(eval_file), dtype="float32"
-    )
+    files = {"eval_data_path": str(groups_file), "test_data_path": str(eval_file)}
+    result = run(tiny_model, groups_file, tmp_path / "out", **files, dtype="float32")
     reranker = Reranker(result.model_dir, dtype="float32")
     assert evaluate_groups(reranker, read_groups(eval_file)).means == pytest.approx(result.after)
 
@@ -196,9 +196,10 @@ def test_held_out_queries_are_not_trained_on(tiny_model: Path, tmp_path: Path) -
     twice = easy_groups(20) + easy_groups(20)
     data = write_lines(tmp_path / "twice.jsonl", twice)
     result = run(tiny_model, data, tmp_path / "out", eval_queries=5, total_epoch=1)
-    settings = json.loads((result.model_dir / "rerank.json").read_text())
-    assert settings["data"]["held_out_groups"] == 10
-    assert settings["data"]["train_groups"] == 30
+    found = json.loads((result.model_dir / "rerank.json").read_text())["data"]
+    assert found["choosing_groups"] + found["reporting_groups"] == 10
+    assert found["train_groups"] == 30
+    assert result.after["queries"] == found["reporting_groups"] == 6
 
 
 def test_factor_and_patience_follow_the_evaluation_loss(

@@ -1,0 +1,142 @@
+"""What a run needs to go on from a step: safetensors and JSON, whole or not there at all.
+
+Transformers writes a checkpoint in place and keeps optimizer, schedule and random states as
+pickles. Here a checkpoint is written beside its place, synced, renamed, and holds none.
+"""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rerank_plugin.errors import RerankError
+
+PREFIX = "checkpoint-"
+OPTIMIZER = "optimizer.safetensors"
+RECORD = "run.json"
+
+
+class SavingError(RerankError):
+    """Something could not be written: the disk is full, or not there any more."""
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what can go wrong with a disk into one line; what is half-written is removed."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(path, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise SavingError(
+            f"{path} could not be written: {reason}; make room and start the same command "
+            "again: it goes on from the last checkpoint"
+        ) from error
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
+    return max(found, key=lambda path: int(path.name[len(PREFIX) :]), default=None)
+
+
+def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a checkpoint's folder, put it in its place, and remove earlier ones."""
+    target, staged = folder / f"{PREFIX}{step}", folder / f"{PREFIX}{step}.new"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    write(staged)
+    sync(staged)
+    shutil.rmtree(target, ignore_errors=True)
+    staged.rename(target)
+    sync_file(folder)
+    for path in folder.glob(f"{PREFIX}*"):
+        if path != target:
+            shutil.rmtree(path)
+
+
+def sync(folder: Path) -> None:
+    """Bring a folder with all its files to the disk."""
+    for path in folder.rglob("*"):
+        sync_file(path)
+    sync_file(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file, or the list of a folder's files, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write what is no tensor."""
+    (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_record` wrote."""
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return record
+
+
+def write_optimizer(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the tensors of an optimizer's `state_dict`; the rest comes back, as JSON."""
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{name}"] = value.detach().contiguous()
+            else:
+                rest.setdefault(str(number), {})[name] = value
+    save_file(tensors, folder / OPTIMIZER)
+    return {"state": rest, "param_groups": state["param_groups"]}
+
+
+def read_optimizer(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The `state_dict` of which `write_optimizer` wrote the tensors."""
+    state: dict[int, dict[str, Any]] = {
+        int(number): dict(values) for number, values in record["state"].items()
+    }
+    for key, tensor in load_file(folder / OPTIMIZER).items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    return {"state": state, "param_groups": record["param_groups"]}
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all random number generators of this process, as JSON."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    states: dict[str, Any] = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state().tolist(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state().tolist()
+    return states
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Go on drawing where `random_states` was asked."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8))

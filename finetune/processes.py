@@ -1,0 +1,47 @@
+"""The processes of a run: one, or one a device under torchrun or accelerate launch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process; 0 is the one that writes and speaks."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def gathered(item: Item) -> list[Item]:
+    """One item of every process, in the order of their ranks, in every process."""
+    if world_size() == 1:
+        return [item]
+    import torch.distributed as dist
+
+    items: list[Item | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items  # type: ignore[return-value]
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the first process go through alone, and the others find what it left."""
+    if rank() != 0:
+        wait()
+    yield
+    if rank() == 0:
+        wait()
+
+
+def wait() -> None:
+    """Wait for all processes."""
+    if world_size() > 1:
+        import torch.distributed as dist
+
+        dist.barrier()

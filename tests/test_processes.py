@@ -1,0 +1,93 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from rerank_plugin.finetune.sampling import GroupBatches
+
+from .conftest import easy_groups, write_lines
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
+def test_processes_share_every_group_once(
+    groups: int, batch_size: int, processes: int, epoch: int
+) -> None:
+    ranks = [
+        GroupBatches(groups, batch_size=batch_size, seed=0, rank=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    for batches in ranks:
+        batches.set_epoch(epoch)
+    shares = [list(batches) for batches in ranks]
+    assert {len(share) for share in shares} == {len(batches) for batches in ranks}
+    assert all(batch for share in shares for batch in share)
+    steps = [[place for batch in step for place in batch] for step in zip(*shares, strict=True)]
+    counted = [[index for _, index, counts in step if counts] for step in steps]
+    assert sorted(index for step in counted for index in step) == list(range(groups))
+    assert all(len(step) == batch_size * processes for step in counted[:-1])
+
+
+def train(model: Path, data: Path, folder: Path, *, processes: int, batch_size: int) -> Path:
+    options = {
+        "model_name_or_path": model,
+        "data_path": data,
+        "finetune_model_dir": folder,
+        "max_len": 48,
+        "train_group_size": 4,
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": 2,
+        # So few tokens that processes need different numbers of passes.
+        "token_budget": 60,
+        # One plain step: weights move by the gradient.
+        "max_steps": 1,
+        "optim": "sgd",
+        "lr": 1.0,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0,
+        "max_grad_norm": 0,
+        "eval_strategy": "no",
+        "dtype": "float32",
+        "device": "cpu",
+        "report_to": "none",
+    }
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    start = [sys.executable, *(launch if processes > 1 else []), "-m", "rerank_plugin"]
+    done = subprocess.run(
+        [*start, "train", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("groups", [40, 23], ids=["full step", "groups left over"])
+def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
+    tiny_model: Path, tmp_path: Path, groups: int
+) -> None:
+    ragged = easy_groups(groups)
+    for index, group in enumerate(ragged):
+        group["neg"] = group["neg"][: 1 + index % 4]
+    data = write_lines(tmp_path / "train.jsonl", ragged)
+    # 15 of the 23 groups are trained on: three of them are left for the second pass of two.
+    size = {40: 2, 23: 3}[groups]
+    folders = [
+        train(tiny_model, data, tmp_path / "two", processes=2, batch_size=size),
+        train(tiny_model, data, tmp_path / "one", processes=1, batch_size=2 * size),
+    ]
+    two, one = (load_file(folder / "model.safetensors") for folder in folders)
+    start = load_file(tiny_model / "model.safetensors")
+    moved = 0
+    for name, value in one.items():
+        change = value - start.get(name, 0)
+        moved += int((change != 0).any())
+        scale = float(change.abs().max()) or 1.0
+        assert float((two[name] - value).abs().max()) <= 1e-5 * max(scale, 1e-2), name
+    assert moved > 10
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    assert metrics[0]["before"] == metrics[1]["before"]
