@@ -63,6 +63,7 @@ def test_python_runs(
 
 def test_every_option_that_is_named_exists() -> None:
     known = {"config", "help", "constraint", "editable", "report_to"}
+    known |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"}  # torchrun's
     for entry in COMMANDS.values():
         options = getattr(import_module(entry.module), entry.options)
         known |= {item for item in options.__dataclass_fields__}

@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rerank_plugin.finetune.metrics import improvement_probability
+from rerank_plugin.finetune.sweep import choose
+
+from .conftest import easy_groups, write_lines
+from .test_training import read_history, run
+
+
+def test_no_change_and_chance_are_no_improvement() -> None:
+    before = np.random.default_rng(0).random(50)
+    assert improvement_probability(before, before) == 0
+    assert improvement_probability(before, before + 0.01) == 1
+    noise = np.random.default_rng(1).normal(0, 0.2, 50)
+    assert 0.02 < improvement_probability(before, before + noise - noise.mean()) < 0.98
+
+
+def test_queries_that_chose_the_model_do_not_report_on_it(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
+    result = run(tiny_model, data, tmp_path / "out", eval_queries=20)
+    metrics = json.loads((result.model_dir / "metrics.json").read_text())
+    assert metrics["choosing"]["after"]["queries"] == metrics["after"]["queries"] == 10
+    entries = [entry for entry in read_history(result.model_dir) if "ndcg@10" in entry]
+    best = max(entry["ndcg@10"] for entry in entries)
+    assert metrics["choosing"]["after"]["ndcg@10"] == pytest.approx(best)
+
+
+def test_early_stopping_counts_evaluations_without_a_better_model(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(30))
+    result = run(
+        tiny_model,
+        data,
+        tmp_path / "out",
+        lr=1e-9,
+        total_epoch=20,
+        early_stopping=3,
+        trainer={"eval_steps": 2},
+    )
+    assert not result.improved
+    assert result.history[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_lr_auto_measures_and_leaves_the_model_as_it_was(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, lora: bool
+) -> None:
+    caplog.set_level("INFO", "rerank_plugin")
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
+    result = run(tiny_model, data, tmp_path / "out", lr="auto", lora=lora, dtype="float32")
+    assert "--lr auto takes" in caplog.text
+    plain = run(tiny_model, data, tmp_path / "plain", lora=lora, dtype="float32")
+    # The evaluation before the first step.
+    assert result.history[0] == plain.history[0]
+
+
+def test_a_sweep_takes_the_lower_of_two_rates_that_are_alike() -> None:
+    assert choose([1e-5, 2e-5, 4e-5, 8e-5], [2.0, 1.02, 1.0, 3.0]) == 2e-5
+    assert choose([1e-5, 2e-5], [float("inf"), float("inf")]) == 1e-5
