@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 #: Evaluations of a run that is shorter than as many epochs; longer ones evaluate every epoch.
 EVALUATIONS = 4
 
-#: Checkpoints of a run, of which the newest is kept.
-CHECKPOINTS = 20
+#: Checkpoints of a run, of which the newest is kept, and steps between two at least.
+CHECKPOINTS, CHECKPOINT_STEPS = 20, 10
 
 #: Share of the steps over which the rate rises; of the first epoch's under a plateau schedule.
 WARMUP = 0.1
@@ -68,7 +68,7 @@ def training_arguments(
         "eval_strategy": "steps",
         "logging_steps": max(1, steps.run // 50),
         "save_strategy": "steps",
-        "save_steps": ceil(steps.run / CHECKPOINTS),
+        "save_steps": max(CHECKPOINT_STEPS, ceil(steps.run / CHECKPOINTS)),
         "report_to": "tensorboard" if is_tensorboard_available() else "none",
         "weight_decay": 0.01,
         "warmup_steps": WARMUP,
