@@ -54,21 +54,21 @@ def split_files(output: Path, shares: Sequence[float]) -> list[Path]:
     return files
 
 
-def check_files(files: Sequence[Path], *, overwrite: bool) -> None:
-    """Check that files can be written; called when options are.
+def check_files(files: Sequence[Path], *, overwrite: bool, option: str = "output") -> None:
+    """Check that the files of an option can be written.
 
     Raises:
         OptionError: one exists already, or its folder does not.
     """
     for file in files:
         if not file.absolute().parent.is_dir():
-            raise OptionError("output", f"no folder {file.absolute().parent}")
+            raise OptionError(option, f"no folder {file.absolute().parent}")
         if file.is_dir():
-            raise OptionError("output", f"{file} is a folder, a file is needed")
+            raise OptionError(option, f"{file} is a folder, a file is needed")
         if file.exists() and not overwrite:
-            raise OptionError("output", f"{file} exists: choose another, or --overwrite")
+            raise OptionError(option, f"{file} exists: choose another, or --overwrite")
         if file.name.endswith(".gz"):
-            raise OptionError("output", f"{file}: groups are written as plain .jsonl")
+            raise OptionError(option, f"{file}: groups are written as plain .jsonl")
 
 
 def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Texts that say the same: copies, and passages that share most of their runs of words."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from math import ceil
 
 from .words import text_key, words
 
@@ -52,3 +54,46 @@ class Duplicates:
             return True
         found = shingles(own)
         return any(overlap(found, known) >= self.least for known in self._shingles)
+
+
+class SimilarTexts:
+    """Finds which of some texts another one is similar to, exactly and without comparing all.
+
+    Two sets with a Jaccard similarity of `least` share one of their few rarest members: only texts
+    that share one of those are compared (prefix filtering, Bayardo et al. 2007).
+
+    Args:
+        texts: The members of each text: its shingles, or its words.
+        least: The similarity from which on two texts are similar.
+    """
+
+    def __init__(self, texts: Sequence[frozenset[Hashable]], *, least: float) -> None:
+        self.least = least
+        self._texts = texts
+        self._counts = Counter(member for members in texts for member in members)
+        self._index: dict[Hashable, list[int]] = {}
+        for place, members in enumerate(texts):
+            for member in self._prefix(members):
+                self._index.setdefault(member, []).append(place)
+
+    def find(self, members: frozenset[Hashable]) -> int | None:
+        """The place of the first text that is similar to one with these members."""
+        tried = {place for member in self._prefix(members) for place in self._index.get(member, ())}
+        return next(
+            (
+                place
+                for place in sorted(tried)
+                if jaccard(members, self._texts[place]) >= self.least
+            ),
+            None,
+        )
+
+    def _prefix(self, members: frozenset[Hashable]) -> list[Hashable]:
+        rarest = sorted(members, key=lambda member: (self._counts[member], repr(member)))
+        return rarest[: len(members) - ceil(self.least * len(members)) + 1] if members else []
+
+
+def jaccard(one: frozenset[Hashable], other: frozenset[Hashable]) -> float:
+    """Common members ÷ all members, from 0 to 1."""
+    common = len(one & other)
+    return common / (len(one) + len(other) - common) if common else 0.0
