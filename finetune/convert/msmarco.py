@@ -89,7 +89,7 @@ def parse(row: Row, text: str) -> Any:
         return literal(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         message = "column 'passages' is neither JSON nor a Python value"
-        more = ": it was cut short when it was written" if "..." in text else ""
+        more = ": its middle was left out when it was written" if "..." in text else ""
         raise row.error(message + more) from None
 
 
@@ -102,4 +102,7 @@ def literal(node: ast.expr) -> Any:
         return {literal(key): literal(value) for key, value in pairs if key is not None}
     if isinstance(node, ast.List | ast.Tuple):
         return [literal(item) for item in node.elts]
-    return ast.literal_eval(node)
+    value = ast.literal_eval(node)
+    if value is ...:
+        raise ValueError("numpy leaves out the middle of long arrays when it prints them")
+    return value
