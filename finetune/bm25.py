@@ -101,8 +101,6 @@ class Bm25:
         InputError: bm25s is not installed, or the corpus holds no word.
     """
 
-    name = "bm25"
-
     def __init__(
         self, corpus: Corpus, folder: Path, progress: Callable[[int], Any] | None = None
     ) -> None:
@@ -118,9 +116,7 @@ class Bm25:
         self._index = bm25s.BM25(method="lucene", backend="numba" if self.compiled else "numpy")
         if self.compiled:
             self._index.compile(activate_numba=True)
-        self._index.index(
-            Tokenized(ids, self.vocabulary), create_empty_token=False, show_progress=False
-        )
+        self._index.index(Tokenized(ids, self.vocabulary), create_empty_token=False)
         ids.path.unlink()
 
     def search(self, queries: Sequence[str], count: int) -> list[Candidates]:

@@ -26,9 +26,6 @@ class Candidates:
 class Retriever(Protocol):
     """What finds candidates in a corpus."""
 
-    #: For messages.
-    name: str
-
     def search(self, queries: Sequence[str], count: int) -> list[Candidates]:
         """At most `count` candidates for each query, equal scores in the corpus's order."""
         ...

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from rerank_plugin.errors import InputError, OptionError
 
 from .candidates import Candidates, Scores, best_first
 from .corpus import Corpus, in_batches
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 #: Passages that are embedded between two writes to the file.
 TEXTS_AT_ONCE = 4096
@@ -26,51 +29,55 @@ SIMILARITIES = ("cosine", "dot")
 Embeddings = npt.NDArray[np.float32]
 
 
+def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransformer":
+    """A model for `Dense`.
+
+    Args:
+        model: A sentence-transformers folder or hub id.
+        device: `auto`, `cpu`, `cuda` …
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        InputError: sentence-transformers is not installed, or the model cannot be used.
+    """
+    if find_spec("sentence_transformers") is None:
+        raise InputError(
+            "sentence-transformers is missing: pip install 'rerank-plugin[mine-dense]'"
+        )
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        loaded = SentenceTransformer(
+            model, device=str(resolve_device(device)), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OptionError("embedding_model", f"{model} cannot be loaded: {reason}") from None
+    if loaded.similarity_fn_name not in SIMILARITIES:
+        compares = f"{model} compares by {loaded.similarity_fn_name}"
+        raise OptionError("embedding_model", f"{compares}, expected {' or '.join(SIMILARITIES)}")
+    return loaded
+
+
 class Dense:
     """Exact search by cosine or dot product, as the model says, over embeddings in float16.
 
     Args:
         corpus: What is searched.
         folder: Where the embeddings are written.
-        model: A sentence-transformers folder or hub id.
-        device: `auto`, `cpu`, `cuda` …
-        trust_remote_code: Run code that comes with the model.
+        model: What embeds.
         progress: Called with a number of passages whenever so many more are embedded.
-
-    Raises:
-        InputError: sentence-transformers is not installed, or the model cannot be used.
     """
-
-    name = "dense"
 
     def __init__(
         self,
         corpus: Corpus,
         folder: Path,
-        model: str,
-        *,
-        device: str = "auto",
-        trust_remote_code: bool = False,
+        model: "SentenceTransformer",
         progress: Callable[[int], Any] | None = None,
     ) -> None:
-        if find_spec("sentence_transformers") is None:
-            raise InputError(
-                "sentence-transformers is missing: pip install 'rerank-plugin[mine-dense]'"
-            )
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            self._model = SentenceTransformer(
-                model, device=str(resolve_device(device)), trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise OptionError("embedding_model", f"{model} cannot be loaded: {reason}") from None
-        similarity = self._model.similarity_fn_name
-        if similarity not in SIMILARITIES:
-            message = f"{model} compares by {similarity}, expected {' or '.join(SIMILARITIES)}"
-            raise OptionError("embedding_model", message)
-        self._normalized = similarity == "cosine"
+        self._model = model
+        self._normalized = model.similarity_fn_name == "cosine"
         path = folder / "embeddings.float16"
         with path.open("wb") as file:
             for texts in in_batches(corpus, TEXTS_AT_ONCE):

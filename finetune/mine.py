@@ -23,6 +23,8 @@ from .negatives import SAMPLING_STRATEGIES, Selection, Target, Window, select
 from .records import Record, positives_by_query, read_queries
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from rerank_plugin.reranker import Reranker
 
 #: Queries that are searched for at once, and whose pairs a reranker gets at once.
@@ -65,7 +67,7 @@ class MineOptions:
     relative_margin: float | None = option(
         None,
         help="pass over candidates that do not score below the best right passage by this share, "
-        "0.05 for 5%%; by the dense similarity where there is one",
+        "0.05 for 5%; by the dense similarity where there is one",
     )
     sampling_strategy: str = option(
         "top", choices=SAMPLING_STRATEGIES, help="the best candidates, or random ones of the range"
@@ -102,6 +104,8 @@ class MineOptions:
             raise OptionError("range_min", problem)
         if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
             raise OptionError("relative_margin", f"{self.relative_margin} is not from 0 to below 1")
+        if self.max_length is not None and not self.filter_model:
+            raise OptionError("max_length", "is for a --filter_model, and there is none")
         if self.retrieval is None:
             self.retrieval = "both" if self.embedding_model else "bm25"
         if self.retrieval == "bm25" and self.embedding_model:
@@ -165,11 +169,12 @@ def main(options: MineOptions) -> int:
         without = next((query for query in queries if not query.answers), None)
         if without:
             raise without.line.error("the query has no 'answer': give --qrels, or add one")
+    # Before the corpus is indexed: that takes time, a wrong name none.
     if options.filter_model:
         from rerank_plugin.loading import check_folder
 
-        # Before the corpus is indexed: that takes time, a wrong name none.
         check_folder(options.filter_model)
+    embedding_model = load_embedding_model(options) if options.embedding_model else None
     summary = Summary()
     with TemporaryDirectory(prefix=".mine-", dir=options.files[0].absolute().parent) as work:
         folder = Path(work)
@@ -177,7 +182,9 @@ def main(options: MineOptions) -> int:
         with bar("reading", "passage") as progress:
             corpus = Corpus.build(options.corpus, folder, wanted, progress.update)
         summary.notes["blank passages of the corpus"] = corpus.blank
-        retrievers, bm25 = build_retrievers(options, corpus, folder, answers=judged is None)
+        retrievers, bm25 = build_retrievers(
+            options, embedding_model, corpus, folder, answers=judged is None
+        )
         if judged is not None:
             targets = judged_targets(queries, judged, corpus, summary)
         else:
@@ -211,8 +218,21 @@ def bar(title: str, unit: str, total: int | None = None) -> "tqdm[Any]":
     return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True)
 
 
+def load_embedding_model(options: MineOptions) -> "SentenceTransformer":
+    """The model for dense retrieval."""
+    from .dense import load
+
+    model = str(options.embedding_model)
+    return load(model, device=options.device, trust_remote_code=options.trust_remote_code)
+
+
 def build_retrievers(
-    options: MineOptions, corpus: Corpus, folder: Path, *, answers: bool
+    options: MineOptions,
+    embedding_model: "SentenceTransformer | None",
+    corpus: Corpus,
+    folder: Path,
+    *,
+    answers: bool,
 ) -> tuple[list[Retriever], Bm25 | None]:
     """What finds candidates, BM25 first; and BM25 also where it only finds answers."""
     bm25 = None
@@ -222,19 +242,11 @@ def build_retrievers(
             bm25 = Bm25(corpus, folder, progress.update)
     if bm25 and options.retrieval != "dense":
         retrievers.append(bm25)
-    if options.embedding_model:
+    if embedding_model is not None:
         from .dense import Dense
 
         with bar("embedding", "passage", len(corpus)) as progress:
-            dense = Dense(
-                corpus,
-                folder,
-                options.embedding_model,
-                device=options.device,
-                trust_remote_code=options.trust_remote_code,
-                progress=progress.update,
-            )
-        retrievers.append(dense)
+            retrievers.append(Dense(corpus, folder, embedding_model, progress.update))
     return retrievers, bm25
 
 
