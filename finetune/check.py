@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from rerank_plugin.errors import CheckFailedError, InputError, OptionError
 from rerank_plugin.jsonl import DataPath
 from rerank_plugin.options import option
@@ -23,6 +21,7 @@ from .group_files import check_files, group_writer
 from .groups import Group
 from .inspection import Inspection, Labels, Overlap, read_inspected
 from .lengths import Lengths
+from .progress import bar
 
 
 @dataclass(kw_only=True)
@@ -92,14 +91,14 @@ def inspected(
     data_path: DataPath, found: Inspection, labels: Labels, lengths: Lengths | None
 ) -> Iterator[tuple[str, Group]]:
     """The usable groups of a data set with their places, inspected as they pass."""
-    with tqdm(desc="checking", unit="group", dynamic_ncols=True) as bar:
+    with bar("checking", "group") as progress:
         for line, group in read_inspected(data_path, found):
             place = f"{line.path}:{line.number}"
             labels.add(group, place)
             if lengths:
                 lengths.add(group)
             yield place, group
-            bar.update()
+            progress.update()
 
 
 def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:

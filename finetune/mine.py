@@ -1,39 +1,32 @@
 """`rerank-plugin mine`: groups out of a corpus, queries, and what is known to be right."""
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.options import check_choices, option, say
 
-from .answers import Answers, find_answers
 from .bm25 import Bm25
 from .candidates import Retriever
 from .corpus import Corpus, in_batches
 from .group_files import check_files, group_writer, parse_shares, split_files, split_sides
-from .groups import Group, query_key
-from .negatives import SAMPLING_STRATEGIES, Selection, Target, Window, select
-from .records import Record, positives_by_query, read_queries
+from .groups import Group
+from .mining_summary import Summary
+from .negatives import SAMPLING_STRATEGIES, Selection, Window, select
+from .progress import bar
+from .records import positives_by_query, read_queries
+from .targets import QUERIES_AT_ONCE, Target, answered_targets, judged_targets, merge_same
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from rerank_plugin.reranker import Reranker
 
-#: Queries that are searched for at once, and whose pairs a reranker gets at once.
-QUERIES_AT_ONCE = 512
-
 RETRIEVALS = ("bm25", "dense", "both")
-
-#: How many places of what was not found are shown.
-SHOWN = 3
 
 
 @dataclass(kw_only=True)
@@ -130,37 +123,6 @@ class MineOptions:
         return Window(self.range_min, self.range_max, self.relative_margin, self.sampling_strategy)
 
 
-@dataclass
-class Summary:
-    """What became of the queries and the candidates."""
-
-    #: Queries that give no group, by reason.
-    queries: "Counter[str]" = field(default_factory=Counter)
-    #: Passages that are in no group, by reason.
-    dropped: "Counter[str]" = field(default_factory=Counter)
-    #: Things to know that lose nothing.
-    notes: "Counter[str]" = field(default_factory=Counter)
-    #: The first of the queries whose passage was not found.
-    not_found: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """The summary, as it is printed."""
-        shown = []
-        for title, counter in (
-            ("queries without a group", self.queries),
-            ("passages left out", self.dropped),
-            ("notes", self.notes),
-        ):
-            found = [(reason, count) for reason, count in counter.most_common() if count]
-            if found:
-                shown.append(f"{title}:")
-                shown += [f"  {count} × {reason}" for reason, count in found]
-        if self.not_found:
-            shown.append("not found, for example:")
-            shown += [f"  {query}" for query in self.not_found]
-        return shown
-
-
 def main(options: MineOptions) -> int:
     """Mine, write the groups, print the summary."""
     judged = positives_by_query(options.qrels) if options.qrels else None
@@ -213,11 +175,6 @@ def nothing_left(options: MineOptions, summary: Summary) -> str:
     return f"{options.queries}: no query gives a group ({reasons})"
 
 
-def bar(title: str, unit: str, total: int | None = None) -> "tqdm[Any]":
-    """A bar on stderr."""
-    return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True)
-
-
 def load_embedding_model(options: MineOptions) -> "SentenceTransformer":
     """The model for dense retrieval."""
     from .dense import load
@@ -248,60 +205,6 @@ def build_retrievers(
         with bar("embedding", "passage", len(corpus)) as progress:
             retrievers.append(Dense(corpus, folder, embedding_model, progress.update))
     return retrievers, bm25
-
-
-def judged_targets(
-    queries: Sequence[Record], judged: dict[str, list[str]], corpus: Corpus, summary: Summary
-) -> list[Target]:
-    """The queries that have a right passage in the corpus."""
-    targets = []
-    for query in queries:
-        passages = judged.pop(query.id, [])
-        places = [corpus.places[passage] for passage in passages if passage in corpus.places]
-        summary.dropped["right passages that are not in the corpus"] += len(passages) - len(places)
-        if places:
-            targets.append(Target(query.id, query.text, list(dict.fromkeys(places))))
-        elif passages:
-            summary.queries["queries whose right passages are not in the corpus"] += 1
-            summary.not_found += [query.text] if len(summary.not_found) < SHOWN else []
-        else:
-            summary.queries["queries without a right passage in --qrels"] += 1
-    summary.notes["queries of --qrels that --queries does not have"] = len(judged)
-    return targets
-
-
-def answered_targets(
-    queries: Sequence[Record], bm25: Bm25, corpus: Corpus, summary: Summary
-) -> list[Target]:
-    """The queries whose answer is in a passage of the corpus."""
-    targets = []
-    with bar("finding answers", "query", len(queries)) as progress:
-        for batch in in_batches(queries, QUERIES_AT_ONCE):
-            answers = [Answers(query.answers) for query in batch]
-            places = find_answers([query.text for query in batch], answers, bm25, corpus)
-            for query, own, place in zip(batch, answers, places, strict=True):
-                if place is None:
-                    summary.queries["queries whose answer is in no passage that BM25 finds"] += 1
-                    summary.not_found += [query.text] if len(summary.not_found) < SHOWN else []
-                else:
-                    targets.append(Target(query.id, query.text, [place], own))
-            progress.update(len(batch))
-    return targets
-
-
-def merge_same(targets: Sequence[Target], summary: Summary) -> list[Target]:
-    """One target for queries of the same text: what is right for one is not wrong for another."""
-    merged: dict[str, Target] = {}
-    for target in targets:
-        first = merged.setdefault(query_key(target.query), target)
-        if first is target:
-            continue
-        summary.queries["queries that repeat another, whose right passages they join"] += 1
-        places = list(dict.fromkeys([*first.positives, *target.positives]))
-        texts = [of.answers.texts for of in (first, target) if of.answers]
-        answers = Answers([text for own in texts for text in own]) if texts else None
-        merged[query_key(target.query)] = Target(first.id, first.query, places, answers)
-    return list(merged.values())
 
 
 def mine(

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
-from .words import text_key, words
+from .words import words, words_key
 
 #: Words of a shingle: a run of so many is rarely shared by chance.
 SHINGLE = 3
@@ -31,6 +33,22 @@ def overlap(one: Shingles, other: Shingles) -> float:
     return len(one & other) / smaller if smaller else 0.0
 
 
+@dataclass(frozen=True)
+class Profile:
+    """What a text is compared by."""
+
+    #: The same for all its copies.
+    key: str
+    shingles: Shingles
+
+
+@lru_cache(maxsize=1024)
+def profile(text: str) -> Profile:
+    """What a text is compared by; kept for a while, as the same passage comes for many queries."""
+    own = words(text)
+    return Profile(words_key(text, own), shingles(own))
+
+
 class Duplicates:
     """Knows the copies and near-duplicates of some texts.
 
@@ -41,19 +59,15 @@ class Duplicates:
 
     def __init__(self, texts: Iterable[str], *, least: float = OVERLAP) -> None:
         self.least = least
-        self._keys: set[str] = set()
-        self._shingles: list[Shingles] = []
-        for text in texts:
-            self._keys.add(text_key(text))
-            self._shingles.append(shingles(words(text)))
+        self._profiles = [profile(text) for text in texts]
 
     def has(self, text: str) -> bool:
         """Whether a text is one of them, a copy or a near-duplicate."""
-        own = words(text)
-        if (" ".join(own) or text_key(text)) in self._keys:
-            return True
-        found = shingles(own)
-        return any(overlap(found, known) >= self.least for known in self._shingles)
+        own = profile(text)
+        return any(
+            own.key == known.key or overlap(own.shingles, known.shingles) >= self.least
+            for known in self._profiles
+        )
 
 
 class SimilarTexts:

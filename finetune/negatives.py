@@ -7,29 +7,16 @@ from itertools import islice
 
 import numpy as np
 
-from .answers import Answers
 from .candidates import Candidates, Retriever, fuse
 from .corpus import Corpus
 from .groups import Group, query_hash
-from .near_duplicates import Duplicates
-from .words import text_key
+from .near_duplicates import Duplicates, profile
+from .targets import Target
 
 #: Where candidates run out, so many times the passages that are wanted are drawn at random.
 DRAWN = 4
 
 SAMPLING_STRATEGIES = ("top", "random")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A query whose right passages are known."""
-
-    id: str
-    query: str
-    #: The places of the right passages in the corpus.
-    positives: list[int]
-    #: Where the query came with answers: a passage that contains one is not wrong.
-    answers: Answers | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ class Selection:
         return Group(target.query, self.positives, list(islice(self, count)), id=target.id)
 
     def _is_wrong(self, text: str, right: Duplicates) -> bool:
-        key = text_key(text)
+        key = profile(text).key
         if key in self._keys:
             self.dropped["copies of another wrong passage"] += 1
         elif right.has(text):
@@ -131,7 +118,7 @@ def select(
         dropped["candidates outside of the window or the margin"] += len(close)
         if window.sampling_strategy == "random":
             places = random.permutation(places).tolist()
-        right = {text_key(text): text for text in corpus.texts(target.positives)}
+        right = {profile(text).key: text for text in corpus.texts(target.positives)}
         selections.append(
             Selection(
                 target, list(right.values()), places, close, corpus, random, negatives, dropped

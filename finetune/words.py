@@ -79,4 +79,9 @@ def patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 def text_key(text: str) -> str:
     """What makes two texts copies: their words, so neither case, width, spacing nor punctuation."""
-    return " ".join(words(text)) or " ".join(normalize(text).split())
+    return words_key(text, words(text))
+
+
+def words_key(text: str, own: list[str]) -> str:
+    """The same for a text whose words are known."""
+    return " ".join(own) or " ".join(normalize(text).split())

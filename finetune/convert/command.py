@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tqdm import tqdm
-
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.jsonl import DataPath, writing
 from rerank_plugin.options import check_choices, option
 
 from ..group_files import check_files, group_line
 from ..groups import Group, read_groups
+from ..progress import bar
 from . import beir, flagembedding, labelled_table, msmarco, sentence_transformers
 from .grouping import group
 from .judged import Judged
@@ -83,7 +82,7 @@ def main(options: ConvertOptions) -> int:
     with (
         TemporaryDirectory(prefix=".convert-", dir=output.absolute().parent) as work,
         writing(output) as file,
-        tqdm(desc="converting", unit="group", dynamic_ncols=True) as bar,
+        bar("converting", "group") as progress,
     ):
         for found in read(options, Path(work), notes):
             groups += 1
@@ -91,7 +90,7 @@ def main(options: ConvertOptions) -> int:
             for line in output_lines(found, options):
                 lines += 1
                 file.write(line)
-            bar.update()
+            progress.update()
         if not groups:
             raise InputError(f"{options.data_path}: no group comes of it{reasons(notes)}")
     what = f"{groups} groups" + (f", {lines} rows" if options.to != "groups" else "")
