@@ -43,8 +43,12 @@ def words(text: str) -> list[str]:
     if text.isascii():
         return ASCII_WORD.findall(text)
     word, unspaced = patterns()
+    # For a regular expression `_` is a letter.
+    runs: list[str] = word.findall(text.replace("_", " "))
+    if not unspaced.search(text):
+        return runs
     found: list[str] = []
-    for run in word.findall(text):
+    for run in runs:
         if run.isascii() or not unspaced.search(run):
             found.append(run)
             continue
@@ -74,7 +78,7 @@ def patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
         if unicodedata.category(character) in ("Mn", "Mc")
     )
     unspaced = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
-    return re.compile(rf"(?:[^\W_]|[{marks}])+"), re.compile(f"([{unspaced}]+)")
+    return re.compile(rf"[\w{marks}]+"), re.compile(f"([{unspaced}]+)")
 
 
 def text_key(text: str) -> str:
