@@ -55,11 +55,7 @@ def main() -> int:
         print(f"made {folder} in {time.perf_counter() - start:.0f} s", flush=True)
     contestants: dict[str, Callable[[Path], None]] = {"mine, bm25": mine_bm25}
     if options.peer:
-        contestants |= {
-            "mine, dense": mine_dense,
-            "mine, both": mine_both,
-            "sentence-transformers": mine_peer,
-        }
+        contestants |= {"mine, dense": mine_dense, "sentence-transformers": mine_peer}
     results = {"machine": describe(options.threads)}
     for name, contestant in contestants.items():
         results[name] = found = measured(contestant, folder)
@@ -188,10 +184,6 @@ def mine_bm25(folder: Path, *more: str) -> None:
 
 def mine_dense(folder: Path) -> None:
     mine_bm25(folder, "--embedding_model", model_path(), "--retrieval", "dense")
-
-
-def mine_both(folder: Path) -> None:
-    mine_bm25(folder, "--embedding_model", model_path())
 
 
 def model_path() -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 #: Passages that are embedded between two writes to the file.
-TEXTS_AT_ONCE = 4096
+TEXTS_AT_ONCE = 512
 
 #: Passages whose similarities to a batch of queries are in memory at once.
 BLOCK = 65_536
