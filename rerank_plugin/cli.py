@@ -50,6 +50,16 @@ COMMANDS = {
         "rerank_plugin.finetune.evaluate",
         "EvaluateOptions",
     ),
+    "mine": Command(
+        "make groups out of a corpus, queries and judgements or answers",
+        "rerank_plugin.finetune.mine",
+        "MineOptions",
+    ),
+    "convert": Command(
+        "turn training data of other libraries into groups, or back",
+        "rerank_plugin.finetune.convert.command",
+        "ConvertOptions",
+    ),
     "merge": Command(
         "merge a LoRA adapter into its base", "rerank_plugin.finetune.merge", "MergeOptions"
     ),

@@ -158,17 +158,24 @@ class SkippedLines:
         self.count += 1
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place, then rename it there: it is never seen half-written."""
+@contextmanager
+def writing(path: Path) -> Iterator[IO[str]]:
+    """A file that is written beside its place and renamed there: it is never seen half-written."""
     staged = path.with_name(path.name + ".part")
     try:
         with staged.open("w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with writing(path) as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -38,7 +38,7 @@ def check_choices(options: Any) -> None:
         choices = item.metadata.get("choices")
         value = getattr(options, item.name)
         if choices and value is not None and value not in choices:
-            raise OptionError(item.name, f"{value!r} is none of {', '.join(choices)}")
+            raise OptionError(option_name(item), f"{value!r} is none of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def parse_options(
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with options"
     )
-    names = {item.name for item in add_fields(parser, options)}
+    names = {option_name(item) for item in add_fields(parser, options)}
     arguments = with_underscores(argv)
     config = config_file(arguments)
     if config is not None:
@@ -112,7 +112,7 @@ def parse_options(
     if unknown and extras:
         values[extras.target] = extras.parse(unknown)
     missing = [
-        item.name
+        option_name(item)
         for item in fields(options)  # type: ignore[arg-type]
         if item.default is MISSING and item.default_factory is MISSING and item.name not in values
     ]
@@ -141,9 +141,14 @@ def add_fields(parser: argparse.ArgumentParser, options: Any) -> list[Any]:
             settings["type"] = next(kind for kind in (int, float, str) if kind in kinds)
         if item.metadata["choices"]:
             settings["metavar"] = "{" + ",".join(item.metadata["choices"]) + "}"
-        parser.add_argument(f"--{item.name}", **settings)
+        parser.add_argument(f"--{option_name(item)}", dest=item.name, **settings)
         added.append(item)
     return added
+
+
+def option_name(item: Any) -> str:
+    """What a field is called on the command line: `from_` is `--from`, a word of Python's own."""
+    return str(item.name).rstrip("_")
 
 
 def help_text(item: Any) -> str:

@@ -164,6 +164,16 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def sentence_model(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path_factory.mktemp("sentences")
+    SentenceTransformer(str(tiny_encoder), device="cpu").save(str(folder))
+    return folder
+
+
 def easy_groups(count: int, *, start: int = 0, negatives: int = 3) -> list[dict[str, Any]]:
     """Groups that a tiny model learns in a few steps: the right passage has `refund` in it."""
     texts = [text for text in sample_texts() if "refund" not in text]

@@ -29,6 +29,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Somewhere else: who has tried the README has its results lying in the checkout.
+    (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     _, name, *argv = shlex.split(command)
     entry = COMMANDS[name]
@@ -66,7 +67,7 @@ def test_every_option_that_is_named_exists() -> None:
     known |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"}  # torchrun's
     for entry in COMMANDS.values():
         options = getattr(import_module(entry.module), entry.options)
-        known |= {item for item in options.__dataclass_fields__}
+        known |= {item.rstrip("_") for item in options.__dataclass_fields__}
     from rerank_plugin.finetune.trainer_options import names
 
     known |= set(names())

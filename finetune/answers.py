@@ -1,0 +1,47 @@
+"""Right passages for queries that come with an answer: the best passage that contains it."""
+
+from collections.abc import Sequence
+
+from .bm25 import Bm25
+from .corpus import Corpus
+from .words import is_unspaced, normalize, words
+
+#: How far down its ranking a passage with the answer is looked for.
+SEARCHED = 100
+
+
+class Answers:
+    """The answers of a query, ready to be looked for in texts."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def are_in(self, text: str) -> bool:
+        """Whether a text contains one of the answers: whole words, in any case and spacing."""
+        joined = f" {' '.join(words(text))} "
+        return any(contains(text, joined, answer) for answer in self.texts)
+
+
+def contains(text: str, joined: str, answer: str) -> bool:
+    """Whether an answer is in a text, of which `joined` are the words between spaces."""
+    answer_words = words(answer)
+    if not answer_words or is_unspaced(answer):
+        # No words to compare: characters, whatever the spaces between them.
+        return "".join(normalize(answer).split()) in "".join(normalize(text).split())
+    return f" {' '.join(answer_words)} " in joined
+
+
+def find_answers(
+    queries: Sequence[str], answers: Sequence[Answers], bm25: Bm25, corpus: Corpus
+) -> list[int | None]:
+    """For each query the place of the passage that contains its answer and that BM25 ranks best.
+
+    BM25 searches for the query and its answers together: a query alone may rank the passage low.
+    """
+    asked = [" ".join([query, *own.texts]) for query, own in zip(queries, answers, strict=True)]
+    found: list[int | None] = []
+    for own, candidates in zip(answers, bm25.search(asked, SEARCHED), strict=True):
+        places = candidates.places.tolist()
+        right = (place for place in places if own.are_in(corpus.texts([place])[0]))
+        found.append(next(right, None))
+    return found

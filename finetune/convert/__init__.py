@@ -1,0 +1,1 @@
+"""Other libraries' training data into groups, and back."""

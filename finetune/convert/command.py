@@ -1,0 +1,147 @@
+"""`rerank-plugin convert`: other libraries' training data into groups, and back."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.jsonl import DataPath, writing
+from rerank_plugin.options import check_choices, option
+
+from ..group_files import check_files, group_line
+from ..groups import Group, read_groups
+from ..progress import bar
+from . import beir, flagembedding, labelled_table, msmarco, sentence_transformers
+from .grouping import group
+from .judged import Judged
+from .rows import table_files
+from .to_sentence_transformers import FORMATS, rows
+
+#: The formats that are read from files, and what reads them.
+READERS: dict[str, Callable[..., Iterator[Judged]]] = {
+    "flagembedding": flagembedding.read,
+    "msmarco": msmarco.read,
+}
+
+#: Those that may have labels, of which a threshold says what is right.
+LABELLED: dict[str, Callable[..., Iterator[Judged]]] = {
+    "sentence-transformers": sentence_transformers.read,
+    "table": labelled_table.read,
+}
+
+SOURCES = ("beir", *READERS, *LABELLED, "groups")
+TARGETS = ("groups", "sentence-transformers")
+
+
+@dataclass(kw_only=True)
+class ConvertOptions:
+    """Convert training data of other libraries into groups, or groups into theirs."""
+
+    from_: str = option(
+        choices=SOURCES,
+        help="what the data is: a beir folder, msmarco triples (.tsv) or records with passages and "
+        "is_selected, sentence-transformers pairs, triplets, n-tuples or labelled ones, "
+        "flagembedding, a table of query, passage and label, or groups",
+    )
+    data_path: str | list[str] = option(
+        help="files, folders or globs: .jsonl, .csv, .tsv, .parquet, or a saved data set"
+    )
+    output: str = option(help="the .jsonl file that is written")
+    overwrite: bool = option(False, help="replace an earlier file")
+    to: str = option("groups", choices=TARGETS, help="what the data becomes")
+    output_format: str = option(
+        "labeled-list", choices=FORMATS, help="which of sentence-transformers' formats"
+    )
+    threshold: float = option(0.5, help="a passage is right from this label on")
+    split: str = option("train", help="which of a beir folder's qrels are read")
+    negatives: int = option(
+        7, help="how many passages a query without wrong ones gets, drawn from other queries'"
+    )
+    seed: int = option(42, help="fixes what is drawn")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.from_ == self.to:
+            raise OptionError("to", "groups are groups already: choose sentence-transformers")
+        if self.negatives < 1:
+            raise OptionError("negatives", f"{self.negatives} is less than 1")
+        if self.from_ == "beir" and not isinstance(self.data_path, str | Path):
+            raise OptionError("data_path", "one BEIR folder is needed")
+        check_files([Path(self.output)], overwrite=self.overwrite)
+
+
+def main(options: ConvertOptions) -> int:
+    """Convert, and say what was left out."""
+    notes: Counter[str] = Counter()
+    output = Path(options.output)
+    groups = pairs = lines = 0
+    with (
+        TemporaryDirectory(prefix=".convert-", dir=output.absolute().parent) as work,
+        writing(output) as file,
+        bar("converting", "group") as progress,
+    ):
+        for found in read(options, Path(work), notes):
+            groups += 1
+            pairs += len(found.documents)
+            for line in output_lines(found, options):
+                lines += 1
+                file.write(line)
+            progress.update()
+        if not groups:
+            raise InputError(f"{options.data_path}: no group comes of it{reasons(notes)}")
+    what = f"{groups} groups" + (f", {lines} rows" if options.to != "groups" else "")
+    sys.stdout.write(f"{output}: {what}, {pairs} passages\n")
+    for reason, count in notes.most_common():
+        if count:
+            sys.stdout.write(f"  {count} × {reason}\n")
+    return 0
+
+
+def reasons(notes: "Counter[str]") -> str:
+    """What was left out, in a line."""
+    shown = ", ".join(f"{count} × {reason}" for reason, count in notes.most_common() if count)
+    return f" ({shown})" if shown else ""
+
+
+def read(options: ConvertOptions, work: Path, notes: "Counter[str]") -> Iterator[Group]:
+    """The groups of the data."""
+    if options.from_ == "groups":
+        yield from read_groups(options.data_path)
+        return
+    if options.from_ == "beir":
+        # What is judged is little beside the corpus.
+        size, parts = 0, beir.read(Path(str(options.data_path)), options.split)
+    elif options.from_ in READERS:
+        size, parts = bytes_of(options.data_path), READERS[options.from_](options.data_path)
+    else:
+        reader = LABELLED[options.from_]
+        size, parts = (
+            bytes_of(options.data_path),
+            reader(options.data_path, threshold=options.threshold),
+        )
+    yield from group(
+        parts, work, size=size, negatives=options.negatives, seed=options.seed, notes=notes
+    )
+
+
+def bytes_of(data_path: DataPath) -> int:
+    """About how many bytes of text some files hold, compressed ones several times their own."""
+    size = 0
+    for path in table_files(data_path):
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        times = 4 if path.suffix in (".gz", ".parquet") else 1
+        size += times * sum(file.stat().st_size for file in files)
+    return size
+
+
+def output_lines(found: Group, options: ConvertOptions) -> Iterator[str]:
+    """The lines of a group in the output."""
+    if options.to == "groups":
+        yield group_line(found)
+        return
+    for row in rows(found, options.output_format):
+        yield json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,108 @@
+"""MS MARCO: triples of texts, and records whose passages have `is_selected`.
+
+Records come as the original JSON Lines (a list of passages), as the Hugging Face data set (lists
+by field; JSON Lines or Parquet), as v2's one JSON object of columns, and as CSV, where the passages
+are JSON or what Python and numpy print.
+"""
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.jsonl import DataPath, json_type, reading
+
+from .judged import Judged, Passage, judged
+from .rows import Row, plain_rows, read_rows, table_files
+
+
+def read(data_path: DataPath) -> Iterator[Judged]:
+    """Files ending in `.tsv` are triples, all others have records."""
+    for path in table_files(data_path):
+        if path.name.removesuffix(".gz").endswith(".tsv"):
+            yield from read_triples(path)
+        elif path.suffix == ".json":
+            yield from (record(row) for row in columns_of(path))
+        else:
+            yield from (record(row) for row in read_rows(path))
+
+
+def read_triples(path: Path) -> Iterator[Judged]:
+    """A query, a right and a wrong passage a line, as in `triples.train.small.tsv`."""
+    for row in plain_rows(path):
+        if len(row.values) != 3:
+            raise row.error(f"expected query, right and wrong passage, has {len(row.values)} parts")
+        query, right, wrong = (row.text(column) for column in ("0", "1", "2"))
+        if query.isdecimal() and right.isdecimal() and wrong.isdecimal():
+            raise row.error("these are ids: the triples of texts are needed")
+        yield Judged(query, [Passage(right)], [Passage(wrong)])
+
+
+def record(row: Row) -> Judged:
+    """A query with its passages."""
+    passages = row.values.get("passages")
+    if isinstance(passages, str):
+        passages = parse(row, passages)
+    texts: Any = None
+    selected: Any = None
+    if isinstance(passages, dict):
+        texts, selected = passages.get("passage_text"), passages.get("is_selected")
+    elif isinstance(passages, list) and all(isinstance(item, dict) for item in passages):
+        texts = [item.get("passage_text") for item in passages]
+        selected = [item.get("is_selected") for item in passages]
+    if not (isinstance(texts, list) and isinstance(selected, list) and texts):
+        raise row.error("column 'passages' has no 'passage_text' and 'is_selected'")
+    if len(texts) != len(selected) or not all(isinstance(text, str) for text in texts):
+        raise row.error("'passages' needs a text and an 'is_selected' for every passage")
+    if not all(flag in (0, 1) for flag in selected):
+        raise row.error("'is_selected' is neither 0 nor 1")
+    return judged(row.text("query"), zip(texts, map(bool, selected), strict=True))
+
+
+def columns_of(path: Path) -> Iterator[Row]:
+    """The rows of one JSON object of columns, each an object by row number (MS MARCO v2)."""
+    with reading(path) as file:
+        try:
+            columns = json.loads(file.read())
+        except ValueError as error:
+            raise InputError(f"{path}: broken JSON: {error}") from None
+    queries = columns.get("query") if isinstance(columns, dict) else None
+    passages = columns.get("passages") if isinstance(columns, dict) else None
+    if not isinstance(queries, dict) or not isinstance(passages, dict):
+        raise InputError(
+            f"{path}: expected an object with 'query' and 'passages', each an object by row; "
+            f"found {json_type(columns)}"
+        )
+    for key, query in queries.items():
+        yield Row({"query": query, "passages": passages.get(key)}, f"{path}, row {key}")
+
+
+def parse(row: Row, text: str) -> Any:
+    """The passages in a CSV value: JSON, or a Python value whose lists may be numpy arrays."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return literal(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        message = "column 'passages' is neither JSON nor a Python value"
+        more = ": its middle was left out when it was written" if "..." in text else ""
+        raise row.error(message + more) from None
+
+
+def literal(node: ast.expr) -> Any:
+    """A Python literal; `array([…], dtype=…)` is its list. Nothing is ever run."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array":
+        return literal(node.args[0]) if node.args else []
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {literal(key): literal(value) for key, value in pairs if key is not None}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [literal(item) for item in node.elts]
+    value = ast.literal_eval(node)
+    if value is ...:
+        raise ValueError("numpy leaves out the middle of long arrays when it prints them")
+    return value

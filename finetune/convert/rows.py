@@ -1,0 +1,197 @@
+"""Rows of tables, whatever file holds them: JSON Lines, CSV, TSV, Parquet, or a saved data set."""
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.jsonl import (
+    SUFFIXES,
+    DataPath,
+    input_files,
+    json_type,
+    read_lines,
+    reading,
+)
+
+Values = dict[str, object]
+
+#: Kinds of files beside JSON Lines, by what their names end with.
+TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its values by column, in the order of the columns, and where it stands."""
+
+    values: Values
+    where: str
+
+    def error(self, problem: str) -> InputError:
+        """An error that names this row."""
+        return InputError(f"{self.where}: {problem}")
+
+    def text(self, column: str) -> str:
+        """The text in a column, not blank."""
+        value = self.values.get(column)
+        if not isinstance(value, str):
+            raise self.error(f"column {column!r} is {json_type(value)}, expected a text")
+        if not value.strip():
+            raise self.error(f"column {column!r} is blank, expected a text")
+        return value
+
+    def texts(self, column: str) -> list[str]:
+        """The list of texts in a column."""
+        value = self.values.get(column)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(f"column {column!r} is no list of texts")
+        return [str(item) for item in value]
+
+    def number(self, column: str) -> float:
+        """The number in a column; in CSV it is a text."""
+        return number(self, self.values.get(column), column)
+
+    def numbers(self, column: str) -> list[float]:
+        """The list of numbers in a column."""
+        value = self.values.get(column)
+        if not isinstance(value, list):
+            raise self.error(f"column {column!r} is no list of numbers")
+        return [number(self, item, column) for item in value]
+
+
+def number(row: Row, value: object, column: str) -> float:
+    """A value as a number."""
+    try:
+        if not isinstance(value, str | int | float):
+            raise ValueError
+        return float(value)
+    except ValueError:
+        shown = repr(value) if isinstance(value, str) else json_type(value)
+        raise row.error(f"column {column!r} is {shown}, expected a number") from None
+
+
+def read_rows(data_path: DataPath) -> Iterator[Row]:
+    """The rows of files, folders or globs, one at a time.
+
+    A folder is a data set saved by `datasets`, or has its files read one after the other. CSV and
+    TSV have a first line of column names.
+
+    Raises:
+        InputError: a file is missing, unreadable or of another kind.
+    """
+    for path in table_files(data_path):
+        if path.is_dir():
+            yield from saved_rows(path)
+        elif path.name.endswith(SUFFIXES):
+            for line in read_lines(path):
+                yield Row(line.record(), f"{path}:{line.number}")
+        elif path.suffix == ".parquet":
+            yield from parquet_rows(path)
+        elif path.name.endswith(TABLES):
+            yield from csv_rows(path)
+        else:
+            known = ", ".join((*SUFFIXES, *TABLES))
+            raise InputError(f"{path}: unknown kind of file, expected one of {known}")
+
+
+def table_files(data_path: DataPath) -> list[Path]:
+    """The files that a path means; a saved data set is its folder."""
+    if not isinstance(data_path, str | Path):
+        return [file for path in data_path for file in table_files(path)]
+    path = Path(data_path).expanduser()
+    if not path.is_dir() or (path / "dataset_info.json").is_file():
+        return input_files(path) if not path.is_dir() else [path]
+    endings = (*SUFFIXES, *TABLES)
+    found = sorted(file for file in path.iterdir() if file.name.endswith(endings))
+    if not found:
+        raise InputError(f"{path}: the folder holds no file that ends in {', '.join(endings)}")
+    return found
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV or TSV file; TSV has tabs between values and no quotes."""
+    with text_of(path) as file:
+        reader = csv_reader(path, file)
+        columns = next(reader, None)
+        if not columns:
+            raise InputError(f"{path}: the file is empty")
+        for values in numbered(path, reader):
+            if len(values.values) != len(columns):
+                problem = f"{len(values.values)} values for {len(columns)} columns"
+                raise InputError(f"{values.where}: {problem}")
+            yield Row(dict(zip(columns, values.values.values(), strict=True)), values.where)
+
+
+def plain_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV or TSV file without column names; the columns are `0`, `1` and so on."""
+    with text_of(path) as file:
+        yield from numbered(path, csv_reader(path, file))
+
+
+@contextmanager
+def text_of(path: Path) -> Iterator[io.TextIOWrapper]:
+    """A plain or gzipped file, open for reading text."""
+    with reading(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+        yield file
+
+
+def csv_reader(path: Path, file: io.TextIOWrapper) -> "csv._reader":  # type: ignore[name-defined]
+    """A reader for the kind of file that a name says."""
+    csv.field_size_limit(sys.maxsize)
+    if path.name.removesuffix(".gz").endswith(".tsv"):
+        return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(file)
+
+
+def numbered(path: Path, reader: "csv._reader") -> Iterator[Row]:  # type: ignore[name-defined]
+    """What a reader gives, without blank lines, each row with its place."""
+    try:
+        for values in reader:
+            if values:
+                columns = {str(place): value for place, value in enumerate(values)}
+                yield Row(columns, f"{path}:{reader.line_num}")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}:{reader.line_num + 1}: cannot be read: {error}") from None
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file, some thousands in memory at a time."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            place = 0
+            for batch in file.iter_batches(batch_size=1000):
+                for values in batch.to_pylist():
+                    place += 1
+                    yield Row(values, f"{path}, row {place}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def saved_rows(path: Path) -> Iterator[Row]:
+    """The rows of a folder that `datasets.Dataset.save_to_disk` wrote."""
+    import datasets
+
+    try:
+        rows = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    for place, values in enumerate(rows, 1):
+        yield Row(dict(values), f"{path}, row {place}")
+
+
+def first_of(row: Row, names: Sequence[str], meant: str) -> str:
+    """The first of some columns that a row has."""
+    found = next((name for name in names if name in row.values), None)
+    if found is None:
+        have = ", ".join(row.values)
+        raise row.error(
+            f"no column for the {meant}: expected one of {', '.join(names)}, has {have}"
+        )
+    return found

@@ -1,0 +1,43 @@
+"""Groups as sentence-transformers' training data, in the formats of its `mine_hard_negatives`."""
+
+from collections.abc import Iterator, Mapping
+
+from ..groups import Group
+
+#: The formats, by the names that sentence-transformers gives them.
+FORMATS = ("labeled-list", "labeled-pair", "triplet", "n-tuple", "pair")
+
+
+def rows(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:
+    """The rows of a group.
+
+    `labeled-list` has one row (query, docs, labels), `labeled-pair` one for every passage,
+    `triplet` one for every right and wrong passage, `n-tuple` and `pair` one for every right
+    passage. Teacher scores go with triplets and n-tuples, where sentence-transformers looks for
+    them.
+    """
+    if output_format == "labeled-list":
+        yield {"query": group.query, "docs": group.documents, "labels": group.labels}
+    elif output_format == "labeled-pair":
+        for text, label in zip(group.documents, group.labels, strict=True):
+            yield {"query": group.query, "passage": text, "label": label}
+    elif output_format == "pair":
+        yield from ({"query": group.query, "positive": text} for text in group.pos)
+    else:
+        yield from tuples(group, output_format)
+
+
+def tuples(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:
+    """The triplets or n-tuples of a group."""
+    for place, right in enumerate(group.pos):
+        first: dict[str, object] = {"query": group.query, "positive": right}
+        scores = []
+        if group.pos_scores and group.neg_scores:
+            scores = [group.pos_scores[place], *group.neg_scores]
+        if output_format == "n-tuple":
+            wrong = {f"negative_{number}": text for number, text in enumerate(group.neg, 1)}
+            yield {**first, **wrong, **({"scores": scores} if scores else {})}
+            continue
+        for number, text in enumerate(group.neg, 1):
+            own = {"scores": [scores[0], scores[number]]} if scores else {}
+            yield {**first, "negative": text, **own}

@@ -1,0 +1,116 @@
+"""A corpus on disk: any number of passages at flat memory, each at hand by its place."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.jsonl import DataPath
+
+from .records import read_passages
+
+#: Bytes of text that are read at once when the whole corpus is.
+BLOCK = 1 << 24
+
+Places = npt.NDArray[np.int64]
+
+Item = TypeVar("Item")
+
+
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The same items in lists of at most `size`."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+class Corpus:
+    """The texts of passages one behind the other in a file, and where each begins.
+
+    Args:
+        path: The file.
+        starts: Where in it each passage begins, and where the last one ends, `[passages + 1]`.
+        places: The places of the passages whose ids were asked for.
+        blank: How many passages were left out because they have no text.
+    """
+
+    def __init__(self, path: Path, starts: Places, places: dict[str, int], blank: int) -> None:
+        self.starts = starts
+        self.places = places
+        self.blank = blank
+        self._path = path
+        self._file = path.open("rb")
+
+    @classmethod
+    def build(
+        cls,
+        data_path: DataPath,
+        folder: Path,
+        wanted: set[str],
+        progress: Callable[[int], Any] | None = None,
+    ) -> "Corpus":
+        """Write all texts of a corpus into a folder.
+
+        Args:
+            data_path: The corpus, as `read_passages` takes it.
+            folder: Where the file is written.
+            wanted: The ids whose places are remembered.
+            progress: Called with a number of passages whenever so many more are read.
+
+        Raises:
+            InputError: two passages have one id, or there are fewer than two passages.
+        """
+        path = folder / "corpus.txt"
+        lengths = [0]
+        places: dict[str, int] = {}
+        seen: set[str] = set()
+        blank = 0
+        with path.open("wb") as file:
+            for passage in read_passages(data_path):
+                if passage.id in seen:
+                    raise passage.line.error(f"a second passage has the id {passage.id!r}")
+                seen.add(passage.id)
+                if progress:
+                    progress(1)
+                if not passage.text.strip():
+                    blank += 1
+                    continue
+                if passage.id in wanted:
+                    places[passage.id] = len(lengths) - 1
+                lengths.append(file.write(passage.text.encode()))
+        if len(lengths) < 3:
+            raise InputError(f"{data_path}: a corpus of at least two passages is needed")
+        return cls(path, np.cumsum(lengths), places, blank)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def texts(self, places: Sequence[int]) -> list[str]:
+        """The texts of some passages, in the order of their places."""
+        found = []
+        for place in places:
+            start, end = int(self.starts[place]), int(self.starts[place + 1])
+            self._file.seek(start)
+            found.append(self._file.read(end - start).decode())
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        """All texts in their order, read in large blocks."""
+        place = 0
+        with self._path.open("rb") as file:
+            while place < len(self):
+                start = int(self.starts[place])
+                end = int(np.searchsorted(self.starts, start + BLOCK, "right")) - 1
+                end = min(max(end, place + 1), len(self))
+                block = file.read(int(self.starts[end]) - start)
+                for own, following in pairwise((self.starts[place : end + 1] - start).tolist()):
+                    yield block[own:following].decode()
+                place = end
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

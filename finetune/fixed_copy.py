@@ -1,0 +1,82 @@
+"""A copy of groups without what `check` found wrong with them."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import compress
+from typing import Any
+
+from .groups import Group, query_key
+from .inspection import Labels, Overlap, digest, text_digest
+
+
+class Fixer:
+    """Mends groups, and counts what it did.
+
+    Args:
+        labels: How pairs are labelled in all data.
+        overlap: What is shared with the evaluation data, where there is some.
+    """
+
+    def __init__(self, labels: Labels, overlap: Overlap | None) -> None:
+        self.labels = labels
+        self.overlap = overlap
+        self.counts: Counter[str] = Counter()
+        self._seen: set[int] = set()
+
+    def fix(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """The groups that are left, mended."""
+        for group in groups:
+            mended = self._mend(group)
+            if mended:
+                yield mended
+
+    def _mend(self, group: Group) -> Group | None:
+        if self.overlap and self.overlap.leaks(group.query):
+            self.counts["groups left out: their query is nearly one of the evaluation's"] += 1
+            return None
+        right = first_ones(group.pos)
+        wrong = first_ones(group.neg)
+        self.counts["copies of a passage in the same group, left out"] += len(group.documents) - (
+            sum(right) + sum(wrong)
+        )
+        known = {text_digest(text) for text in group.pos}
+        contradicted = [
+            text_digest(text) in known or self.labels.is_both(group.query, text)
+            for text in group.neg
+        ]
+        kept = [first and not both for first, both in zip(wrong, contradicted, strict=True)]
+        self.counts["wrong passages left out: they are right for the same query"] += sum(
+            wrong
+        ) - sum(kept)
+        mended = keep(keep(group, "pos", right), "neg", kept)
+        if not mended.neg:
+            self.counts["groups left out: no wrong passage is left"] += 1
+            return None
+        texts = [query_key(group.query), *sorted(mended.pos), "", *sorted(mended.neg)]
+        number = digest("\n".join(texts))
+        if number in self._seen:
+            self.counts["groups left out: the same group came before"] += 1
+            return None
+        self._seen.add(number)
+        return mended
+
+
+def first_ones(texts: list[str]) -> list[bool]:
+    """For every text whether no copy of it came before."""
+    seen: set[int] = set()
+    first = []
+    for text in texts:
+        number = text_digest(text)
+        first.append(number not in seen)
+        seen.add(number)
+    return first
+
+
+def keep(group: Group, side: str, kept: list[bool]) -> Group:
+    """A group with some of its passages, and their scores."""
+    changes: dict[str, Any] = {side: list(compress(getattr(group, side), kept))}
+    scores = getattr(group, f"{side}_scores")
+    if scores is not None:
+        changes[f"{side}_scores"] = list(compress(scores, kept))
+    return replace(group, **changes)

@@ -1,0 +1,109 @@
+"""Groups into files: one, or several among which queries are split."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from rerank_plugin.errors import OptionError
+from rerank_plugin.jsonl import writing
+
+from .groups import Group, query_hash, query_key
+
+#: What the files of a split are called.
+SIDES = ("train", "dev", "test")
+
+
+def group_line(group: Group) -> str:
+    """A group as a line of a jsonl file; what it does not have is left out."""
+    record = {name: value for name, value in asdict(group).items() if value is not None}
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
+    """The shares of `--split`, for train, dev and perhaps test; without it all goes to train.
+
+    Raises:
+        OptionError: not two or three positive numbers whose sum is 1.
+    """
+    if value is None:
+        return [1.0]
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        shares = [float(part) for part in parts]
+    except ValueError:
+        shares = []
+    if len(shares) not in (2, 3) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        expected = "two or three positive numbers whose sum is 1, as 0.8,0.1,0.1"
+        raise OptionError("split", f"{value!r} is not {expected}")
+    return shares
+
+
+def split_files(output: Path, shares: Sequence[float]) -> list[Path]:
+    """The files of a split: `train.jsonl` has `dev.jsonl` and `test.jsonl` beside it.
+
+    Where `train` is not in the name of the output, the side goes behind it: `mined-dev.jsonl`.
+    """
+    files = [output]
+    for side in SIDES[1 : len(shares)]:
+        stem, dot, rest = output.name.partition(".")
+        name = stem.replace("train", side) if "train" in stem else f"{stem}-{side}"
+        files.append(output.with_name(name + dot + rest))
+    return files
+
+
+def check_files(files: Sequence[Path], *, overwrite: bool, option: str = "output") -> None:
+    """Check that the files of an option can be written.
+
+    Raises:
+        OptionError: one exists already, or its folder does not.
+    """
+    for file in files:
+        if not file.absolute().parent.is_dir():
+            raise OptionError(option, f"no folder {file.absolute().parent}")
+        if file.is_dir():
+            raise OptionError(option, f"{file} is a folder, a file is needed")
+        if file.exists() and not overwrite:
+            raise OptionError(option, f"{file} exists: choose another, or --overwrite")
+        if file.name.endswith(".gz"):
+            raise OptionError(option, f"{file}: groups are written as plain .jsonl")
+
+
+def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, int]:
+    """For the key of every query the place of its share.
+
+    Queries are dealt in the order of hashes of their text: the same queries and seed give the
+    same split in any order, and no query text stands on two sides.
+    """
+    keys = sorted({query_key(query) for query in queries}, key=lambda key: query_hash(key, seed))
+    ends = [round(sum(shares[: place + 1]) * len(keys)) for place in range(len(shares))]
+    starts = [0, *ends[:-1]]
+    return {
+        key: place
+        for place, (start, end) in enumerate(zip(starts, ends, strict=True))
+        for key in keys[start:end]
+    }
+
+
+class GroupWriter:
+    """Writes every group into the file of its query's side."""
+
+    def __init__(self, files: Sequence[IO[str]], sides: Mapping[str, int]) -> None:
+        self.counts = [0] * len(files)
+        self._files = files
+        self._sides = sides
+
+    def write(self, group: Group) -> None:
+        """Write one group."""
+        side = self._sides.get(query_key(group.query), 0)
+        self._files[side].write(group_line(group))
+        self.counts[side] += 1
+
+
+@contextmanager
+def group_writer(files: Sequence[Path], sides: Mapping[str, int]) -> Iterator[GroupWriter]:
+    """A writer whose files appear when all groups are written."""
+    with ExitStack() as stack:
+        yield GroupWriter([stack.enter_context(writing(file)) for file in files], sides)

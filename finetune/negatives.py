@@ -1,0 +1,155 @@
+"""Wrong passages for queries: candidates without what is right, a copy of it, or close to it."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from .candidates import Candidates, Retriever, fuse
+from .corpus import Corpus
+from .groups import Group, query_hash
+from .near_duplicates import Duplicates, profile
+from .targets import Target
+
+#: Where candidates run out, so many times the passages that are wanted are drawn at random.
+DRAWN = 4
+
+SAMPLING_STRATEGIES = ("top", "random")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which candidates may become wrong passages.
+
+    The names are those of sentence-transformers' `mine_hard_negatives`.
+    """
+
+    #: Ranks from 0, right passages not counted: from `range_min` on and before `range_max`.
+    range_min: int = 0
+    range_max: int = 100
+    #: A candidate must score less than the best right passage by this share of its score.
+    relative_margin: float | None = None
+    sampling_strategy: str = "top"
+
+
+@dataclass
+class Selection:
+    """One query's way from candidates to wrong passages; iterating gives one after the other.
+
+    What is given differs from every right passage and from what was given before.
+    """
+
+    target: Target
+    #: Texts of the right passages, no copy among them.
+    positives: list[str]
+    #: Candidates in the order in which they are tried.
+    places: list[int]
+    #: Passages that may not be drawn at random either.
+    barred: set[int]
+    corpus: Corpus
+    random: np.random.Generator
+    negatives: int
+    dropped: "Counter[str]"
+    #: How many of the texts given so far were drawn at random.
+    drawn: int = 0
+    _keys: set[str] = field(default_factory=set)
+
+    def __iter__(self) -> Iterator[str]:
+        right = Duplicates(self.positives)
+        for place in self.places:
+            (text,) = self.corpus.texts([place])
+            if self._is_wrong(text, right):
+                yield text
+        seen = self.barred.union(self.places, self.target.positives)
+        count = min(len(self.corpus), DRAWN * self.negatives)
+        for place in self.random.choice(len(self.corpus), count, replace=False).tolist():
+            (text,) = self.corpus.texts([place])
+            if place not in seen and self._is_wrong(text, right):
+                self.drawn += 1
+                yield text
+
+    def take(self, count: int) -> Group:
+        """A group with the first `count` wrong passages; perhaps with none at all."""
+        target = self.target
+        return Group(target.query, self.positives, list(islice(self, count)), id=target.id)
+
+    def _is_wrong(self, text: str, right: Duplicates) -> bool:
+        key = profile(text).key
+        if key in self._keys:
+            self.dropped["copies of another wrong passage"] += 1
+        elif right.has(text):
+            self.dropped["copies or near-duplicates of a right passage"] += 1
+        elif self.target.answers and self.target.answers.are_in(text):
+            self.dropped["passages that contain the answer"] += 1
+        else:
+            self._keys.add(key)
+            return True
+        return False
+
+
+def select(
+    targets: Sequence[Target],
+    retrievers: Sequence[Retriever],
+    corpus: Corpus,
+    window: Window,
+    *,
+    negatives: int,
+    seed: int,
+    dropped: "Counter[str]",
+) -> list[Selection]:
+    """Search for some queries at once; for each of them a `Selection` of wrong passages."""
+    queries = [target.query for target in targets]
+    count = window.range_max + max(len(target.positives) for target in targets)
+    lists = [retriever.search(queries, count) for retriever in retrievers]
+    ranked = [
+        wrong_places(fuse(found, count), target)
+        for found, target in zip(zip(*lists, strict=True), targets, strict=True)
+    ]
+    kept = [places[window.range_min : window.range_max] for places in ranked]
+    if window.relative_margin is not None:
+        # The last one: similarities of embeddings are on one scale for all queries.
+        kept = within_margin(targets, kept, retrievers[-1], window.relative_margin)
+    selections = []
+    for target, places, all_places in zip(targets, kept, ranked, strict=True):
+        random = np.random.default_rng(int(query_hash(target.query, seed)[:16], 16))
+        close = set(all_places[: window.range_max]).difference(places)
+        dropped["candidates outside of the window or the margin"] += len(close)
+        if window.sampling_strategy == "random":
+            places = random.permutation(places).tolist()
+        right = {profile(text).key: text for text in corpus.texts(target.positives)}
+        selections.append(
+            Selection(
+                target, list(right.values()), places, close, corpus, random, negatives, dropped
+            )
+        )
+    return selections
+
+
+def wrong_places(candidates: Candidates, target: Target) -> list[int]:
+    """The candidates that are not judged right, best first."""
+    right = set(target.positives)
+    return [place for place in candidates.places.tolist() if place not in right]
+
+
+def within_margin(
+    targets: Sequence[Target],
+    ranked: Sequence[list[int]],
+    retriever: Retriever,
+    margin: float,
+) -> list[list[int]]:
+    """The candidates that score below the best right passage by a share of its score.
+
+    This is TopK-PercPos of NV-Retriever (Moreira et al. 2024) for a margin of 0.05.
+    """
+    queries = [target.query for target in targets]
+    asked = [[*target.positives, *places] for target, places in zip(targets, ranked, strict=True)]
+    kept = []
+    for target, places, scores in zip(
+        targets, ranked, retriever.score(queries, asked), strict=True
+    ):
+        best = scores[: len(target.positives)].max()
+        allowed = scores[len(target.positives) :] <= best - margin * abs(best)
+        kept.append([place for place, good in zip(places, allowed, strict=True) if good])
+    return kept

@@ -1,0 +1,91 @@
+"""Words of a text: what BM25 counts, and what two texts are compared by."""
+
+import re
+import sys
+import unicodedata
+from functools import cache
+from itertools import pairwise
+
+#: Scripts written without spaces between words, as ranges of code points: Thai, Lao, Myanmar,
+#: Khmer, and what Lucene's CJK analysis takes in (Kana, Han, Hangul).
+UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1100, 0x11FF),
+    (0x1780, 0x17FF),
+    (0x3005, 0x3007),
+    (0x3041, 0x30FF),
+    (0x3100, 0x31BF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xA960, 0xA97F),
+    (0xAC00, 0xD7FF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
+
+ASCII_WORD = re.compile(r"[a-z0-9]+")
+
+
+def normalize(text: str) -> str:
+    """A text without case and width: NFKC, then case folding."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in their order, without case, width and punctuation.
+
+    A run of a script without spaces gives the pairs of its neighbouring characters, as Lucene's
+    `CJKBigramFilter` does; a character alone gives itself.
+    """
+    text = normalize(text)
+    if text.isascii():
+        return ASCII_WORD.findall(text)
+    word, unspaced = patterns()
+    # For a regular expression `_` is a letter.
+    runs: list[str] = word.findall(text.replace("_", " "))
+    if not unspaced.search(text):
+        return runs
+    found: list[str] = []
+    for run in runs:
+        if run.isascii() or not unspaced.search(run):
+            found.append(run)
+            continue
+        # With one group in the pattern, every second part is an unspaced run.
+        for place, part in enumerate(unspaced.split(run)):
+            if place % 2 and len(part) > 1:
+                found += (first + second for first, second in pairwise(part))
+            elif part:
+                found.append(part)
+    return found
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether a text has characters of a script without spaces."""
+    return not text.isascii() and patterns()[1].search(text) is not None
+
+
+@cache
+def patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What a word is, and what a run of a script without spaces is.
+
+    Combining marks belong to words: without them those of many scripts would fall apart.
+    """
+    marks = "".join(
+        character
+        for character in map(chr, range(0x300, min(0x10000, sys.maxunicode)))
+        if unicodedata.category(character) in ("Mn", "Mc")
+    )
+    unspaced = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
+    return re.compile(rf"[\w{marks}]+"), re.compile(f"([{unspaced}]+)")
+
+
+def text_key(text: str) -> str:
+    """What makes two texts copies: their words, so neither case, width, spacing nor punctuation."""
+    return words_key(text, words(text))
+
+
+def words_key(text: str, own: list[str]) -> str:
+    """The same for a text whose words are known."""
+    return " ".join(own) or " ".join(normalize(text).split())

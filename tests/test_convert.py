@@ -1,0 +1,340 @@
+"""Converters, each on data as the library in question writes it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+
+from rerank_plugin.finetune.convert.msmarco import literal
+from rerank_plugin.finetune.groups import read_groups
+
+from .conftest import Run, sample_texts, write_lines
+
+#: As in MS MARCO v1.1's train set.
+RECORD = {
+    "answers": ["Results-Based Accountability is a disciplined way of thinking."],
+    "passages": {
+        "is_selected": [0, 1, 0],
+        "passage_text": [
+            "Since 2007, the RBA's reputation has been affected by the 'Securency' scandal.",
+            'Results-Based Accountability® (also known as RBA) is a "disciplined" way of thinking.',
+            "RBA Recognized with the 2014 Microsoft US Regional Partner of the Year.",
+        ],
+        "url": ["https://en.wikipedia.org/wiki/RBA", "http://rba.example", "http://x.example"],
+    },
+    "query": "what is rba",
+    "query_id": 19699,
+    "query_type": "description",
+    "wellFormedAnswers": [],
+}
+
+
+def convert(cli: Run, source: str, path: object, *more: object) -> list[dict[str, Any]]:
+    output = Path(str(path)).parent / "converted.jsonl"
+    arguments = ("--from", source, "--data_path", path, "--output", output, "--overwrite")
+    code, _, err = cli("convert", *arguments, *more)
+    assert code == 0, err
+    groups = "--to" not in more
+    assert not groups or list(read_groups(output))
+    return [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+
+
+def msmarco_files(folder: Path) -> dict[str, Path]:
+    """The same record as every file in which it is found."""
+    passages = RECORD["passages"]
+    assert isinstance(passages, dict)
+    rows = [
+        {"is_selected": flag, "passage_text": text, "url": url}
+        for flag, text, url in zip(
+            passages["is_selected"], passages["passage_text"], passages["url"], strict=True
+        )
+    ]
+    original = write_lines(folder / "train_v1.1.jsonl", [{**RECORD, "passages": rows}])
+    hub = write_lines(folder / "hub.jsonl", [RECORD])
+    columns = folder / "train_v2.1.json"
+    columns.write_text(json.dumps({"query": {"0": RECORD["query"]}, "passages": {"0": rows}}))
+    table = datasets.Dataset.from_list([RECORD])
+    table.to_parquet(folder / "hub.parquet")
+    table.save_to_disk(folder / "saved")
+    frame = table.to_pandas()
+    frame.to_csv(folder / "numpy.csv", index=False)
+    frame["passages"] = [json.dumps(passages)]
+    frame.to_csv(folder / "json.csv", index=False)
+    frame["passages"] = [str(rows)]
+    frame.to_csv(folder / "python.csv", index=False)
+    assert "array(" in (folder / "numpy.csv").read_text("utf-8")
+    files = [original, hub, columns]
+    names = ("hub.parquet", "saved", "numpy.csv", "json.csv", "python.csv")
+    return {file.name: file for file in (*files, *(folder / name for name in names))}
+
+
+def test_msmarco_records(cli: Run, tmp_path: Path) -> None:
+    passages = RECORD["passages"]
+    assert isinstance(passages, dict)
+    texts = passages["passage_text"]
+    for name, file in msmarco_files(tmp_path).items():
+        (group,) = convert(cli, "msmarco", file)
+        expected = {"query": RECORD["query"], "pos": [texts[1]], "neg": [texts[0], texts[2]]}
+        assert group == expected, name
+
+
+def test_msmarco_triples(cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "triples.train.small.tsv"
+    lines = [
+        ('is a "little caffeine ok', "We don't know a lot.", 'It is "generally safe'),
+        ("what fruit is native", "Passion fruit.", "The kola nut."),
+        ('is a "little caffeine ok', "We don't know a lot.", "Another passage."),
+    ]
+    path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
+    first, second = convert(cli, "msmarco", path)
+    assert first == {
+        "query": lines[0][0],
+        "pos": [lines[0][1]],
+        "neg": [lines[0][2], "Another passage."],
+    }
+    assert second["neg"] == ["The kola nut."]
+    path.write_text("1\t2\t3\n")
+    code, _, err = cli(
+        *("convert", "--from", "msmarco", "--data_path", path, "--output", tmp_path / "o.jsonl")
+    )
+    assert code == 2
+    assert f"{path}:1: these are ids" in err
+
+
+def test_beir(cli: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "nfcorpus"
+    (folder / "qrels").mkdir(parents=True)
+    texts = sample_texts()[:20]
+    write_lines(
+        folder / "corpus.jsonl",
+        [
+            {"_id": f"MED-{i}", "title": f"Title {i}", "text": text, "metadata": {}}
+            for i, text in enumerate(texts)
+        ],
+    )
+    write_lines(
+        folder / "queries.jsonl",
+        [{"_id": f"PLAIN-{i}", "text": f"query {i}", "metadata": {"url": ""}} for i in range(4)],
+    )
+    (folder / "qrels" / "train.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nPLAIN-0\tMED-1\t2\nPLAIN-0\tMED-2\t0\nPLAIN-3\tMED-4\t1\n"
+    )
+    first, second = convert(cli, "beir", folder, "--negatives", 1)
+    assert first["query"] == "query 0"
+    assert first["pos"] == [f"Title 1 {texts[1]}"]
+    assert first["neg"] == [f"Title 2 {texts[2]}"]
+    # Nothing is judged wrong: drawn from the other queries' passages.
+    assert second["neg"][0] in (first["pos"][0], first["neg"][0])
+    code, _, err = cli(
+        *("convert", "--from", "beir", "--data_path", folder, "--split", "dev"),
+        *("--output", tmp_path / "x.jsonl"),
+    )
+    assert code == 2
+    assert "qrels/dev.tsv: no such file" in err
+
+
+FLAG = {
+    "query": "Five women walk along a beach wearing flip-flops.",
+    "pos": ["Some women with flip-flops on, are walking along the beach"],
+    "neg": ["The 4 women are sitting on the beach.", "There was a reform in 1996."],
+    "pos_scores": [0.98],
+    "neg_scores": [0.12, 0.01],
+    "prompt": "Given a web search query, retrieve relevant passages.",
+    "type": "normal",
+}
+
+
+def test_flagembedding(cli: Run, tmp_path: Path) -> None:
+    plain = {"query": "q", "pos": ["a", "b"], "neg": ["c"]}
+    more = {"query": "Q", "pos": ["d"], "neg": ["a", "e"]}
+    bare = {"query": "r", "pos": ["z"], "neg": []}
+    path = write_lines(tmp_path / "toy_finetune_data.jsonl", [FLAG, plain, more, bare])
+    first, second, third = convert(cli, "flagembedding", path, "--negatives", 2)
+    assert first == {key: FLAG[key] for key in ("query", "pos", "neg", "pos_scores", "neg_scores")}
+    assert second == {"query": "q", "pos": ["a", "b", "d"], "neg": ["c", "e"]}
+    assert len(third["neg"]) == 2
+
+
+@pytest.mark.parametrize("output_format", ["triplet", "n-tuple", "labeled-pair", "labeled-list"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv", "saved"])
+def test_sentence_transformers_formats(
+    cli: Run, tmp_path: Path, sentence_model: Path, output_format: Any, suffix: str
+) -> None:
+    if suffix == "csv" and output_format == "labeled-list":
+        pytest.skip("lists do not go into CSV")
+    texts = sample_texts()
+    pairs = datasets.Dataset.from_dict(
+        {"query": [f"about {text[:40]}" for text in texts[:10]], "answer": texts[:10]}
+    )
+    mined = mine_hard_negatives(
+        pairs,
+        SentenceTransformer(str(sentence_model), device="cpu"),
+        corpus=texts,
+        num_negatives=2,
+        output_format=output_format,
+        verbose=False,
+    )
+    path = tmp_path / f"mined.{suffix}"
+    write: dict[str, Callable[[], object]] = {
+        "jsonl": lambda: mined.to_json(path),
+        "parquet": lambda: mined.to_parquet(path),
+        "csv": lambda: mined.to_csv(path, index=False),
+        "saved": lambda: mined.save_to_disk(path),
+    }
+    write[suffix]()
+    groups = convert(cli, "sentence-transformers", path)
+    assert [group["query"] for group in groups] == pairs["query"][:]
+    assert [group["pos"] for group in groups] == [[text] for text in texts[:10]]
+    assert all(len(group["neg"]) == 2 for group in groups)
+
+    back = convert(
+        cli,
+        "groups",
+        tmp_path / "converted.jsonl",
+        "--to",
+        "sentence-transformers",
+        "--output",
+        tmp_path / "back.jsonl",
+        "--output_format",
+        output_format,
+    )
+    assert back == groups
+    rows = datasets.Dataset.from_json(str(tmp_path / "back.jsonl"), cache_dir=str(tmp_path))
+    assert len(rows) == len(mined)
+    names = {"query": "query", "answer": "passage" if output_format == "labeled-pair" else "docs"}
+    if output_format in ("triplet", "n-tuple"):
+        names["answer"] = "positive"
+    expected = mined.rename_columns(
+        {old: new for old, new in names.items() if old in mined.features}
+    )
+    assert sorted(map(str, rows)) == sorted(map(str, expected))
+
+
+def test_pairs_get_passages_of_other_queries(cli: Run, tmp_path: Path) -> None:
+    texts = sample_texts()[:30]
+    rows = [{"anchor": f"question {i}", "positive": text} for i, text in enumerate(texts)]
+    path = write_lines(tmp_path / "pairs.jsonl", rows)
+    groups = convert(cli, "sentence-transformers", path, "--negatives", 4)
+    assert groups == convert(cli, "sentence-transformers", path, "--negatives", 4)
+    for group, text in zip(groups, texts, strict=True):
+        assert group["pos"] == [text]
+        assert len(set(group["neg"])) == 4
+        assert text not in group["neg"]
+
+
+def test_scores_of_tuples(cli: Run, tmp_path: Path) -> None:
+    rows = [
+        {"query": "q", "positive": "a", "negative": "b", "scores": [2.5, 1.0]},
+        {"query": "q", "positive": "a", "negative": "c", "scores": [2.5, -1.0]},
+    ]
+    (group,) = convert(cli, "sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
+    assert group["pos_scores"] == [2.5]
+    assert group["neg_scores"] == [1.0, -1.0]
+    path = write_lines(tmp_path / "g.jsonl", [group])
+    back = convert(
+        cli, "groups", path, "--to", "sentence-transformers", "--output_format", "triplet"
+    )
+    assert back == rows
+    (row,) = convert(
+        cli, "groups", path, "--to", "sentence-transformers", "--output_format", "n-tuple"
+    )
+    assert row == {
+        "query": "q",
+        "positive": "a",
+        "negative_1": "b",
+        "negative_2": "c",
+        "scores": [2.5, 1.0, -1.0],
+    }
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl"])
+def test_tables(cli: Run, tmp_path: Path, suffix: str) -> None:
+    frame = pandas.DataFrame(
+        {
+            "id": [1, 2, 3, 4],
+            "question": ['wer, "was"', 'wer, "was"', "wo", "wo"],
+            "passage": ["ja\nzwei Zeilen", "nein", "hier", "dort"],
+            "label": [1, 0, 0.2, 3],
+        }
+    )
+    path = tmp_path / f"table.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    elif suffix == "tsv":
+        frame["passage"] = frame["passage"].str.replace("\n", " ")
+        path.write_text(
+            "\n".join("\t".join(map(str, row)) for row in [frame.columns, *frame.values]) + "\n"
+        )
+    elif suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    first, second = convert(cli, "table", path)
+    assert first == {"query": 'wer, "was"', "pos": [frame["passage"][0]], "neg": ["nein"]}
+    assert second == {"query": "wo", "pos": ["dort"], "neg": ["hier"]}
+    (second,) = convert(cli, "table", path, "--threshold", 2, "--negatives", 1)
+    assert second["query"] == "wo"
+
+
+def test_more_text_than_memory_goes_through_files(
+    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"query": f"question {i % 40}", "passage": f"passage {i}", "label": i % 3 // 2}
+        for i in range(400)
+    ]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    whole = convert(cli, "table", path)
+    monkeypatch.setattr("rerank_plugin.finetune.convert.grouping.BUCKET", 5000)
+    parts = convert(cli, "table", path)
+    assert [group["query"] for group in parts] != [group["query"] for group in whole]
+    assert sorted(map(str, parts)) == sorted(map(str, whole))
+    assert {file.name for file in tmp_path.iterdir()} == {"rows.jsonl", "converted.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "content", "expected"),
+    [
+        ("table", "a.csv", "query,passage\nq,p\n", "a.csv:2: no column for the label"),
+        ("table", "a.csv", "query,passage,label\nq,p,good\n", ":2: column 'label' is 'good'"),
+        ("table", "a.csv", "query,passage,label\nq,p\n", ":2: 2 values for 3 columns"),
+        ("table", "a.csv", "query,passage,label\n,p,1\n", ":2: column 'query' is blank"),
+        ("table", "a.txt", "x", "a.txt: unknown kind of file"),
+        ("table", "a.parquet", "x", "a.parquet: cannot be read"),
+        ("table", "a.csv", "query,passage,label\nq,p,0\n", "no group comes of it (1 × queries"),
+        ("flagembedding", "a.jsonl", '{"query": "q", "pos": "p"}', ":1: column 'pos' is no list"),
+        ("sentence-transformers", "a.jsonl", '{"query": "q"}', ":1: expected the query, passages"),
+        ("sentence-transformers", "a.csv", "q,d,label\na,b,c\n", ":2: column 'label' is 'c'"),
+        ("msmarco", "a.csv", 'query,passages\nq,"[1, ..., 2]"\n', ": its middle was left out"),
+        ("msmarco", "a.jsonl", '{"query": "q", "passages": [1]}', "has no 'passage_text'"),
+        ("msmarco", "a.json", "[1]", "a.json: expected an object with 'query' and 'passages'"),
+        ("groups", "a.jsonl", "{}", "--to: groups are groups already"),
+    ],
+)
+def test_bad_input_is_one_line(
+    cli: Run, tmp_path: Path, source: str, name: str, content: str, expected: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    output = tmp_path / "o.jsonl"
+    code, out, err = cli("convert", "--from", source, "--data_path", path, "--output", output)
+    assert (code, out) == (2, "")
+    assert expected in err.strip().splitlines()[-1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_in_a_csv_is_run() -> None:
+    import ast
+
+    value = {"a": np.array(["x", "y"], object), "b": np.array([0, 1], np.int32)}
+    assert literal(ast.parse(repr(value), mode="eval").body) == {"a": ["x", "y"], "b": [0, 1]}
+    for text in ("__import__('os').getcwd()", "array([open('x')])", "[x for x in ()]"):
+        with pytest.raises(ValueError):
+            literal(ast.parse(text, mode="eval").body)

@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_plugin.finetune.near_duplicates import (
+    Duplicates,
+    SimilarTexts,
+    jaccard,
+    overlap,
+    shingles,
+)
+from rerank_plugin.finetune.scripts import main_script
+from rerank_plugin.finetune.words import text_key, words
+
+from .conftest import sample_texts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't PANIC, it's 2_000!", ["don", "t", "panic", "it", "s", "2", "000"]),
+        ("Ｆｕｌｌ width ① Straße", ["full", "width", "1", "strasse"]),
+        ("今天天气", ["今天", "天天", "天气"]),
+        ("iPhone好用吗 京", ["iphone", "好用", "用吗", "京"]),
+        ("ありがとう", ["あり", "りが", "がと", "とう"]),
+        ("서울", ["서울"]),
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("… — !", []),
+    ],
+)
+def test_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+@given(st.text())
+def test_words_do_not_depend_on_case_width_and_spacing(text: str) -> None:
+    found = words(text)
+    assert all(found) and all(not word.isspace() for word in found)
+    assert words(f"  {text}\n") == found
+    assert text_key(f"\t{text} ") == text_key(text)
+
+
+def test_copies_and_windows_are_duplicates_and_other_texts_are_not() -> None:
+    first, *others = sample_texts()[:30]
+    known = Duplicates([first])
+    assert known.has(first)
+    assert known.has(f"  {first.upper()} !")
+    assert known.has(f"{first} And something else was written behind it in this window.")
+    assert known.has(first[: len(first) // 2])
+    assert not any(known.has(text) for text in others)
+
+
+@given(st.lists(st.frozensets(st.integers(0, 12), max_size=8), max_size=8))
+def test_prefix_filtering_finds_what_comparing_all_finds(texts: list[frozenset[int]]) -> None:
+    similar = SimilarTexts(list(texts), least=0.6)
+    for members in texts:
+        expected = [i for i, other in enumerate(texts) if jaccard(members, other) >= 0.6]
+        assert similar.find(members) == (expected[0] if expected else None)
+
+
+@given(st.text(), st.text())
+def test_overlap_is_symmetric_and_whole_for_equal_texts(one: str, other: str) -> None:
+    first, second = shingles(words(one)), shingles(words(other))
+    assert overlap(first, second) == overlap(second, first)
+    assert 0 <= overlap(first, second) <= 1
+    assert overlap(first, first) == (1 if first else 0)
+
+
+def test_scripts() -> None:
+    assert main_script("Wo ist der Hafen?") == "Latin"
+    assert main_script("Где порт? ok") == "Cyrillic"
+    assert main_script("港口在哪里") == "Han"
+    assert main_script("港はどこですか") == "Kana"
+    assert main_script("12:30 →") is None
