@@ -119,9 +119,9 @@ class ModelQueue:
     """Scores the pairs of any number of threads and event loops with one model.
 
     Who comes first: a job is due when the model has scored as much as the job costs since it came.
-    So three documents pass ten thousand, and ten thousand wait for no more than their own cost. A
-    batch is filled up with further jobs of the same key; pairs of one job stay in the batches that
-    they would be in if it were alone.
+    So three documents pass ten thousand, but not for ever: what comes when the model has scored
+    that much does not pass them any more. A batch is filled up with further jobs of the same key;
+    pairs of one job stay in the batches that they would be in if it were alone.
 
     Args:
         scorer: The model, on its device, not trained any more.
@@ -156,7 +156,7 @@ class ModelQueue:
         """
         with self._room(len(pairs)) as ticket:
             ticket.result()
-            return self._hand_over(self._scorer.encode(pairs), progress, key)
+            return self._hand_over(*self._encode(pairs), progress, key)
 
     async def score(self, pairs: Sequence[Pair], *, key: Hashable = None) -> Logits:
         """The raw logits of pairs, `[pairs]`, without blocking the event loop.
@@ -165,8 +165,8 @@ class ModelQueue:
         """
         with self._room(len(pairs)) as ticket:
             await asyncio.wrap_future(ticket)
-            encoded = await self.beside_loop(self._scorer.encode, pairs)
-            future = self._hand_over(encoded, None, key)
+            encoded, batches = await self.beside_loop(self._encode, pairs)
+            future = self._hand_over(encoded, batches, None, key)
         return await asyncio.wrap_future(future)
 
     async def beside_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -225,11 +225,19 @@ class ModelQueue:
             door.inside -= count
             door.admit()
 
+    def _encode(self, pairs: Sequence[Pair]) -> tuple[EncodedPairs, deque[Batch]]:
+        encoded = self._scorer.encode(pairs)
+        return encoded, self._batches(encoded, range(len(encoded.distinct)))
+
     def _hand_over(
-        self, encoded: EncodedPairs, progress: Callable[[int], Any] | None, key: Hashable
+        self,
+        encoded: EncodedPairs,
+        batches: deque[Batch],
+        progress: Callable[[int], Any] | None,
+        key: Hashable,
     ) -> "Future[Logits]":
         with self._changed:
-            batches = self._batches(encoded, range(len(encoded.distinct)))
+            self.check()
             due = self._scored + sum(batch.cost for batch in batches)
             job = Job(encoded, batches, due, key, progress)
             job.future.add_done_callback(lambda _: self._leave(len(encoded.places)))

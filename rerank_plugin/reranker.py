@@ -225,7 +225,10 @@ def ranked(
 
 def distinct_pairs(pairs: Sequence[Pair]) -> tuple[list[Pair], npt.NDArray[np.intp]]:
     """The distinct ones of some pairs, in an order of their own, and for each pair its place."""
-    distinct = sorted({(query, text) for query, text in pairs})
+    try:
+        distinct = sorted({(query, text) for query, text in pairs})
+    except TypeError:
+        raise InputError("a query or a document is no text") from None
     places = {pair: place for place, pair in enumerate(distinct)}
     return distinct, np.array([places[query, text] for query, text in pairs], np.intp)
 
