@@ -1,6 +1,6 @@
 """Scoring and latency rows: everybody in turns on the same fresh texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,17 @@ TOLERANCE = 1e-3
 
 
 @contextmanager
-def open_workers(folder: Path, log: Path) -> Iterator[list[Worker]]:
-    """Everybody who is installed: in its default, and in the precisions that this is not."""
+def open_workers(
+    folder: Path, log: Path, names: Iterable[str] | None = None
+) -> Iterator[list[Worker]]:
+    """Everybody in its default, and in the precisions that this is not.
+
+    Without names these are the scorers that are installed.
+    """
+    names = filter(is_installed, SCORERS) if names is None else names
     workers: list[Worker] = []
     try:
-        workers += [Worker(who, folder, None, log) for who in SCORERS if is_installed(who)]
+        workers += [Worker(who, folder, None, log) for who in names]
         for worker in list(workers):
             others = [name for name in PRECISIONS if name != worker.loaded.precision]
             workers += [Worker(worker.who, folder, name, log) for name in others]

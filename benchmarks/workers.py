@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import OtherWork, peak_memory, reset_peak_memory
+from pipelines import PIPELINES
 from scorers import SCORERS
 from texts import Request
 
@@ -32,9 +33,9 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a scorer found, how long it took, and its peak memory since the last reset."""
+    """What was found, how long it took, and the peak memory since the last reset."""
 
-    values: list[float]
+    values: list[Any]
     seconds: float
     #: CPUs that others had meanwhile.
     others: float
@@ -45,7 +46,7 @@ class Worker:
     """A scorer in its own process; it loads while others do, `loaded` waits for it.
 
     Args:
-        who: A name in `SCORERS`.
+        who: A name in `SCORERS` or `PIPELINES`.
         folder: The model folder.
         precision: `float32`, `bfloat16`, or None for the library's own default.
         log: The file that takes what the process writes.
@@ -79,6 +80,18 @@ class Worker:
         """Rank documents; the values are their places."""
         return self._ask(("rank", query, documents))
 
+    def together(self, requests: Sequence[Request]) -> Answer:
+        """Ask a pipeline all queries at once; the values are seconds, the last one of a pause."""
+        return self._ask(("together", requests))
+
+    def overhead(self, requests: Sequence[Request]) -> Answer:
+        """Rank without and with an adapter in turns; the values are the seconds of both."""
+        return self._ask(("overhead", requests))
+
+    def kept(self, requests: Sequence[Request]) -> list[str]:
+        """The texts that a pipeline keeps."""
+        return self._ask(("kept", requests)).values
+
     def reset_peak_memory(self) -> None:
         """Let the peak memory start anew."""
         self._ask(("reset",))
@@ -106,18 +119,21 @@ class Worker:
 def serve(pipe: Connection, log: Path, who: str, folder: str, precision: str | None) -> None:
     """What a worker's process does until the pipe is closed."""
     write_to(log)
-    scorer = SCORERS[who](folder, precision)
+    makers: dict[str, Any] = {**SCORERS, **PIPELINES}
+    scorer = makers[who](folder, precision)
     pipe.send(Loaded(scorer.precision, peak_memory()))
     while True:
         try:
             question = pipe.recv()
         except EOFError:
             return
-        values: list[float] = []
+        values: list[Any] = []
         others = OtherWork()
         start = time.perf_counter()
         if question[0] == "score":
             values = scorer.score(question[1])
+        elif question[0] in ("together", "overhead", "kept"):
+            values = getattr(scorer, question[0])(question[1])
         elif question[0] == "rank":
             values = [float(place) for place in scorer.rank(question[1], question[2])]
         seconds = time.perf_counter() - start

@@ -1,13 +1,16 @@
 """`Reranker`: a loaded cross-encoder that scores pairs and ranks documents."""
 
-import asyncio
 import logging
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
+from weakref import finalize
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from rerank_plugin.device import resolve_device, resolve_dtype
@@ -15,8 +18,9 @@ from rerank_plugin.encoding import Pair, PairEncoder
 from rerank_plugin.errors import InputError
 from rerank_plugin.head import cast_backbone
 from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
+from rerank_plugin.model_queue import ModelQueue
 from rerank_plugin.normalization import check_normalization, normalize, order
-from rerank_plugin.scoring import Logits, Scorer
+from rerank_plugin.scoring import Logits, Scorer, parts
 from rerank_plugin.settings import RerankSettings
 
 logger = logging.getLogger(__name__)
@@ -35,7 +39,7 @@ class Ranked(Generic[Document]):
 
 
 class Reranker:
-    """A cross-encoder ready to score.
+    """A cross-encoder ready to score, for any number of threads and event loops at once.
 
     Args:
         model: A hub id, a folder, or a LoRA adapter folder.
@@ -68,6 +72,16 @@ class Reranker:
         trust_remote_code: bool = False,
     ) -> None:
         self.source = str(model)
+        #: How it was loaded, to load another one like it.
+        self.options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "max_length": max_length,
+            "normalize": normalize,
+            "long_documents": long_documents,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        }
         self.settings = RerankSettings.read(Path(model).expanduser())
         self.normalize = check_normalization(normalize or self.settings.normalize)
         self.device = resolve_device(device)
@@ -92,31 +106,67 @@ class Reranker:
         )
         self._scorer = Scorer(loaded.model, encoder, token_budget=token_budget)
         self._scorer.fuse()
-        # Fast tokenizers are not thread-safe, and two forwards at once only slow each other down.
-        self._lock = threading.Lock()
+        self._queue = ModelQueue(self._scorer)
+        finalize(self, self._queue.close).atexit = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: what is copied with it shares the model."""
+        return self
 
     def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
         """Raw logits of (query, document) pairs, float32 `[pairs]`, in their order.
 
-        `progress` is called with a number of pairs whenever that many more are scored.
+        Equal pairs are scored once. `progress` is called, perhaps from another thread, with a
+        number of pairs whenever that many more are scored.
         """
-        with self._lock:
-            return self._scorer.logits([(query, text) for query, text in pairs], progress)
+        distinct, places = distinct_pairs(pairs)
+        found = list(self._stream(distinct, progress))
+        if progress and len(distinct) < len(pairs):
+            progress(len(pairs) - len(distinct))
+        return joined(found)[places]
+
+    async def alogits(self, pairs: Sequence[Pair]) -> Logits:
+        """`logits`, without blocking the event loop; cancelled, the rest is not scored."""
+        distinct, places = await self._queue.beside_loop(distinct_pairs, pairs)
+        found = [await self._queue.score(part) for part in parts(distinct)]
+        return joined(found)[places]
 
     def stream(
         self, pairs: Iterable[Pair], progress: Callable[[int], Any] | None = None
     ) -> Iterator[Logits]:
         """Scores of any number of pairs, part by part in their order, in flat memory.
 
-        The pairs are read in another thread while the model works, a few thousand ahead.
+        The pairs are read while the model works, a few thousand ahead.
         """
-        with self._lock:
-            for logits in self._scorer.stream(pairs, progress):
-                yield normalize(logits, self.normalize)
+        for logits in self._stream(pairs, progress):
+            yield normalize(logits, self.normalize)
+
+    def _stream(
+        self, pairs: Iterable[Pair], progress: Callable[[int], Any] | None
+    ) -> Iterator[Logits]:
+        """Raw logits, part by part; one part is encoded here while the one before is scored."""
+        self._queue.check()
+        coming: deque[Future[Logits]] = deque()
+        try:
+            for part in parts(pairs):
+                coming.append(self._queue.submit(part, progress))
+                if len(coming) > 1:
+                    yield coming[0].result()
+                    coming.popleft()
+            while coming:
+                yield coming[0].result()
+                coming.popleft()
+        finally:
+            for future in coming:
+                future.cancel()
 
     def score(self, pairs: Sequence[Pair]) -> Logits:
         """Scores of (query, document) pairs, float32 `[pairs]`, in their order."""
         return normalize(self.logits(pairs), self.normalize)
+
+    async def ascore(self, pairs: Sequence[Pair]) -> Logits:
+        """`score`, without blocking the event loop."""
+        return normalize(await self.alogits(pairs), self.normalize)
 
     def rank(
         self, query: str, documents: Sequence[Document], top_n: int | None = None
@@ -134,29 +184,58 @@ class Reranker:
         self, requests: Sequence[tuple[str, Sequence[Document]]], top_n: int | None = None
     ) -> list[list[Ranked[Document]]]:
         """Rank the documents of many queries at once; faster than one after the other."""
-        if any(isinstance(documents, str) for _, documents in requests):
-            raise InputError("documents: a list of texts is needed, not one text")
-        if top_n is not None and top_n < 1:
-            raise InputError(f"top_n: {top_n} is less than 1")
-        pairs = [
-            (checked_query(query), document_text(document))
-            for query, documents in requests
-            for document in documents
-        ]
-        scores = self.score(pairs)
-        ranked, start = [], 0
-        for _, documents in requests:
-            own = scores[start : start + len(documents)]
-            start += len(documents)
-            best = order(own)[:top_n]
-            ranked.append([Ranked(i, float(own[i]), documents[i]) for i in best])
-        return ranked
+        pairs = checked_pairs(requests, top_n)
+        return ranked(requests, self.score(pairs), top_n)
 
     async def arank(
         self, query: str, documents: Sequence[Document], top_n: int | None = None
     ) -> list[Ranked[Document]]:
-        """`rank`, without blocking the event loop."""
-        return await asyncio.to_thread(self.rank, query, documents, top_n)
+        """`rank`, without blocking the event loop; cancelled, it stops scoring."""
+        requests = [(query, documents)]
+        return ranked(requests, await self.ascore(checked_pairs(requests, top_n)), top_n)[0]
+
+
+def checked_pairs(
+    requests: Sequence[tuple[str, Sequence[Document]]], top_n: int | None
+) -> list[Pair]:
+    """The pairs of some requests, in their order."""
+    if any(isinstance(documents, str) for _, documents in requests):
+        raise InputError("documents: a list of texts is needed, not one text")
+    if top_n is not None and top_n < 1:
+        raise InputError(f"top_n: {top_n} is less than 1")
+    return [
+        (checked_query(query), document_text(document))
+        for query, documents in requests
+        for document in documents
+    ]
+
+
+def ranked(
+    requests: Sequence[tuple[str, Sequence[Document]]], scores: Logits, top_n: int | None
+) -> list[list[Ranked[Document]]]:
+    """The documents of each request by the falling scores of its pairs."""
+    rankings, start = [], 0
+    for _, documents in requests:
+        own = scores[start : start + len(documents)]
+        start += len(documents)
+        best = order(own)[:top_n]
+        rankings.append([Ranked(i, float(own[i]), documents[i]) for i in best])
+    return rankings
+
+
+def distinct_pairs(pairs: Sequence[Pair]) -> tuple[list[Pair], npt.NDArray[np.intp]]:
+    """The distinct ones of some pairs, in an order of their own, and for each pair its place."""
+    try:
+        distinct = sorted({(query, text) for query, text in pairs})
+    except TypeError:
+        raise InputError("a query or a document is no text") from None
+    places = {pair: place for place, pair in enumerate(distinct)}
+    return distinct, np.array([places[query, text] for query, text in pairs], np.intp)
+
+
+def joined(found: Sequence[Logits]) -> Logits:
+    """Parts one behind the other."""
+    return np.concatenate(found) if found else np.empty(0, np.float32)
 
 
 def checked_query(query: object) -> str:

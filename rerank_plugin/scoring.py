@@ -56,6 +56,22 @@ class EncodedPairs:
         done[self.starts] = np.bincount(self.places, minlength=len(self.starts))
         return done
 
+    def of_pairs(self, logits: Logits) -> Logits:
+        """The logits of pairs, `[pairs]`, out of those of `distinct`.
+
+        Raises:
+            ScoringError: one is not a finite number.
+        """
+        # A document is as good as the best of its windows.
+        found: Logits = np.maximum.reduceat(logits, self.starts)[self.places]
+        bad = found[~np.isfinite(found)]
+        if len(bad):
+            raise ScoringError(
+                f"the model gave {bad[0]} for {len(bad)} of {len(found)} pairs: its weights or its "
+                "precision are broken, try dtype float32"
+            )
+        return found
+
 
 def pad(pairs: Sequence[EncodedPair], pad_id: int, *, with_types: bool) -> Inputs:
     """A padded batch as models take it: int64 tensors `[pairs, longest]`, padded on the right."""
@@ -174,58 +190,53 @@ class Scorer:
     def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
         """The raw logits of pairs in their order, float32 `[pairs]`; equal pairs are scored once.
 
-        Raises:
-            ScoringError: a logit is not a finite number.
-        """
-        parts = list(self.stream(pairs, progress))
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
-
-    def stream(
-        self, pairs: Iterable[Pair], progress: Callable[[int], Any] | None = None
-    ) -> Iterator[Logits]:
-        """The raw logits of any number of pairs, part by part in their order, in flat memory.
-
-        While the model scores a part, another thread reads and encodes the next one.
+        While the model scores a part, another thread encodes the next one.
 
         Raises:
             ScoringError: a logit is not a finite number.
         """
-        done = 0
-        for encoded in ahead(self._encoded(iter(pairs))):
-            windows = self._distinct(encoded, progress)
-            # A document is as good as the best of its windows.
-            logits = np.maximum.reduceat(windows, encoded.starts)[encoded.places]
-            bad = np.flatnonzero(~np.isfinite(logits))
-            if len(bad):
-                raise ScoringError(
-                    f"the model gave {logits[bad[0]]} for pair {done + bad[0]} ({len(bad)} of "
-                    f"{len(logits)} pairs): its weights or its precision are broken, try dtype "
-                    "float32"
-                )
-            done += len(logits)
-            yield logits
+        encoded = ahead(self.encode(part) for part in parts(pairs))
+        found = [part.of_pairs(self._distinct(part, progress)) for part in encoded]
+        return np.concatenate(found) if found else np.empty(0, np.float32)
 
-    def _encoded(self, pairs: Iterator[Pair]) -> Iterator[EncodedPairs]:
-        while part := list(islice(pairs, PAIRS_AT_ONCE)):
-            index: dict[Pair, int] = {}
-            places = np.array([index.setdefault(pair, len(index)) for pair in part])
-            documents = self.encoder.windows(list(index))
-            # In an order of their own, so that batches do not depend on the order of a request.
-            order = sorted(range(len(documents)), key=lambda i: documents[i][0].key)
-            rank = np.empty(len(order), np.intp)
-            rank[order] = np.arange(len(order))
-            windows = [documents[i] for i in order]
-            starts = np.cumsum([0, *(len(document) for document in windows[:-1])])
-            distinct = [pair for document in windows for pair in document]
-            yield EncodedPairs(distinct, starts, rank[places])
+    def encode(self, part: Sequence[Pair]) -> EncodedPairs:
+        """Some pairs as what is scored for them; equal ones once."""
+        index: dict[Pair, int] = {}
+        places = np.array([index.setdefault(pair, len(index)) for pair in part])
+        documents = self.encoder.windows(list(index))
+        # In an order of their own, so that batches do not depend on the order of a request.
+        order = sorted(range(len(documents)), key=lambda i: documents[i][0].key)
+        rank = np.empty(len(order), np.intp)
+        rank[order] = np.arange(len(order))
+        windows = [documents[i] for i in order]
+        starts = np.cumsum([0, *(len(document) for document in windows[:-1])])
+        distinct = [pair for document in windows for pair in document]
+        return EncodedPairs(distinct, starts, rank[places])
+
+    def forward(self, pairs: Sequence[EncodedPair]) -> Logits:
+        """The raw logits of one batch, float32 `[pairs]`."""
+        with torch.inference_mode():
+            batch = on_device(self.inputs(pairs), self.device)
+            logits: Logits = pair_logits(self.model, batch).cpu().numpy()
+        return logits
+
+    def halve_budget(self) -> bool:
+        """Halve what a batch may cost, as the memory has no room for it; false if it is small."""
+        if self.token_budget // 2 < SMALLEST_BUDGET:
+            return False
+        self._token_budget = self.token_budget // 2
+        torch.cuda.empty_cache()
+        logger.warning(
+            "out of memory on %s: batches are cut to %d tokens", self.device, self._token_budget
+        )
+        return True
 
     def _distinct(self, encoded: EncodedPairs, progress: Callable[[int], Any] | None) -> Logits:
         logits = np.empty(len(encoded.distinct), np.float32)
         training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode():
-                self._fill(logits, encoded, progress)
+            self._fill(logits, encoded, progress)
         finally:
             self.model.train(training)
         return logits
@@ -239,25 +250,16 @@ class Scorer:
         while left:
             places = left.popleft()
             try:
-                batch = on_device(self.inputs([pairs[place] for place in places]), self.device)
-                logits[places] = pair_logits(self.model, batch).cpu().numpy()
+                logits[places] = self.forward([pairs[place] for place in places])
             except torch.OutOfMemoryError:
-                if self.token_budget // 2 < SMALLEST_BUDGET:
+                if not self.halve_budget():
                     raise
                 rest = [*places, *(place for batch in left for place in batch)]
-                self._halve_budget()
                 cut = self.batches([pairs[place] for place in rest])
                 left = deque([rest[i] for i in batch] for batch in cut)
                 continue
             if progress:
                 progress(int(done[places].sum()))
-
-    def _halve_budget(self) -> None:
-        self._token_budget = self.token_budget // 2
-        torch.cuda.empty_cache()
-        logger.warning(
-            "out of memory on %s: batches are cut to %d tokens", self.device, self._token_budget
-        )
 
 
 def on_device(batch: Inputs, device: torch.device) -> Inputs:
@@ -265,6 +267,13 @@ def on_device(batch: Inputs, device: torch.device) -> Inputs:
     if device.type == "cpu":
         return batch
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def parts(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    """The pairs in their order, as many at a time as are encoded and scored together."""
+    left = iter(pairs)
+    while part := list(islice(left, PAIRS_AT_ONCE)):
+        yield part
 
 
 def ahead(items: Iterator[EncodedPairs]) -> Iterator[EncodedPairs]:

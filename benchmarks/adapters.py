@@ -1,0 +1,237 @@
+"""Measure the adapters beside what they replace: `python benchmarks/adapters.py --help`."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+from models import model_folder
+from pipelines import PEERS, PIPELINES
+from results import percentile
+from rich.console import Console
+from rich.table import Table
+from scoring import open_workers, rotated
+from texts import Source, Texts
+from tokenizers import Tokenizer
+from workers import Worker
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+#: Queries that are asked at once, and the documents of each.
+QUERIES, DOCUMENTS = 32, 20
+
+#: What an adapter's module imports of its framework.
+FRAMEWORKS = {
+    "langchain": "langchain_core.callbacks, langchain_core.cross_encoders, "
+    "langchain_core.documents, langchain_core.retrievers, langchain_core.runnables",
+    "llama_index": "llama_index.core.postprocessor.types, llama_index.core.instrumentation, "
+    "llama_index.core.callbacks",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    machine.set_environment(options.threads)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    options.output.mkdir(parents=True, exist_ok=True)
+    source = Source.read(options.data)
+    folder = model_folder("minilm", options.output / "models" / "minilm", source)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with open_workers(folder, options.output / "adapters.log", PIPELINES) as workers:
+        check_agreement(workers, Texts(source, "own", tokenizer, seed=0))
+        texts = Texts(source, "own", tokenizer, seed=1)
+        rounds = [measure(workers, texts, number) for number in range(options.rounds)]
+        overheads = measure_overhead(workers, texts, options.rounds)
+        precisions = {worker.name: worker.loaded.precision for worker in workers}
+    found = {
+        "machine": machine.describe(options.threads),
+        "texts": source.name,
+        "rounds": rounds,
+        "precisions": precisions,
+        "summary": summary(rounds, precisions),
+        "overhead": overheads,
+        "import_seconds": {name: import_seconds(name) for name in FRAMEWORKS},
+    }
+    path = options.output / "adapters.json"
+    path.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+    report(console, found)
+    console.print(f"written: {path}")
+    return 0
+
+
+def check_agreement(workers: Sequence[Worker], texts: Texts) -> None:
+    """Check that all that compute in float32 keep the same documents.
+
+    Raises:
+        SystemExit: they do not, so comparing their times would mean nothing.
+    """
+    requests = texts.requests(3, DOCUMENTS)
+    exact = [worker for worker in workers if worker.loaded.precision == "float32"]
+    kept = {worker.name: worker.kept(requests) for worker in exact}
+    for name, found in kept.items():
+        if found != kept[exact[0].name]:
+            raise SystemExit(f"{name} keeps other documents than {exact[0].name}")
+
+
+def measure(workers: Sequence[Worker], texts: Texts, number: int) -> dict[str, Any]:
+    """A round: everybody in turn gets the same queries, all at once."""
+    requests = texts.requests(QUERIES, DOCUMENTS)
+    found = {}
+    for worker in rotated(workers, number):
+        answer = worker.together(requests)
+        *seconds, pause = answer.values
+        found[worker.name] = {
+            "queries_per_second": len(seconds) / max(seconds),
+            "p50_seconds": percentile(seconds, 50),
+            "p95_seconds": percentile(seconds, 95),
+            "pause_seconds": pause,
+            "others_cpus": answer.others,
+        }
+    return found
+
+
+def measure_overhead(workers: Sequence[Worker], texts: Texts, rounds: int) -> dict[str, Any]:
+    """What the adapters take beyond a bare `Reranker`, one query at a time, as a share of it."""
+    found = {}
+    for worker in workers:
+        if worker.who in PEERS.values() and worker.setting == "default":
+            seconds = worker.overhead(texts.requests(12 * rounds, DOCUMENTS)).values
+            bare, through = seconds[::2], seconds[1::2]
+            shares = [after / before - 1 for before, after in zip(bare, through, strict=True)]
+            found[worker.name] = {
+                "bare_seconds": statistics.median(bare),
+                "adapter_seconds": statistics.median(through),
+                "share": statistics.median(shares),
+                "quartiles": [percentile(shares, 25), percentile(shares, 75)],
+            }
+    return found
+
+
+def import_seconds(name: str, repeats: int = 5) -> float:
+    """Seconds that importing an adapter takes when its framework is there; the median."""
+    code = (
+        f"import time, {FRAMEWORKS[name]}\n"
+        "start = time.perf_counter()\n"
+        f"import rerank_plugin.integrations.{name}\n"
+        "print(time.perf_counter() - start)"
+    )
+    command = [sys.executable, "-c", code]
+    shown = [subprocess.check_output(command, text=True) for _ in range(repeats)]
+    return statistics.median(float(seconds) for seconds in shown)
+
+
+def summary(
+    rounds: Sequence[dict[str, Any]], precisions: dict[str, str]
+) -> dict[str, dict[str, Any]]:
+    """The medians of every contestant, and the median and range of the rounds' own ratios."""
+    lines = {}
+    for name in rounds[0]:
+        line: dict[str, Any] = {
+            figure: statistics.median(found[name][figure] for found in rounds)
+            for figure in rounds[0][name]
+        }
+        who, _, setting = name.rpartition(" ")
+        if who in PEERS:
+            line["same_precision"] = compare(
+                rounds, name, ours_at(PEERS[who], precisions[name], precisions)
+            )
+            if setting == "default":
+                line["default"] = compare(rounds, name, f"{PEERS[who]} default")
+        lines[name] = line
+    return lines
+
+
+def ours_at(who: str, precision: str, precisions: dict[str, str]) -> str:
+    """The name of this project's contestant of a precision."""
+    return next(
+        name
+        for name, found in precisions.items()
+        if name.rpartition(" ")[0] == who and found == precision
+    )
+
+
+def compare(rounds: Sequence[dict[str, Any]], theirs: str, ours: str) -> dict[str, Any]:
+    """How many times more queries we answer, and our p95 as a share of theirs."""
+    faster = [r[ours]["queries_per_second"] / r[theirs]["queries_per_second"] for r in rounds]
+    shares = [r[ours]["p95_seconds"] / r[theirs]["p95_seconds"] for r in rounds]
+    return {
+        "times": statistics.median(faster),
+        "range": [min(faster), max(faster)],
+        "p95_share": statistics.median(shares),
+        "p95_range": [min(shares), max(shares)],
+    }
+
+
+def report(console: Console, found: dict[str, Any]) -> None:
+    """Show everything as tables."""
+    table = Table(title=f"{QUERIES} queries at once, {DOCUMENTS} documents each, minilm")
+    table.add_column("")
+    for name in ("in", "queries/s", "p50 s", "p95 s", "longest pause ms"):
+        table.add_column(name, justify="right")
+    table.add_column("we are faster,\nsame precision", justify="right")
+    table.add_column("our p95", justify="right")
+    table.add_column("we are faster,\ndefaults", justify="right")
+    table.add_column("our p95", justify="right")
+    for name, line in found["summary"].items():
+        table.add_row(
+            name,
+            found["precisions"][name],
+            f"{line['queries_per_second']:.2f}",
+            f"{line['p50_seconds']:.2f}",
+            f"{line['p95_seconds']:.2f}",
+            f"{1000 * line['pause_seconds']:.0f}",
+            *comparison(line.get("same_precision")),
+            *comparison(line.get("default")),
+        )
+    console.print(table)
+    for name, line in found["overhead"].items():
+        low, high = line["quartiles"]
+        console.print(
+            f"{name}: {line['share']:+.2%} over the bare Reranker's "
+            f"{1000 * line['bare_seconds']:.0f} ms (quartiles {low:+.2%}, {high:+.2%})"
+        )
+    for name, seconds in found["import_seconds"].items():
+        console.print(f"import of the adapter for {name}: {seconds:.3f} s beyond its framework's")
+
+
+def comparison(found: dict[str, Any] | None) -> tuple[str, str]:
+    """A ratio with its range, and a share with its range."""
+    if found is None:
+        return "", ""
+    low, high = found["range"]
+    least, most = found["p95_range"]
+    return (
+        f"{found['times']:.2f}× ({low:.2f} – {high:.2f})",
+        f"{found['p95_share']:.0%} ({least:.0%} – {most:.0%})",
+    )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="in which everybody has a turn")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=CHECKOUT.parent / "shared" / "data",
+        help="a folder with the set squad; without it the sample of the package is used",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=CHECKOUT / "build" / "benchmarks",
+        help="where adapters.json, adapters.log and the model go",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=machine.available_cpus(), help="threads of every process"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Adapters of rerankers: `langchain`, `llama_index`, each for its one framework."""

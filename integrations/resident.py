@@ -1,0 +1,62 @@
+"""Models that are loaded: adapters of one model and settings share one."""
+
+import os
+import threading
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+if TYPE_CHECKING:
+    from rerank_plugin import Reranker
+
+#: Models that somebody uses, by what they were loaded from and how.
+resident: "WeakValueDictionary[Hashable, Reranker]" = WeakValueDictionary()
+
+#: So that a model is loaded once; who only looks does not wait for it.
+lock = threading.Lock()
+
+
+def load(model: str, options: Mapping[str, Any]) -> "Reranker":
+    """The model of that name and options, loaded if nobody uses it yet."""
+    with lock:
+        key = identity(model, options)
+        reranker = resident.get(key)
+        if reranker is None:
+            from rerank_plugin import Reranker
+
+            reranker = resident[key] = Reranker(model, **options)
+        return reranker
+
+
+def adopt(reranker: "Reranker") -> str:
+    """Share a model that was loaded elsewhere; returns the name under which it can be loaded."""
+    folder = Path(reranker.source).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else reranker.source
+    resident[identity(name, reranker.options)] = reranker
+    return name
+
+
+def find(model: str, options: Mapping[str, Any]) -> "Reranker | None":
+    """The model of that name and options, if somebody uses it."""
+    return resident.get(identity(model, options))
+
+
+def identity(model: str, options: Mapping[str, Any]) -> Hashable:
+    """What makes a loaded model one of a kind; a folder that was replaced is another one."""
+    folder = Path(model).expanduser()
+    place: Hashable = model
+    if folder.is_dir():
+        found = folder.stat()
+        place = str(folder.resolve()), found.st_ino, found.st_mtime_ns
+    return place, *sorted(options.items())
+
+
+def after_fork() -> None:
+    """In a child: the lock may be held by a thread that it does not have."""
+    global lock
+    lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)

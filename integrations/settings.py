@@ -1,0 +1,218 @@
+"""What both adapters can be told, and what they do with it."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from . import resident
+
+if TYPE_CHECKING:
+    from rerank_plugin import Reranker
+    from rerank_plugin.encoding import Pair
+    from rerank_plugin.scoring import Logits
+
+    Model = str | Path | Reranker
+else:
+    # A path and a live Reranker become its name before the field is read: torch stays away.
+    Model = str
+
+#: A query and the texts to rank for it.
+Request = tuple[str, Sequence[str]]
+
+#: Places of texts with their scores, the best one first.
+Ranking = list[tuple[int, float]]
+
+#: The fields that a model is loaded with.
+LOADING = (
+    "device",
+    "dtype",
+    "max_length",
+    "normalize",
+    "long_documents",
+    "revision",
+    "trust_remote_code",
+)
+
+#: What blank texts get, the lowest score that there is. Raw logits have no end, numbers do.
+LOWEST = {"sigmoid": 0.0, "none": -3.4028234663852886e38}
+
+
+class ModelSettings(BaseModel):
+    """Which model, and how it is loaded: with the first text that is to be scored."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    model: Model = Field(
+        frozen=True,
+        description="a hub id, a folder, a LoRA adapter folder, or a live Reranker, whose settings "
+        "are then taken over",
+    )
+    device: str = Field("auto", frozen=True, description="auto, cpu, cuda, cuda:1 …")
+    dtype: str = Field("auto", frozen=True, description="auto, float32, bfloat16 or float16")
+    max_length: int | None = Field(
+        None,
+        frozen=True,
+        description="the longest pair in tokens; default what the model was trained with, else 512",
+    )
+    long_documents: Literal["cut", "windows"] = Field(
+        "cut",
+        frozen=True,
+        description="what is done with texts that do not fit: cut their end off, or score "
+        "overlapping windows of which the best counts",
+    )
+    normalize: Literal["sigmoid", "none"] | None = Field(
+        None,
+        frozen=True,
+        description="scores from 0 to 1, or raw logits; default what the folder says, else sigmoid",
+    )
+    revision: str | None = Field(None, frozen=True, description="branch, tag or commit of a hub id")
+    trust_remote_code: bool = Field(
+        False, frozen=True, description="run code that comes with the model"
+    )
+
+    _reranker: "Reranker | None" = PrivateAttr(None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_model(cls, values: Any) -> Any:
+        """Put the name of a path or of a live Reranker, and its settings, in its place."""
+        if not isinstance(values, Mapping) or isinstance(values.get("model"), str | None):
+            return values
+        model = values["model"]
+        if isinstance(model, Path):
+            return {**values, "model": str(model)}
+        from rerank_plugin import Reranker
+
+        if not isinstance(model, Reranker):
+            raise ValueError("model: a hub id, a folder or a Reranker is needed")
+        for name in LOADING:
+            if values.get(name, model.options[name]) != model.options[name]:
+                raise ValueError(f"{name}: the Reranker that is given as model has its own")
+        return {**values, **model.options, "model": resident.adopt(model)}
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Hold the model if it is loaded already."""
+        super().model_post_init(context)
+        self._reranker = resident.find(str(self.model), self._loading())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the settings are the same, loaded or not."""
+        names = [name for name, field in type(self).model_fields.items() if not field.exclude]
+        return type(other) is type(self) and all(
+            getattr(self, name) == getattr(other, name) for name in names
+        )
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """The settings: weights are loaded again where they are needed."""
+        if self._reranker is not None and Path(str(self.model)).is_absolute():
+            folder = Path(str(self.model))
+            if not folder.is_dir():
+                raise ValueError(f"{folder} is gone: a model is pickled as the name of its folder")
+        state = super().__getstate__()
+        state["__pydantic_private__"] = {"_reranker": None}
+        return state
+
+    @property
+    def reranker(self) -> "Reranker":
+        """The model; loads it if nobody has."""
+        if self._reranker is None:
+            self._reranker = resident.load(str(self.model), self._loading())
+        return self._reranker
+
+    async def _load(self) -> "Reranker":
+        """The model, loaded beside the event loop."""
+        return self._reranker or await asyncio.to_thread(lambda: self.reranker)
+
+    def _loading(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in LOADING}
+
+
+class RankingSettings(ModelSettings):
+    """A model, and which of what it ranks is kept."""
+
+    top_n: int | None = Field(None, ge=1, description="how many are kept at most; None for all")
+    score_threshold: float | str | None = Field(
+        None,
+        description="the score from which on texts are kept, before top_n counts: a number, or a "
+        'name that the model carries a calibrated one for, such as "precision@0.9"',
+    )
+
+    def _rank(self, requests: Sequence[Request], top_n: int | None) -> list[Ranking]:
+        """Rank the texts of all requests at once; without any, the model is not loaded."""
+        if not requests:
+            return []
+        pairs = scored_pairs(requests)
+        reranker = self.reranker
+        threshold = self._threshold(reranker)
+        scores = reranker.score(pairs)
+        return rankings(requests, scores, LOWEST[reranker.normalize], threshold, top_n)
+
+    async def _arank(self, requests: Sequence[Request], top_n: int | None) -> list[Ranking]:
+        """`_rank`, without blocking the event loop."""
+        pairs = scored_pairs(requests)
+        reranker = await self._load()
+        threshold = self._threshold(reranker)
+        scores = await reranker.ascore(pairs)
+        return rankings(requests, scores, LOWEST[reranker.normalize], threshold, top_n)
+
+    def _threshold(self, reranker: "Reranker") -> float | None:
+        """The threshold as a number."""
+        if not isinstance(self.score_threshold, str):
+            return self.score_threshold
+        threshold = reranker.settings.threshold(self.score_threshold)
+        if reranker.normalize != reranker.settings.normalize:
+            raise ValueError(
+                f"score_threshold: {self.score_threshold!r} is a threshold of "
+                f"normalize={reranker.settings.normalize!r} scores"
+            )
+        return threshold
+
+
+def checked_query(query: str) -> str:
+    """A query that has something to look for."""
+    if is_blank(query):
+        raise ValueError("query: a text that is not blank is needed")
+    return query
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to score in a text."""
+    return not text or text.isspace()
+
+
+def scored_pairs(requests: Sequence[Request]) -> "list[Pair]":
+    """The pairs of all texts that are not blank, in their order."""
+    return [(query, text) for query, texts in requests for text in texts if not is_blank(text)]
+
+
+def rankings(
+    requests: Sequence[Request],
+    scores: "Logits",
+    lowest: float,
+    threshold: float | None,
+    top_n: int | None,
+) -> list[Ranking]:
+    """The ranking of every request.
+
+    Args:
+        requests: Queries with their texts.
+        scores: Those of `scored_pairs`.
+        lowest: What blank texts get; they come last.
+        threshold: What a score must reach, if anything.
+        top_n: How many are kept at most; all by default.
+    """
+    from rerank_plugin.normalization import order
+
+    found, start = [], 0
+    for _, texts in requests:
+        scored = [place for place, text in enumerate(texts) if not is_blank(text)]
+        own = scores[start : start + len(scored)]
+        start += len(scored)
+        ranking = [(scored[i], float(own[i])) for i in order(own)]
+        ranking += [(place, lowest) for place, text in enumerate(texts) if is_blank(text)]
+        kept = [item for item in ranking if threshold is None or item[1] >= threshold]
+        found.append(kept[:top_n])
+    return found
