@@ -44,15 +44,18 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: int | None = Field(3, ge=1, description="how many are kept at most; None for all")
+    top_n: int | None = Field(
+        default=3, ge=1, description="how many are kept at most; None for all"
+    )
     keep_retrieval_score: bool = Field(
-        False, description="keep the score that a document has already, under `retrieval_score`"
+        default=False,
+        description="keep the score that a document has already, under `retrieval_score`",
     )
     metadata_keys: list[str] = Field(
         default_factory=list, description="metadata that is scored too, in front of the content"
     )
     text_fn: Callable[[Document], str] | None = Field(
-        None, description="the text of a document that is scored; default its content"
+        default=None, description="the text of a document that is scored; default its content"
     )
 
     @model_validator(mode="after")
@@ -188,7 +191,7 @@ class RerankRetriever(BaseRetriever):
     base_retriever: RetrieverLike = Field(description="finds the documents")
     compressor: RerankCompressor = Field(description="ranks them")
     k: int | None = Field(
-        None, ge=1, description="how many are kept at most; default the compressor's top_n"
+        default=None, ge=1, description="how many are kept at most; default the compressor's top_n"
     )
 
     def _get_relevant_documents(

@@ -33,14 +33,16 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: int | None = Field(2, ge=1, description="how many are kept at most; None for all")
+    top_n: int | None = Field(
+        default=2, ge=1, description="how many are kept at most; None for all"
+    )
     keep_retrieval_score: bool = Field(
-        False,
+        default=False,
         description="keep the score that a node has already, as metadata `retrieval_score` that "
         "neither a language model nor an embedder gets to read",
     )
     metadata_mode: MetadataMode = Field(
-        MetadataMode.EMBED, description="which metadata is scored together with the content"
+        default=MetadataMode.EMBED, description="which metadata is scored together with the content"
     )
 
     @model_validator(mode="before")

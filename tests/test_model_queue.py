@@ -361,7 +361,7 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
         "many = [('a', f'{i}') for i in range(20_000)]\n"
         "for _ in range(3):\n"
         "    threading.Thread(target=reranker.score, args=(many,), daemon=True).start()\n"
-        "while len(queue._waiting) < 2: pass\n"
+        "while not queue._waiting: pass\n"
     )
     command = [sys.executable, "-c", program, tiny_model]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
