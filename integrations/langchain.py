@@ -163,14 +163,15 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
         return found
 
     def _best(self, given: dict[str, Any]) -> list[Document]:
-        return self._best_of_all([given])[0]
+        (ranking,) = self.compressor._rank([self.compressor._request(given)], self.top_n)
+        return self._documents(given, ranking)
 
     async def _abest(self, given: dict[str, Any]) -> list[Document]:
         request = self.compressor._request(given)
         (ranking,) = await self.compressor._arank([request], self.top_n)
         return self._documents(given, ranking)
 
-    def _best_of_all(self, inputs: list[dict[str, Any]]) -> list[list[Document]]:
+    def _best_of_all(self, inputs: list[dict[str, Any]]) -> list[Exception | list[Document]]:
         requests = [self.compressor._request(given) for given in inputs]
         rankings = self.compressor._rank(requests, self.top_n)
         return [self._documents(*item) for item in zip(inputs, rankings, strict=True)]

@@ -6,10 +6,10 @@ from typing import Any
 
 try:
     from llama_index.core.callbacks import CBEventType, EventPayload
-    from llama_index.core.instrumentation import get_dispatcher
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+    from llama_index_instrumentation import get_dispatcher
     from pydantic import ConfigDict, Field, model_validator
 except ImportError as error:
     raise ImportError(
@@ -98,7 +98,7 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
         kept: list[NodeWithScore] = []
         top_n, name = self.top_n or len(nodes), str(self.model)
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=name))
-        payload = {
+        payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: name,
             EventPayload.QUERY_STR: query.query_str,

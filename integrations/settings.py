@@ -128,7 +128,9 @@ class ModelSettings(BaseModel):
 
     async def _load(self) -> "Reranker":
         """The model, loaded beside the event loop."""
-        return self._reranker or await asyncio.to_thread(lambda: self.reranker)
+        if self._reranker is None:
+            await asyncio.to_thread(getattr, self, "reranker")
+        return self.reranker
 
     def _loading(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in LOADING}
