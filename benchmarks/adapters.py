@@ -11,10 +11,11 @@ from typing import Any
 
 import machine
 from models import model_folder
-from pipelines import PEERS, PIPELINES
+from pipelines import PIPELINES
 from results import percentile
 from rich.console import Console
 from rich.table import Table
+from scorers import OURS
 from scoring import open_workers, rotated
 from texts import Source, Texts
 from tokenizers import Tokenizer
@@ -39,29 +40,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine.set_environment(options.threads)
     console = Console(width=None if sys.stdout.isatty() else 140)
     options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "adapters.json"
     source = Source.read(options.data)
     folder = model_folder("minilm", options.output / "models" / "minilm", source)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    with open_workers(folder, options.output / "adapters.log", PIPELINES) as workers:
-        check_agreement(workers, Texts(source, "own", tokenizer, seed=0))
-        texts = Texts(source, "own", tokenizer, seed=1)
-        rounds = [measure(workers, texts, number) for number in range(options.rounds)]
-        overheads = measure_overhead(workers, texts, options.rounds)
-        precisions = {worker.name: worker.loaded.precision for worker in workers}
-    found = {
+    found: dict[str, Any] = {
         "machine": machine.describe(options.threads),
         "texts": source.name,
-        "rounds": rounds,
-        "precisions": precisions,
-        "summary": summary(rounds, precisions),
-        "overhead": overheads,
-        "import_seconds": {name: import_seconds(name) for name in FRAMEWORKS},
+        "frameworks": options.frameworks,
+        "rounds": earlier_rounds(path, options.frameworks) if options.resume else [],
     }
-    path = options.output / "adapters.json"
+    # An interrupted run's rounds count; these have other texts.
+    texts = Texts(source, "own", tokenizer, seed=1 + len(found["rounds"]))
+    names = [who for framework in options.frameworks for who in PIPELINES[framework]]
+    with open_workers(folder, options.output / "adapters.log", names) as workers:
+        check_agreement(workers, Texts(source, "own", tokenizer, seed=0))
+        found["precisions"] = {worker.name: worker.loaded.precision for worker in workers}
+        for number in range(options.rounds):
+            found["rounds"].append(measure(workers, texts, number))
+            found["summary"] = summary(found["rounds"], found["precisions"])
+            path.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+        found["overhead"] = measure_overhead(workers, texts, options.rounds)
+    found["import_seconds"] = {name: import_seconds(name) for name in options.frameworks}
     path.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
     report(console, found)
     console.print(f"written: {path}")
     return 0
+
+
+def earlier_rounds(path: Path, frameworks: Sequence[str]) -> list[dict[str, Any]]:
+    """The rounds that a file holds, of the same frameworks."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["frameworks"] != list(frameworks):
+        raise SystemExit(f"{path} holds rounds of other frameworks: leave out --resume")
+    rounds: list[dict[str, Any]] = found["rounds"]
+    return rounds
 
 
 def check_agreement(workers: Sequence[Worker], texts: Texts) -> None:
@@ -99,7 +114,7 @@ def measure_overhead(workers: Sequence[Worker], texts: Texts, rounds: int) -> di
     """What the adapters take beyond a bare `Reranker`, one query at a time, as a share of it."""
     found = {}
     for worker in workers:
-        if worker.who in PEERS.values() and worker.setting == "default":
+        if worker.who.startswith(OURS) and worker.setting == "default":
             seconds = worker.overhead(texts.requests(12 * rounds, DOCUMENTS)).values
             bare, through = seconds[::2], seconds[1::2]
             shares = [after / before - 1 for before, after in zip(bare, through, strict=True)]
@@ -136,23 +151,24 @@ def summary(
             for figure in rounds[0][name]
         }
         who, _, setting = name.rpartition(" ")
-        if who in PEERS:
-            line["same_precision"] = compare(
-                rounds, name, ours_at(PEERS[who], precisions[name], precisions)
-            )
+        if not who.startswith(OURS):
+            ours = replacement(who)
+            same = [
+                other
+                for other, precision in precisions.items()
+                if other.startswith(f"{ours} ") and precision == precisions[name]
+            ]
+            line["same_precision"] = compare(rounds, name, same[0])
             if setting == "default":
-                line["default"] = compare(rounds, name, f"{PEERS[who]} default")
+                line["default"] = compare(rounds, name, f"{ours} default")
         lines[name] = line
     return lines
 
 
-def ours_at(who: str, precision: str, precisions: dict[str, str]) -> str:
-    """The name of this project's contestant of a precision."""
-    return next(
-        name
-        for name, found in precisions.items()
-        if name.rpartition(" ")[0] == who and found == precision
-    )
+def replacement(who: str) -> str:
+    """What this project has in the place of a peer."""
+    (names,) = (list(found) for found in PIPELINES.values() if who in found)
+    return names[0]
 
 
 def compare(rounds: Sequence[dict[str, Any]], theirs: str, ours: str) -> dict[str, Any]:
@@ -215,6 +231,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="in which everybody has a turn")
+    parser.add_argument(
+        "--frameworks", nargs="+", choices=list(FRAMEWORKS), default=list(FRAMEWORKS)
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="add to the rounds that --output holds already"
+    )
     parser.add_argument(
         "--data",
         type=Path,

@@ -197,16 +197,14 @@ class SentenceTransformerRerank(LlamaIndex):
         self.precision = weights_precision(self.postprocessor._model)
 
 
-#: By framework: this project, and its peer.
-PIPELINES: dict[str, type[Pipeline]] = {
-    f"{OURS} in LangChain": OurCompressor,
-    "CrossEncoderReranker": CrossEncoderReranker,
-    f"{OURS} in LlamaIndex": OurPostprocessor,
-    "SentenceTransformerRerank": SentenceTransformerRerank,
-}
-
-#: Who is compared with whom.
-PEERS = {
-    "CrossEncoderReranker": f"{OURS} in LangChain",
-    "SentenceTransformerRerank": f"{OURS} in LlamaIndex",
+#: By framework: this project, and what it replaces.
+PIPELINES: dict[str, dict[str, type[Pipeline]]] = {
+    "langchain": {
+        f"{OURS} in LangChain": OurCompressor,
+        "CrossEncoderReranker": CrossEncoderReranker,
+    },
+    "llama_index": {
+        f"{OURS} in LlamaIndex": OurPostprocessor,
+        "SentenceTransformerRerank": SentenceTransformerRerank,
+    },
 }

@@ -119,7 +119,7 @@ class Worker:
 def serve(pipe: Connection, log: Path, who: str, folder: str, precision: str | None) -> None:
     """What a worker's process does until the pipe is closed."""
     write_to(log)
-    makers: dict[str, Any] = {**SCORERS, **PIPELINES}
+    makers: dict[str, Any] = {**SCORERS, **PIPELINES["langchain"], **PIPELINES["llama_index"]}
     scorer = makers[who](folder, precision)
     pipe.send(Loaded(scorer.precision, peak_memory()))
     while True:

@@ -44,15 +44,18 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: int | None = Field(3, ge=1, description="how many are kept at most; None for all")
+    top_n: int | None = Field(
+        default=3, ge=1, description="how many are kept at most; None for all"
+    )
     keep_retrieval_score: bool = Field(
-        False, description="keep the score that a document has already, under `retrieval_score`"
+        default=False,
+        description="keep the score that a document has already, under `retrieval_score`",
     )
     metadata_keys: list[str] = Field(
         default_factory=list, description="metadata that is scored too, in front of the content"
     )
     text_fn: Callable[[Document], str] | None = Field(
-        None, description="the text of a document that is scored; default its content"
+        default=None, description="the text of a document that is scored; default its content"
     )
 
     @model_validator(mode="after")
@@ -160,14 +163,15 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
         return found
 
     def _best(self, given: dict[str, Any]) -> list[Document]:
-        return self._best_of_all([given])[0]
+        (ranking,) = self.compressor._rank([self.compressor._request(given)], self.top_n)
+        return self._documents(given, ranking)
 
     async def _abest(self, given: dict[str, Any]) -> list[Document]:
         request = self.compressor._request(given)
         (ranking,) = await self.compressor._arank([request], self.top_n)
         return self._documents(given, ranking)
 
-    def _best_of_all(self, inputs: list[dict[str, Any]]) -> list[list[Document]]:
+    def _best_of_all(self, inputs: list[dict[str, Any]]) -> list[Exception | list[Document]]:
         requests = [self.compressor._request(given) for given in inputs]
         rankings = self.compressor._rank(requests, self.top_n)
         return [self._documents(*item) for item in zip(inputs, rankings, strict=True)]
@@ -188,7 +192,7 @@ class RerankRetriever(BaseRetriever):
     base_retriever: RetrieverLike = Field(description="finds the documents")
     compressor: RerankCompressor = Field(description="ranks them")
     k: int | None = Field(
-        None, ge=1, description="how many are kept at most; default the compressor's top_n"
+        default=None, ge=1, description="how many are kept at most; default the compressor's top_n"
     )
 
     def _get_relevant_documents(

@@ -6,10 +6,10 @@ from typing import Any
 
 try:
     from llama_index.core.callbacks import CBEventType, EventPayload
-    from llama_index.core.instrumentation import get_dispatcher
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+    from llama_index_instrumentation import get_dispatcher
     from pydantic import ConfigDict, Field, model_validator
 except ImportError as error:
     raise ImportError(
@@ -33,14 +33,16 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: int | None = Field(2, ge=1, description="how many are kept at most; None for all")
+    top_n: int | None = Field(
+        default=2, ge=1, description="how many are kept at most; None for all"
+    )
     keep_retrieval_score: bool = Field(
-        False,
+        default=False,
         description="keep the score that a node has already, as metadata `retrieval_score` that "
         "neither a language model nor an embedder gets to read",
     )
     metadata_mode: MetadataMode = Field(
-        MetadataMode.EMBED, description="which metadata is scored together with the content"
+        default=MetadataMode.EMBED, description="which metadata is scored together with the content"
     )
 
     @model_validator(mode="before")
@@ -96,7 +98,7 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
         kept: list[NodeWithScore] = []
         top_n, name = self.top_n or len(nodes), str(self.model)
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=name))
-        payload = {
+        payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: name,
             EventPayload.QUERY_STR: query.query_str,

@@ -50,30 +50,34 @@ class ModelSettings(BaseModel):
         description="a hub id, a folder, a LoRA adapter folder, or a live Reranker, whose settings "
         "are then taken over",
     )
-    device: str = Field("auto", frozen=True, description="auto, cpu, cuda, cuda:1 …")
-    dtype: str = Field("auto", frozen=True, description="auto, float32, bfloat16 or float16")
+    device: str = Field(default="auto", frozen=True, description="auto, cpu, cuda, cuda:1 …")
+    dtype: str = Field(
+        default="auto", frozen=True, description="auto, float32, bfloat16 or float16"
+    )
     max_length: int | None = Field(
-        None,
+        default=None,
         frozen=True,
         description="the longest pair in tokens; default what the model was trained with, else 512",
     )
     long_documents: Literal["cut", "windows"] = Field(
-        "cut",
+        default="cut",
         frozen=True,
         description="what is done with texts that do not fit: cut their end off, or score "
         "overlapping windows of which the best counts",
     )
     normalize: Literal["sigmoid", "none"] | None = Field(
-        None,
+        default=None,
         frozen=True,
         description="scores from 0 to 1, or raw logits; default what the folder says, else sigmoid",
     )
-    revision: str | None = Field(None, frozen=True, description="branch, tag or commit of a hub id")
+    revision: str | None = Field(
+        default=None, frozen=True, description="branch, tag or commit of a hub id"
+    )
     trust_remote_code: bool = Field(
-        False, frozen=True, description="run code that comes with the model"
+        default=False, frozen=True, description="run code that comes with the model"
     )
 
-    _reranker: "Reranker | None" = PrivateAttr(None)
+    _reranker: "Reranker | None" = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -124,7 +128,9 @@ class ModelSettings(BaseModel):
 
     async def _load(self) -> "Reranker":
         """The model, loaded beside the event loop."""
-        return self._reranker or await asyncio.to_thread(lambda: self.reranker)
+        if self._reranker is None:
+            await asyncio.to_thread(getattr, self, "reranker")
+        return self.reranker
 
     def _loading(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in LOADING}
@@ -133,9 +139,11 @@ class ModelSettings(BaseModel):
 class RankingSettings(ModelSettings):
     """A model, and which of what it ranks is kept."""
 
-    top_n: int | None = Field(None, ge=1, description="how many are kept at most; None for all")
+    top_n: int | None = Field(
+        default=None, ge=1, description="how many are kept at most; None for all"
+    )
     score_threshold: float | str | None = Field(
-        None,
+        default=None,
         description="the score from which on texts are kept, before top_n counts: a number, or a "
         'name that the model carries a calibrated one for, such as "precision@0.9"',
     )

@@ -39,10 +39,13 @@ QUERY = "when does the ferry sail"
 
 class MiniLM(Embeddings):
     def __init__(self, embed: Callable[[list[str]], list[list[float]]]) -> None:
-        self.embed_documents = embed  # type: ignore[method-assign]
+        self.embed = embed
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self.embed(texts)
 
     def embed_query(self, text: str) -> list[float]:
-        return self.embed_documents([text])[0]
+        return self.embed([text])[0]
 
 
 class Special(Document):
@@ -301,16 +304,18 @@ def test_a_step_in_batches(compressor: RerankCompressor) -> None:
     inputs[2]["query"] = " "
     with pytest.raises(ValueError, match="query"):
         step.batch(inputs)
-    found = step.batch(inputs, return_exceptions=True)
+    found: list[Any] = step.batch(inputs, return_exceptions=True)
     assert isinstance(found[2], ValueError)
     assert contents(found[4]) == expected[4]
 
 
 def test_a_run_inside_a_runnable_is_its_child(compressor: RerankCompressor) -> None:
     runs = Runs()
-    outer = RunnableLambda(
-        lambda query: compressor.compress_documents(documents(), query), name="outer"
-    )
+
+    def ranked(query: str) -> list[Document]:
+        return compressor.compress_documents(documents(), query)
+
+    outer = RunnableLambda(ranked, name="outer")
     outer.invoke(QUERY, {"callbacks": [runs]})
     assert [parent for parent, _, _ in runs.of("RerankCompressor")] == ["outer"]
 

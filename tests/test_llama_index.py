@@ -16,7 +16,6 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.evaluation import RetrieverEvaluator
-from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -25,6 +24,7 @@ from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from llama_index_instrumentation import get_dispatcher
 from pydantic import PrivateAttr
 
 from rerank_plugin import Reranker
@@ -304,7 +304,7 @@ def test_the_callback_manager_can_be_set(postprocessor: RerankPostprocessor) -> 
     postprocessor.callback_manager = manager
     assert postprocessor.callback_manager is manager
     with pytest.raises(ValueError, match="no_such"):
-        postprocessor.no_such = 3
+        setattr(postprocessor, "no_such", 3)  # noqa: B010 - mypy knows that it has none
 
 
 async def test_a_query_engine(index: VectorStoreIndex, reranker: Reranker, events: Events) -> None:

@@ -41,14 +41,14 @@ class Gate:
     """
 
     def __init__(self, reranker: Reranker, *, shut: bool = True) -> None:
-        self.forward = reranker._scorer.forward
+        self.forward: Callable[[Sequence[EncodedPair]], Logits] = reranker._scorer.forward
         self.batches: list[int] = []
         self.reached, self.open = threading.Event(), threading.Event()
         #: Called behind every batch.
         self.then: Callable[[], object] = list
         if not shut:
             self.open.set()
-        reranker._scorer.forward = self  # type: ignore[method-assign, assignment]
+        reranker._scorer.forward = self  # type: ignore[method-assign]
 
     def __call__(self, pairs: Sequence[EncodedPair]) -> Logits:
         self.batches.append(len(pairs))
@@ -244,7 +244,8 @@ async def test_a_wrong_text_is_its_callers_alone(reranker: Reranker) -> None:
 
 def test_an_error_of_the_model_is_told_to_all_that_it_hits(reranker: Reranker) -> None:
     with busy(reranker) as gate:
-        gate.forward, forward = lambda _: 1 / 0, gate.forward  # type: ignore[assignment]
+        forward = gate.forward
+        gate.forward = lambda _: np.full(1, 1 // 0)
         futures = [reranker._queue.submit(pairs(f"dog {i}", 2)) for i in range(2)]
     for future in futures:
         assert isinstance(future.exception(60), ZeroDivisionError)
@@ -361,9 +362,9 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
         "many = [('a', f'{i}') for i in range(20_000)]\n"
         "for _ in range(3):\n"
         "    threading.Thread(target=reranker.score, args=(many,), daemon=True).start()\n"
-        "while len(queue._waiting) < 2: pass\n"
+        "while not queue._waiting: pass\n"
     )
-    command = [sys.executable, "-c", program, tiny_model]
+    command = [sys.executable, "-c", program, str(tiny_model)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "100\n100\n", "")
 
