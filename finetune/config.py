@@ -1,12 +1,14 @@
 """The options of a training run."""
 
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from rerank_plugin.errors import OptionError
 from rerank_plugin.options import check_choices, option
+
+from .losses import LOSSES, parse_loss
 
 #: Our spellings of what transformers.TrainingArguments has under another name.
 TWINS = {
@@ -65,6 +67,18 @@ class FinetuneConfig:
     overwrite: bool = option(False, help="replace an earlier trained folder or an unfinished run")
     train_group_size: int = option(
         8, help="passages of a group in a step: one right one, the rest wrong ones"
+    )
+    loss: str = option(
+        "softmax_cross_entropy",
+        help=f"{', '.join(LOSSES)}, or a weighted sum such as softmax_cross_entropy+0.1:ranknet",
+    )
+    temperature: float | None = option(
+        None, help="of --loss kl_divergence: above 1 the teacher's scores are softer; default 1"
+    )
+    teacher_margin: float | None = option(
+        None,
+        help="leave out wrong passages whose teacher score is not at least this much below that of "
+        "the worst right one: they may be right",
     )
     max_len: int | None = option(
         None,
@@ -125,6 +139,7 @@ class FinetuneConfig:
         for name in ("max_len", "lr", "lora_alpha", "eval_queries", "patience", "token_budget"):
             value = getattr(self, name)
             self._check(name, value is None or value > 0, "must be more than 0")
+        self._check_loss()
         self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")
         for name in ("dropout", "lora_dropout"):
             self._check(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
@@ -149,6 +164,14 @@ class FinetuneConfig:
         )
         folder = Path(self.finetune_model_dir)
         self._check("finetune_model_dir", folder.name != "", "must name a folder of its own")
+
+    def _check_loss(self) -> None:
+        losses = [term.name for term in parse_loss(self.loss)]
+        if self.temperature is not None:
+            self._check("temperature", "kl_divergence" in losses, "is for --loss kl_divergence")
+            self._check("temperature", 0 < self.temperature < inf, "must be a number above 0")
+        margin = self.teacher_margin
+        self._check("teacher_margin", margin is None or isfinite(margin), "must be a finite number")
 
     def _check(self, name: str, holds: bool, problem: str) -> None:
         if not holds:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 from transformers import PrinterCallback
@@ -30,8 +29,9 @@ from .dataset import GroupDataset
 from .dropout import set_dropout
 from .groups import query_key
 from .heap import kept_memory
+from .index_cache import cache_folder
 from .learning_rate import default_learning_rate
-from .losses import SoftmaxCrossEntropy
+from .losses import make_loss
 from .metrics import comparison
 from .plots import plot_curves
 from .run_folder import RunFolder
@@ -111,7 +111,11 @@ class Run:
         self.config = config
         self.folder = folder
         self.stopwatch = Stopwatch()
+        self.loss = make_loss(config.loss, temperature=config.temperature)
         self.data = load_data(config, folder)
+        if self.loss.needs_teacher:
+            for groups in (self.data.train, self.data.held_out):
+                groups.require_teacher("loss", config.loss)
         # Before the model: a fresh head is drawn from this seed.
         transformers.set_seed(config.seed)
         loaded = load_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
@@ -143,7 +147,7 @@ class Run:
                 token_budget=config.token_budget or TOKEN_BUDGET[device.type],
                 trained=model,
             ),
-            loss=SoftmaxCrossEntropy(),
+            loss=self.loss,
             train_groups=self.data.train,
             eval_groups=self.data.held_out,
             group_size=config.train_group_size,
@@ -221,16 +225,16 @@ class Run:
 
 def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
     """Read and check all groups, and hold queries out where no others are given."""
-    datasets.disable_progress_bars()
+    cache = cache_folder()
     skipped = SkippedLines(folder.skipped_lines) if config.on_bad_line == "skip" else None
-    groups = GroupDataset.build(config.data_path, folder.groups, skipped)
+    groups = GroupDataset.build(config.data_path, cache, skipped)
     if config.eval_data_path is None:
         train, held_out = split_by_query(
             groups.queries, wanted=config.eval_queries, seed=config.seed
         )
         sides = groups.select(train), groups.select(held_out)
     else:
-        sides = groups, GroupDataset.build(config.eval_data_path, folder.groups, skipped)
+        sides = groups, GroupDataset.build(config.eval_data_path, cache, skipped)
         known = {query_key(query) for query in groups.queries}
         repeated = sum(query_key(query) in known for query in sides[1].queries)
         if repeated:
@@ -241,6 +245,8 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
             )
     if len(sides[1]) < FEW_QUERIES:
         logger.warning("only %d queries to evaluate on: weak evidence", len(sides[1]))
+    if config.teacher_margin is not None:
+        sides = sides[0].without_false_negatives(config.teacher_margin), sides[1]
     count = skipped.count if skipped else 0
     if count:
         written = Path(config.finetune_model_dir) / folder.skipped_lines.name

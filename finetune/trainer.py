@@ -17,8 +17,8 @@ from rerank_plugin.packing import equal_batches
 from rerank_plugin.scoring import Scorer, on_device, pair_logits
 
 from .dataset import GroupDataset
-from .evaluation import Evaluation, evaluate_groups
-from .losses import Loss
+from .evaluation import Evaluation, evaluate_groups, teacher_scores
+from .losses.contract import Loss
 from .sampling import GroupSampler, Sample, sample_group
 from .stopwatch import Stopwatch
 
@@ -68,7 +68,10 @@ class GroupCollator:
         }
 
     def part(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> Batch:
-        """Some groups: model `inputs`, the `places` of their pairs, `labels` `[pairs]`, `sizes`."""
+        """Some groups: model `inputs`, the `places` of their pairs, `labels` `[pairs]`, `sizes`.
+
+        With them the teacher's scores `[pairs]`, where all groups have them.
+        """
         pairs = [pair for _, encoded in groups for pair in encoded]
         # One packed row; where the model pads, batches of like length.
         batches = [list(range(len(pairs)))] if self.scorer.packs else self.scorer.batches(pairs)
@@ -79,6 +82,7 @@ class GroupCollator:
                 [label for sample, _ in groups for label in sample.labels], dtype=torch.float32
             ),
             "sizes": [len(sample.labels) for sample, _ in groups],
+            "teacher": teacher_scores([sample for sample, _ in groups]),
         }
 
 
@@ -191,7 +195,7 @@ class RerankTrainer(Trainer):
         logits = torch.empty_like(parts).index_copy(0, inputs["places"], parts)
         self.train_pairs += len(logits)
         groups = len(inputs["sizes"]) if num_items_in_batch is None else num_items_in_batch
-        loss = self.loss(logits, inputs["labels"], inputs["sizes"]) / groups
+        loss = self.loss(logits, inputs["labels"], inputs["sizes"], inputs["teacher"]) / groups
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def evaluate(
