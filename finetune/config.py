@@ -1,13 +1,14 @@
 """The options of a training run."""
 
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from rerank_plugin.errors import OptionError
 from rerank_plugin.options import check_choices, option
 
+from .losses import LOSSES, parse_loss
 from .processes import world_size
 
 #: Our spellings of what transformers.TrainingArguments has under another name.
@@ -87,6 +88,18 @@ class FinetuneConfig:
     train_group_size: int = option(
         8, help="passages of a group in a step: one right one, the rest wrong ones"
     )
+    loss: str = option(
+        "softmax_cross_entropy",
+        help=f"{', '.join(LOSSES)}, or a weighted sum such as softmax_cross_entropy+0.1:ranknet",
+    )
+    temperature: float | None = option(
+        None, help="of --loss kl_divergence: above 1 the teacher's scores are softer; default 1"
+    )
+    teacher_margin: float | None = option(
+        None,
+        help="leave out wrong passages whose teacher score is not at least this much below that of "
+        "the worst right one: they may be right",
+    )
     max_len: int | None = option(
         None,
         help="the longest pair in tokens, of a longer one the document is cut; default 512, or "
@@ -159,6 +172,7 @@ class FinetuneConfig:
             value = getattr(self, name)
             holds = value is None or isinstance(value, str) or value > 0
             self._check(name, holds, "must be more than 0")
+        self._check_loss()
         self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")
         for name in ("dropout", "lora_dropout"):
             self._check(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
@@ -183,6 +197,14 @@ class FinetuneConfig:
         )
         folder = Path(self.finetune_model_dir)
         self._check("finetune_model_dir", folder.name != "", "must name a folder of its own")
+
+    def _check_loss(self) -> None:
+        losses = [term.name for term in parse_loss(self.loss)]
+        if self.temperature is not None:
+            self._check("temperature", "kl_divergence" in losses, "is for --loss kl_divergence")
+            self._check("temperature", 0 < self.temperature < inf, "must be a number above 0")
+        margin = self.teacher_margin
+        self._check("teacher_margin", margin is None or isfinite(margin), "must be a finite number")
 
     def _check(self, name: str, holds: bool, problem: str) -> None:
         if not holds:

@@ -7,13 +7,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rerank_plugin.encoding import Pair
 from rerank_plugin.scoring import Logits
 
 from .groups import Group
-from .losses import Loss
+from .losses.contract import Loss
 from .metrics import Values, mean_metrics, query_metrics
+from .sampling import Sample
 
 #: Groups whose pairs are scored together; enough for the pairs to sort well by length.
 GROUPS_AT_ONCE = 256
@@ -75,7 +77,7 @@ def evaluate_groups(
         labels = [label for group in part for label in group.labels]
         if loss:
             tensors = torch.from_numpy(logits), torch.tensor(labels, dtype=torch.float32)
-            loss_sum += float(loss(*tensors, sizes))
+            loss_sum += float(loss(*tensors, sizes, teacher_scores(part)))
         start = 0
         for group, size in zip(part, sizes, strict=True):
             rankings.append((logits[start : start + size], group.labels))
@@ -86,6 +88,16 @@ def evaluate_groups(
 def group_pairs(group: Group) -> list[Pair]:
     """A group's (query, document) pairs, the right ones first."""
     return [(group.query, document) for document in group.documents]
+
+
+def teacher_scores(groups: Iterable[Group | Sample]) -> Tensor | None:
+    """The teacher's scores of all pairs, float32 `[pairs]`; None if a group has none."""
+    scores: list[float] = []
+    for group in groups:
+        if group.teacher is None:
+            return None
+        scores += group.teacher
+    return torch.tensor(scores, dtype=torch.float32)
 
 
 def in_parts(groups: Iterable[Group], size: int) -> Iterator[Sequence[Group]]:

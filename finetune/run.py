@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 from accelerate import PartialState
@@ -41,10 +40,11 @@ from .evaluation import Evaluation
 from .groups import query_hash, query_key
 from .guard import CollapseGuard, TrainingStoppedError
 from .heap import kept_memory
+from .index_cache import cache_folder
 from .interrupt import Interruption
 from .keep_best import KeepBest
 from .learning_rate import default_learning_rate
-from .losses import SoftmaxCrossEntropy
+from .losses import make_loss
 from .metrics import comparison
 from .plots import plot_curves
 from .processes import first_process_first, gathered, rank, wait, world_size
@@ -142,8 +142,12 @@ class Run:
         self.config = config
         self.folder = folder
         stopwatch = Stopwatch()
+        loss = make_loss(config.loss, temperature=config.temperature)
         with first_process_first():
             self.data = load_data(config, folder)
+        if loss.needs_teacher:
+            for groups in (self.data.train, self.data.choosing, self.data.reporting):
+                groups.require_teacher("loss", config.loss)
         # Before the model: a fresh head is drawn from this seed.
         transformers.set_seed(config.seed)
         loaded = load_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
@@ -165,7 +169,6 @@ class Run:
             token_budget=config.token_budget or TOKEN_BUDGET[device.type],
             trained=model,
         )
-        loss = SoftmaxCrossEntropy()
         rate = folder.state.get("lr")
         if rate is None:
             rate = learning_rate(config, loaded)
@@ -353,26 +356,28 @@ class BeforeTraining(TrainerCallback):
 
 def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
     """Read and check all groups, and hold queries out where no others are given."""
-    datasets.disable_progress_bars()
+    cache = cache_folder()
     skipped = SkippedLines(folder.skipped_lines) if config.on_bad_line == "skip" else None
-    groups = GroupDataset.build(config.data_path, folder.groups, skipped)
+    groups = GroupDataset.build(config.data_path, cache, skipped)
     if config.eval_data_path is None:
         train, others = split_by_query(groups.queries, wanted=config.eval_queries, seed=config.seed)
         sides = groups.select(train), groups.select(others)
     else:
-        sides = groups, GroupDataset.build(config.eval_data_path, folder.groups, skipped)
+        sides = groups, GroupDataset.build(config.eval_data_path, cache, skipped)
         warn_of_repetitions("eval_data_path", sides[1], groups)
     if config.test_data_path is None:
         choosing, reporting = halves(sides[1].queries, seed=config.seed)
         held_out = sides[1].select(choosing), sides[1].select(reporting)
     else:
-        held_out = sides[1], GroupDataset.build(config.test_data_path, folder.groups, skipped)
+        held_out = sides[1], GroupDataset.build(config.test_data_path, cache, skipped)
         warn_of_repetitions("test_data_path", held_out[1], sides[0])
     fewest = min(len(part) for part in held_out)
     if fewest < FEW_QUERIES // 2:
         logger.warning(
             "only %d queries to choose a model or to report on it: weak evidence", fewest
         )
+    if config.teacher_margin is not None:
+        sides = sides[0].without_false_negatives(config.teacher_margin), sides[1]
     count = skipped.count if skipped else 0
     if count:
         written = Path(config.finetune_model_dir) / folder.skipped_lines.name

@@ -121,10 +121,6 @@ class RunFolder:
         return self.work / "history.jsonl"
 
     @property
-    def groups(self) -> Path:
-        """The groups as Arrow files."""
-        return self.work / "groups"
-
     @property
     def skipped_lines(self) -> Path:
         """The bad lines that were left out."""

@@ -1,6 +1,6 @@
 """Which passages of a group are trained on in an epoch, and in which order groups come."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -20,6 +20,8 @@ class Sample:
     query: str
     documents: list[str]
     labels: list[int]
+    #: The teacher's scores of the passages, where the group has them.
+    teacher: list[float] | None = None
 
 
 def sample_group(group: Group, *, size: int, seed: int, epoch: int, index: int) -> Sample:
@@ -28,13 +30,28 @@ def sample_group(group: Group, *, size: int, seed: int, epoch: int, index: int) 
     They depend on (seed, epoch, index) alone. Over epochs every passage is used before any
     comes again, but for the ones that fill up the last epoch of a round.
     """
-    positives = list(dict.fromkeys(group.pos))
-    negatives = list(dict.fromkeys(group.neg))
+    positives = first_places(group.pos)
+    negatives = first_places(group.neg)
     positive = rounds(len(positives), 1, seed=(seed, index, 1), epoch=epoch)
     negative = rounds(len(negatives), size - 1, seed=(seed, index, 0), epoch=epoch)
-    documents = [positives[i] for i in positive] + [negatives[i] for i in negative]
-    labels = [1] * len(positive) + [0] * len(negative)
-    return Sample(group.query, documents, labels)
+    # Places in `group.documents`.
+    places = [positives[i] for i in positive]
+    places += [len(group.pos) + negatives[i] for i in negative]
+    documents, teacher = group.documents, group.teacher
+    return Sample(
+        group.query,
+        [documents[place] for place in places],
+        [1] * len(positive) + [0] * len(negative),
+        None if teacher is None else [teacher[place] for place in places],
+    )
+
+
+def first_places(texts: Sequence[str]) -> list[int]:
+    """Where each text stands first: one that comes again is left out."""
+    places: dict[str, int] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(text, place)
+    return list(places.values())
 
 
 def rounds(count: int, take: int, *, seed: tuple[int, ...], epoch: int) -> list[int]:

@@ -13,7 +13,8 @@ from rerank_plugin.scoring import Scorer, ScoringError
 
 from .checkpoint import random_states, restore_random_states
 from .dataset import GroupDataset
-from .losses import Loss
+from .evaluation import teacher_scores
+from .losses.contract import Loss
 from .sampling import Sample, sample_group
 from .trainer import GroupCollator, part_logits
 
@@ -125,7 +126,8 @@ class Sweep:
         for part in self.collate([(sample, True) for sample in samples])["parts"]:
             with self.precision():
                 logits = part_logits(model, part, self.scorer.device)
-                loss = self.loss(logits, part["labels"], part["sizes"]) / len(samples)
+                found = self.loss(logits, part["labels"], part["sizes"], part["teacher"])
+                loss = found / len(samples)
             loss.backward()
             total += float(loss.detach())
         return total
@@ -140,7 +142,8 @@ class Sweep:
             return inf
         labels = torch.tensor([label for sample in self.measured for label in sample.labels])
         sizes = [len(sample.labels) for sample in self.measured]
-        return float(self.loss(logits, labels.float(), sizes)) / len(self.measured)
+        found = self.loss(logits, labels.float(), sizes, teacher_scores(self.measured))
+        return float(found) / len(self.measured)
 
     def precision(self) -> torch.autocast:
         """The precision of a run."""

@@ -29,9 +29,9 @@ from .checkpoint import (
     write_record,
 )
 from .dataset import GroupDataset
-from .evaluation import Evaluation, evaluate_groups
+from .evaluation import Evaluation, evaluate_groups, teacher_scores
 from .guard import CollapseGuard, StepRecord
-from .losses import Loss
+from .losses.contract import Loss
 from .processes import gathered
 from .sampling import GroupBatches, Place, Sample, sample_group
 from .stopwatch import Stopwatch
@@ -109,7 +109,10 @@ class GroupCollator:
         }
 
     def part(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> Batch:
-        """Some groups: model `inputs`, the `places` of their pairs, `labels` `[pairs]`, `sizes`."""
+        """Some groups: model `inputs`, the `places` of their pairs, `labels` `[pairs]`, `sizes`.
+
+        With them the teacher's scores `[pairs]`, where all groups have them.
+        """
         pairs = [pair for _, encoded in groups for pair in encoded]
         # One packed row; where the model pads, batches of like length.
         batches = [list(range(len(pairs)))] if self.scorer.packs else self.scorer.batches(pairs)
@@ -120,6 +123,7 @@ class GroupCollator:
                 [label for sample, _ in groups for label in sample.labels], dtype=torch.float32
             ),
             "sizes": [len(sample.labels) for sample, _ in groups],
+            "teacher": teacher_scores([sample for sample, _ in groups]),
         }
 
 
@@ -275,17 +279,18 @@ class RerankTrainer(Trainer):
         logits = part_logits(model, inputs, self.scorer.device)
         labels, sizes, weight = inputs["labels"], inputs["sizes"], inputs.get("weight", 1.0)
         groups = len(sizes) if num_items_in_batch is None else num_items_in_batch
-        found = self.loss(logits, labels, sizes) * weight
+        teacher = inputs["teacher"]
+        found = self.loss(logits, labels, sizes, teacher) * weight
         if weight:
             self.train_pairs += len(logits)
-            self._watch(logits.detach(), found.detach(), labels, sizes)
+            chance = self.loss(torch.zeros_like(logits), labels, sizes, teacher)
+            self._watch(logits.detach(), found.detach(), chance, sizes)
         # The processes' gradients are averaged; the loss is a sum over all their groups.
         loss = found * self.args.world_size / groups
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def _watch(self, logits: Tensor, loss: Tensor, labels: Tensor, sizes: Sequence[int]) -> None:
+    def _watch(self, logits: Tensor, loss: Tensor, chance: Tensor, sizes: Sequence[int]) -> None:
         """Add a part to what the guard is told of the step."""
-        chance = self.loss(torch.zeros_like(logits), labels, sizes)
         spread = sum(part.std(correction=0) for part in logits.split(list(sizes)))
         self._sums += torch.stack([loss, chance, torch.as_tensor(spread)]).cpu()
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import orjson
+
 from rerank_plugin.errors import InputError
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -30,6 +32,18 @@ class Line:
     def error(self, problem: str) -> InputError:
         """An error that names this line."""
         return InputError(f"{self.path}:{self.number}: {problem}")
+
+    def quick_record(self) -> dict[str, object] | None:
+        """The JSON object on this line by a parser that is quick but explains little.
+
+        None where it finds none: `record` decides and explains. Whole numbers beyond 64 bits come
+        as floats.
+        """
+        try:
+            value = orjson.loads(self.raw)
+        except orjson.JSONDecodeError:
+            return None
+        return value if isinstance(value, dict) else None
 
     def record(self) -> dict[str, object]:
         """The JSON object on this line.

@@ -10,6 +10,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import (
@@ -33,6 +34,10 @@ from transformers import (
 
 from rerank_plugin.jsonl import read_lines
 from rerank_plugin.sample import sample_path
+
+# No test is about time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 FAMILIES = ("bert", "xlm-roberta", "modernbert", "electra")
 SIZES: dict[str, Any] = {
@@ -204,6 +209,12 @@ def groups_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def eval_file(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "dev.jsonl", easy_groups(8, start=100))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What runs keep of data files does not land in the home of whoever tests."""
+    os.environ["RERANK_PLUGIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)

@@ -91,7 +91,7 @@ def test_a_resumed_guard_knows_what_it_saw() -> None:
 def test_a_run_whose_loss_breaks_keeps_the_weights_from_before(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from rerank_plugin.finetune.losses import SoftmaxCrossEntropy
+    from rerank_plugin.finetune.losses.softmax_cross_entropy import SoftmaxCrossEntropy
 
     data = write_lines(tmp_path / "train.jsonl", easy_groups(30))
     steps = 0

@@ -1,23 +1,9 @@
-"""Losses: (logits, labels, group sizes) in, the sum of the groups' losses out."""
+"""Softmax cross-entropy of each right passage against the wrong ones of its group."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Loss(Protocol):
-    """The contract of every loss.
-
-    Groups stand one behind the other: `logits` and `labels` are `[pairs]`, float32, and `sizes`
-    says how many pairs each group has. The result is the *sum* over groups, a scalar: the caller
-    divides by the number of groups in the whole optimizer step.
-    """
-
-    def __call__(self, logits: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The sum of the groups' losses."""
-        ...
 
 
 class SoftmaxCrossEntropy:
@@ -30,7 +16,11 @@ class SoftmaxCrossEntropy:
     estimation of Gao et al. 2021, "Rethink Training of BERT Rerankers" (arXiv:2101.08751).
     """
 
-    def __call__(self, logits: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+    needs_teacher = False
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
+    ) -> Tensor:
         """The sum of the groups' losses; a group without a right or a wrong passage gives 0."""
         losses = []
         groups = zip(

@@ -1,0 +1,40 @@
+"""Losses by name: one class a file, all with the contract of `contract.Loss`.
+
+Nothing here loads torch before a loss is made: options are checked without it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .spelling import LOSSES, LossTerm, parse_loss
+
+if TYPE_CHECKING:
+    from .contract import Loss
+
+__all__ = ["LOSSES", "LossTerm", "make_loss", "parse_loss"]
+
+
+def make_loss(spelling: str, *, temperature: float | None = None) -> "Loss":
+    """The loss that a spelling such as `listnet` or `softmax_cross_entropy+0.1:ranknet` means.
+
+    Args:
+        spelling: A name, or a weighted sum of names.
+        temperature: Of `kl_divergence`; default 1.
+
+    Raises:
+        OptionError: no such loss, or a sum that cannot be read.
+    """
+    from .mixture import Mixture
+
+    terms = parse_loss(spelling)
+    losses = [make_term(term.name, temperature) for term in terms]
+    if len(terms) == 1 and terms[0].weight == 1:
+        return losses[0]
+    return Mixture(list(zip((term.weight for term in terms), losses, strict=True)))
+
+
+def make_term(name: str, temperature: float | None) -> "Loss":
+    """One loss by its name, which is its module's name too."""
+    kind = getattr(import_module(f".{name}", __name__), LOSSES[name])
+    loss: Loss = kind() if temperature is None or name != "kl_divergence" else kind(temperature)
+    return loss

@@ -1,0 +1,29 @@
+"""Margin-MSE: distances between right and wrong passages as a teacher sees them."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .contract import Opposites
+
+
+class MarginMSE:
+    """Squared difference between the model's margins and a teacher's.
+
+    loss(group) = mean over p in P, n in N of ((s_p - s_n) - (t_p - t_n))^2
+
+    Hofstätter et al. 2020, "Improving Efficient Neural Ranking Models with Cross-Architecture
+    Knowledge Distillation" (arXiv:2010.02666). The teacher's scores should be logits: margins of
+    probabilities are all near 0 or 1.
+    """
+
+    needs_teacher = True
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
+    ) -> Tensor:
+        """The sum of the groups' losses; a group without a right or a wrong passage gives 0."""
+        assert teacher is not None, "margin_mse without teacher scores"
+        opposites = Opposites.of(labels, sizes)
+        margins = opposites.difference(logits - teacher.to(logits.dtype))
+        return opposites.mean_sum(margins.square())

@@ -1,0 +1,26 @@
+"""RankNet: a right passage above a wrong one, pair by pair."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from .contract import Opposites
+
+
+class RankNet:
+    """Logistic loss of every right passage against every wrong one.
+
+    loss(group) = mean over p in P, n in N of log(1 + exp(s_n - s_p))
+
+    Burges et al. 2005, "Learning to Rank using Gradient Descent" (ICML).
+    """
+
+    needs_teacher = False
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
+    ) -> Tensor:
+        """The sum of the groups' losses; a group without a right or a wrong passage gives 0."""
+        opposites = Opposites.of(labels, sizes)
+        return opposites.mean_sum(softplus(-opposites.difference(logits)))
