@@ -121,7 +121,6 @@ class RunFolder:
         return self.work / "history.jsonl"
 
     @property
-    @property
     def skipped_lines(self) -> Path:
         """The bad lines that were left out."""
         return self.work / "skipped_lines.jsonl"

@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -336,9 +336,14 @@ def best(folder: Path) -> int:
     return Reranker(folder, dtype="float32").rank("dog", TEXTS[:5])[0].index
 
 
-def test_spawned_processes_work(tiny_model: Path, reranker: Reranker) -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(best, [tiny_model]) == reranker.rank("dog", TEXTS[:5])[0].index
+def test_spawned_processes_work(
+    tiny_model: Path, reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The other process imports this module by its name.
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(best, tiny_model).result()
+    assert found == reranker.rank("dog", TEXTS[:5])[0].index
 
 
 def test_python_ends_cleanly(tiny_model: Path) -> None:
