@@ -326,9 +326,9 @@ def test_a_retriever_takes_arguments_by_the_call(
     retriever = RerankRetriever(base_retriever=store.as_retriever(), compressor=compressor)
     assert len(retriever.invoke(QUERY)) == 3
     assert len(retriever.invoke(QUERY, k=1)) == 1
-    (only,) = retriever.invoke(QUERY, k=2, filter={"place": 5})
+    (only,) = retriever.invoke(QUERY, k=2, filter={"place": 5}, fetch_k=len(TEXTS))
     assert only.metadata["place"] == 5
-    (only,) = asyncio.run(retriever.ainvoke(QUERY, k=2, filter={"place": 5}))
+    (only,) = asyncio.run(retriever.ainvoke(QUERY, k=2, filter={"place": 5}, fetch_k=len(TEXTS)))
     assert only.metadata["place"] == 5
     with pytest.raises(ValueError, match="k: 0 is less than 1"):
         retriever.invoke(QUERY, k=0)

@@ -43,7 +43,7 @@ def test_train_save_load_rank(
         family_model,
         groups_file,
         tmp_path / "out",
-        eval_data_path=str(eval_file),
+        eval_data_path=str(groups_file),
         test_data_path=str(eval_file),
         lora=lora,
         total_epoch=4,
