@@ -12,6 +12,7 @@ from typing import Any
 import machine
 from models import model_folder
 from pipelines import PIPELINES
+from places import SQUAD_OR_SAMPLE, add_places
 from results import percentile
 from rich.console import Console
 from rich.table import Table
@@ -20,8 +21,6 @@ from scoring import open_workers, rotated
 from texts import Source, Texts
 from tokenizers import Tokenizer
 from workers import Worker
-
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 #: Queries that are asked at once, and the documents of each.
 QUERIES, DOCUMENTS = 32, 20
@@ -237,17 +236,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume", action="store_true", help="add to the rounds that --output holds already"
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=CHECKOUT.parent / "shared" / "data",
-        help="a folder with the set squad; without it the sample of the package is used",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=CHECKOUT / "build" / "benchmarks",
-        help="where adapters.json, adapters.log and the model go",
+    add_places(
+        parser,
+        data=SQUAD_OR_SAMPLE,
+        output="where adapters.json, adapters.log and the model go",
     )
     parser.add_argument(
         "--threads", type=int, default=machine.available_cpus(), help="threads of every process"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from machine import OtherWork, available_cpus, describe, peak_memory, set_environment
+from places import add_places
 from rich.console import Console
 from rich.table import Table
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 SETS = ("squad", "scifact", "cmrc2018")
 
 #: Groups that are drawn in random order, as training does.
@@ -166,17 +166,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", default="squad", help=f"of {','.join(SETS)}")
     parser.add_argument("--groups", default="1000,1000000", help="sizes of the files, in groups")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=CHECKOUT.parent / "shared" / "data",
-        help="a folder with the sets, whose training groups are repeated and varied",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=CHECKOUT / "build" / "benchmarks",
-        help="where data.json and the files go: 6.6 GB for a million groups of squad",
+    add_places(
+        parser,
+        data="a folder with the sets, whose training groups are repeated and varied",
+        output="where data.json and the files go: 6.6 GB for a million groups of squad",
     )
     return parser.parse_args(argv)
 

@@ -15,21 +15,29 @@ import json
 import os
 import shutil
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from machine import set_environment
+from places import add_places
 from rich.console import Console
 from rich.table import Table
+from texts import read_groups
+from trainers import (
+    GROUP_SIZE,
+    MAX_LENGTH,
+    TRAINER_OPTIONS,
+    cross_encoder_trainer,
+    flag_embedding_runner,
+    list_columns,
+    timed,
+)
 from workers import CONTEXT, write_to
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-
-#: The same for everybody: passages of a group, groups of a step, and the longest pair.
-GROUP_SIZE, BATCH_GROUPS, MAX_LEN = 8, 8, 256
+#: Groups of everybody's step.
+BATCH_GROUPS = 8
 
 METRIC = "ndcg@10"
 
@@ -46,11 +54,6 @@ class Task:
     seed: int
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The groups of a file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def ours(task: Task) -> float:
     """`rerank-plugin train`; seconds of its loop."""
     from rerank_plugin.finetune import FinetuneConfig, finetune
@@ -64,7 +67,7 @@ def ours(task: Task) -> float:
             finetune_model_dir=str(task.folder),
             train_group_size=GROUP_SIZE,
             batch_size=BATCH_GROUPS,
-            max_len=MAX_LEN,
+            max_len=MAX_LENGTH,
             lr=task.rate,
             total_epoch=task.epochs,
             seed=task.seed,
@@ -77,96 +80,53 @@ def ours(task: Task) -> float:
 def sentence_transformers(task: Task, loss: str) -> float:
     """`CrossEncoderTrainer` with a loss of its own; seconds of `train()`."""
     import torch
-    from datasets import Dataset
-    from sentence_transformers import CrossEncoder
-    from sentence_transformers.cross_encoder import (
-        CrossEncoderTrainer,
-        CrossEncoderTrainingArguments,
-        losses,
-    )
+    from sentence_transformers.cross_encoder import losses
 
-    groups = read(task.groups)
-    model = CrossEncoder(task.model, num_labels=1, max_length=MAX_LEN, device="cpu")
-    documents = [(group["pos"][:1] + group["neg"])[:GROUP_SIZE] for group in groups]
+    groups = read_groups(task.groups)
+    options = peer_options(task)
     if loss == "BinaryCrossEntropyLoss":
         rows = [
-            (group["query"], text, float(place == 0))
-            for group, texts in zip(groups, documents, strict=True)
+            (query, text, float(place == 0))
+            for query, texts in groups
             for place, text in enumerate(texts)
         ]
-        names = ("query", "document", "label")
-        columns: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        weight = torch.tensor(float(GROUP_SIZE - 1))
-        chosen: Any = losses.BinaryCrossEntropyLoss(model, pos_weight=weight)
-        batch = BATCH_GROUPS * GROUP_SIZE
+        columns: dict[str, Any] = dict(
+            zip(("query", "document", "label"), map(list, zip(*rows, strict=True)), strict=True)
+        )
+        options["per_device_train_batch_size"] *= GROUP_SIZE
+        more: dict[str, Any] = {"pos_weight": torch.tensor(float(GROUP_SIZE - 1))}
     else:
-        columns = {
-            "query": [group["query"] for group in groups],
-            "docs": documents,
-            "labels": [[1.0] + [0.0] * (len(texts) - 1) for texts in documents],
-        }
-        chosen = getattr(losses, loss)(model, mini_batch_size=-1)
-        batch = BATCH_GROUPS
-    arguments = CrossEncoderTrainingArguments(
-        **trainer_options(task), per_device_train_batch_size=batch
-    )
-    trainer = CrossEncoderTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_dict(columns), loss=chosen
+        columns, more = list_columns(groups), {"mini_batch_size": -1}
+    trainer = cross_encoder_trainer(
+        task.model, columns, lambda model: getattr(losses, loss)(model, **more), options
     )
     seconds = timed(trainer)
-    model.save_pretrained(str(task.folder))
+    trainer.model.save_pretrained(str(task.folder))
     return seconds
 
 
 def flag_embedding(task: Task) -> float:
     """FlagEmbedding's encoder-only runner; seconds of `train()`."""
-    from FlagEmbedding.abc.finetune.reranker import (
-        AbsRerankerDataArguments,
-        AbsRerankerModelArguments,
-        AbsRerankerTrainingArguments,
-    )
-    from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
-
-    runner = EncoderOnlyRerankerRunner(
-        model_args=AbsRerankerModelArguments(model_name_or_path=task.model),
-        data_args=AbsRerankerDataArguments(
-            train_data=[str(task.groups)],
-            cache_path=str(task.folder.with_suffix(".cache")),
-            train_group_size=GROUP_SIZE,
-            query_max_len=MAX_LEN // 4,
-            passage_max_len=MAX_LEN - MAX_LEN // 4,
-        ),
-        training_args=AbsRerankerTrainingArguments(
-            **trainer_options(task), per_device_train_batch_size=BATCH_GROUPS
-        ),
-    )
+    cache = task.folder.with_suffix(".cache")
+    runner = flag_embedding_runner(task.model, task.groups, cache, peer_options(task))
     seconds = timed(runner.trainer)
     runner.trainer.model.model.save_pretrained(str(task.folder))
     runner.tokenizer.save_pretrained(str(task.folder))
     return seconds
 
 
-def trainer_options(task: Task) -> dict[str, Any]:
+def peer_options(task: Task) -> dict[str, Any]:
     """Training arguments of transformers for a peer; warm-up and schedule are as ours."""
     return {
+        **TRAINER_OPTIONS,
         "output_dir": str(task.folder.with_suffix(".work")),
+        "per_device_train_batch_size": BATCH_GROUPS,
         "num_train_epochs": task.epochs,
         "learning_rate": task.rate,
         "warmup_steps": 0.1,
         "seed": task.seed,
-        "use_cpu": True,
         "bf16": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
     }
-
-
-def timed(trainer: Any) -> float:
-    """Run a peer's trainer."""
-    start = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - start
 
 
 CONTESTANTS: dict[str, Callable[..., float]] = {
@@ -191,7 +151,7 @@ def work(who: str, task: Task, judged: Path, log: Path) -> None:
     from rerank_plugin.finetune.groups import read_groups
     from rerank_plugin.jsonl import write_json
 
-    reranker = Reranker(task.folder, max_length=MAX_LEN, device="cpu")
+    reranker = Reranker(task.folder, max_length=MAX_LENGTH, device="cpu")
     found = evaluate_groups(reranker, list(read_groups(judged))).values
     values = {name: column.tolist() for name, column in found.items()}
     write_json(task.folder.with_suffix(".json"), {"seconds": seconds, "values": values})
@@ -273,16 +233,13 @@ class Quality:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=CHECKOUT.parent / "shared" / "data")
     parser.add_argument("--sets", default="squad,scifact")
     parser.add_argument("--who", default=",".join(CONTESTANTS), help="some of: %(default)s")
     parser.add_argument("--groups", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rates", default="2e-5,5e-5,1e-4,2e-4,4e-4", help="one alone: no tuning")
-    parser.add_argument(
-        "--output", type=Path, default=CHECKOUT / "build" / "benchmarks" / "quality"
-    )
+    add_places(parser, data="a folder of data sets", output="where figures go", name="quality")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     set_environment(options.threads)

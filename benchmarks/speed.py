@@ -8,6 +8,7 @@ from pathlib import Path
 
 import machine
 from models import MODELS, model_folder
+from places import SQUAD_OR_SAMPLE, add_places
 from report import plot, print_row
 from results import Results, Row
 from rich.console import Console
@@ -25,7 +26,6 @@ from trainers import GROUP_SIZE, MAX_LENGTH
 from training import Workload, measure_training
 from workers import WorkerError
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 KINDS = ("scoring", "latency", "training")
 
 
@@ -204,17 +204,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         help="groups to train on, instead of few enough for a run of everything",
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=CHECKOUT.parent / "shared" / "data",
-        help="a folder with the set squad; without it the sample of the package is used",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=CHECKOUT / "build" / "benchmarks",
-        help="where speed.json, speed.png, speed.log and the models go",
+    add_places(
+        parser,
+        data=SQUAD_OR_SAMPLE,
+        output="where speed.json, speed.png, speed.log and the models go",
     )
     parser.add_argument(
         "--threads", type=int, default=machine.available_cpus(), help="threads of every process"

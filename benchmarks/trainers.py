@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from machine import OtherWork, peak_memory
 from scorers import OURS
-from texts import read_groups
+from texts import Request, read_groups
 from workers import CONTEXT, WorkerError, write_to
 
 #: The longest pair, passages of a group, and learning rate of every run.
@@ -117,33 +117,57 @@ def rerank_plugin(task: Task) -> Trained:
 
 def sentence_transformers(task: Task) -> Trained:
     """`CrossEncoderTrainer` with `ListNetLoss`: the seconds of `train()`."""
+    from sentence_transformers.cross_encoder.losses import ListNetLoss
+
+    # None is not the whole batch but a forward of as many pairs as the batch has groups.
+    at_once = None if task.small_forwards else -1
+    trainer = cross_encoder_trainer(
+        str(task.model),
+        list_columns(read_groups(task.groups)),
+        lambda model: ListNetLoss(model, mini_batch_size=at_once),
+        trainer_options(task),
+    )
+    return trained(trainer, task)
+
+
+def list_columns(groups: Sequence[Request]) -> dict[str, Any]:
+    """Groups as sentence-transformers' listwise losses take them, the right passage first."""
+    return {
+        "query": [query for query, _ in groups],
+        "docs": [documents for _, documents in groups],
+        "labels": [[1.0] + [0.0] * (len(documents) - 1) for _, documents in groups],
+    }
+
+
+def cross_encoder_trainer(
+    model: str, columns: dict[str, Any], loss: Callable[[Any], Any], options: dict[str, Any]
+) -> Any:
+    """sentence-transformers' trainer over some columns, with the loss of its model."""
     from datasets import Dataset
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder import (
         CrossEncoderTrainer,
         CrossEncoderTrainingArguments,
     )
-    from sentence_transformers.cross_encoder.losses import ListNetLoss
 
-    groups = read_groups(task.groups)
-    columns = {
-        "query": [query for query, _ in groups],
-        "docs": [documents for _, documents in groups],
-        "labels": [[1.0] + [0.0] * (len(documents) - 1) for _, documents in groups],
-    }
-    model = CrossEncoder(str(task.model), max_length=MAX_LENGTH, device="cpu")
-    trainer = CrossEncoderTrainer(
-        model=model,
-        args=CrossEncoderTrainingArguments(**trainer_options(task)),
+    encoder = CrossEncoder(model, num_labels=1, max_length=MAX_LENGTH, device="cpu")
+    return CrossEncoderTrainer(
+        model=encoder,
+        args=CrossEncoderTrainingArguments(**options),
         train_dataset=Dataset.from_dict(columns),
-        # None is not the whole batch but a forward of as many pairs as the batch has groups.
-        loss=ListNetLoss(model, mini_batch_size=None if task.small_forwards else -1),
+        loss=loss(encoder),
     )
-    return timed(trainer, task)
 
 
 def flag_embedding(task: Task) -> Trained:
     """FlagEmbedding's encoder-only runner: the seconds of its trainer's `train()`."""
+    cache, options = task.work / "cache", trainer_options(task)
+    runner = flag_embedding_runner(str(task.model), task.groups, cache, options)
+    return trained(runner.trainer, task)
+
+
+def flag_embedding_runner(model: str, groups: Path, cache: Path, options: dict[str, Any]) -> Any:
+    """FlagEmbedding's runner over a file of groups."""
     from FlagEmbedding.abc.finetune.reranker import (
         AbsRerankerDataArguments,
         AbsRerankerModelArguments,
@@ -155,18 +179,17 @@ def flag_embedding(task: Task) -> Trained:
     # a passage to the second and half of the first: with 1/16 and 15/16 of the limit, passages
     # keep what the others leave them.
     query_length = MAX_LENGTH // 16
-    runner = EncoderOnlyRerankerRunner(
-        model_args=AbsRerankerModelArguments(model_name_or_path=str(task.model)),
+    return EncoderOnlyRerankerRunner(
+        model_args=AbsRerankerModelArguments(model_name_or_path=model),
         data_args=AbsRerankerDataArguments(
-            train_data=[str(task.groups)],
-            cache_path=str(task.work / "cache"),
+            train_data=[str(groups)],
+            cache_path=str(cache),
             train_group_size=GROUP_SIZE,
             query_max_len=query_length,
             passage_max_len=MAX_LENGTH - query_length,
         ),
-        training_args=AbsRerankerTrainingArguments(**trainer_options(task)),
+        training_args=AbsRerankerTrainingArguments(**options),
     )
-    return timed(runner.trainer, task)
 
 
 TRAINERS: dict[str, Callable[[Task], Trained]] = {
@@ -176,26 +199,37 @@ TRAINERS: dict[str, Callable[[Task], Trained]] = {
 }
 
 
+#: What every peer's training arguments have.
+TRAINER_OPTIONS: dict[str, Any] = {
+    "use_cpu": True,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
 def trainer_options(task: Task) -> dict[str, Any]:
     """Training arguments of transformers for a peer; what is not here is its default."""
     return {
+        **TRAINER_OPTIONS,
         "output_dir": str(task.work / "trained"),
         "per_device_train_batch_size": task.batch_groups,
         "num_train_epochs": 1,
         "learning_rate": LEARNING_RATE,
         "seed": SEED,
-        "use_cpu": True,
         "bf16": task.precision == "bfloat16",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
     }
 
 
-def timed(trainer: Any, task: Task) -> Trained:
-    """Run a peer's trainer."""
+def timed(trainer: Any) -> float:
+    """Run a peer's trainer; the seconds that it took."""
     start = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - start
+    return time.perf_counter() - start
+
+
+def trained(trainer: Any, task: Task) -> Trained:
+    """Run a peer's trainer, and what it found."""
+    seconds = timed(trainer)
     pairs = sum(len(documents) for _, documents in read_groups(task.groups))
     return Trained(pairs, seconds, task.precision or "float32", peak_memory())

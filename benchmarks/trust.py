@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from machine import set_environment
+from places import add_places
 from rich.console import Console
 from rich.table import Table
-
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 #: The longest pair of every run.
 MAX_LEN = 256
@@ -144,11 +143,10 @@ class Bench:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=CHECKOUT.parent / "shared" / "data")
     parser.add_argument("--rows", default=",".join(ROWS), help="some of: %(default)s")
     parser.add_argument("--sets", default="squad,scifact", help="what is trained on")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--output", type=Path, default=CHECKOUT / "build" / "benchmarks" / "trust")
+    add_places(parser, data="a folder of data sets", output="where models go", name="trust")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     set_environment(options.threads)

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from rerank_plugin.errors import CheckFailedError, OptionError
 from rerank_plugin.jsonl import SkippedLines, write_json
 from rerank_plugin.options import check_choices, option, say
 
 from .groups import Group, read_groups
+from .progress import bar
 from .tables import print_comparison, print_metrics
 
 if TYPE_CHECKING:
@@ -107,5 +106,5 @@ def evaluate_model(model: str, groups: list[Group], options: EvaluateOptions) ->
         trust_remote_code=options.trust_remote_code,
     )
     pairs = sum(len(group.documents) for group in groups)
-    with tqdm(total=pairs, desc=Path(model).name, unit="pair", dynamic_ncols=True) as bar:
-        return evaluate_groups(reranker, groups, progress=bar.update)
+    with bar(Path(model).name, "pair", pairs) as progress:
+        return evaluate_groups(reranker, groups, progress=progress.update)

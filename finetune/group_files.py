@@ -10,7 +10,8 @@ from typing import IO
 from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import writing
 
-from .groups import Group, query_hash, query_key
+from .groups import Group, query_key
+from .split import dealt_keys
 
 #: What the files of a split are called.
 SIDES = ("train", "dev", "test")
@@ -77,7 +78,7 @@ def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> d
     Queries are dealt in the order of hashes of their text: the same queries and seed give the
     same split in any order, and no query text stands on two sides.
     """
-    keys = sorted({query_key(query) for query in queries}, key=lambda key: query_hash(key, seed))
+    keys = dealt_keys(map(query_key, queries), seed)
     ends = [round(sum(shares[: place + 1]) * len(keys)) for place in range(len(shares))]
     starts = [0, *ends[:-1]]
     return {

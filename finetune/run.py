@@ -42,9 +42,10 @@ from .guard import CollapseGuard, TrainingStoppedError
 from .heap import kept_memory
 from .index_cache import cache_folder
 from .interrupt import Interruption
-from .keep_best import KeepBest
+from .keep_best import METRIC, KeepBest
 from .learning_rate import default_learning_rate
 from .losses import make_loss
+from .losses.contract import Loss
 from .metrics import comparison
 from .plots import plot_curves
 from .processes import first_process_first, gathered, rank, wait, world_size
@@ -169,23 +170,7 @@ class Run:
             token_budget=config.token_budget or TOKEN_BUDGET[device.type],
             trained=model,
         )
-        rate = folder.state.get("lr")
-        if rate is None:
-            rate = learning_rate(config, loaded)
-            if config.lr == "auto":
-                torch.nn.Module.to(model, device)
-                sweep = Sweep(
-                    scorer,
-                    loss=loss,
-                    groups=self.data.train,
-                    group_size=config.train_group_size,
-                    step_groups=config.step_groups,
-                    seed=config.seed,
-                    dtype=resolve_dtype(config.dtype, device),
-                )
-                with kept_memory():
-                    rate = gathered(sweep.best(rate))[0]
-            folder.keep(lr=rate)
+        rate = self.learning_rate(loaded, scorer, loss, device)
         arguments = training_arguments(
             config,
             folder=str(folder.work),
@@ -209,6 +194,31 @@ class Run:
         self.best = KeepBest(folder.model, self.trainer, patience=config.early_stopping)
         self.interruption = Interruption()
         self.progress = ProgressLine()
+
+    def learning_rate(
+        self, loaded: LoadedModel, scorer: Scorer, loss: Loss, device: torch.device
+    ) -> float:
+        """The rate that was given, measured, or suits what is loaded; a resumed run knows it."""
+        config = self.config
+        known: float | None = self.folder.state.get("lr")
+        if known is not None:
+            return known
+        rate = given_or_default_rate(config, loaded)
+        if config.lr == "auto":
+            torch.nn.Module.to(scorer.model, device)
+            sweep = Sweep(
+                scorer,
+                loss=loss,
+                groups=self.data.train,
+                group_size=config.train_group_size,
+                step_groups=config.step_groups,
+                seed=config.seed,
+                dtype=resolve_dtype(config.dtype, device),
+            )
+            with kept_memory():
+                rate = gathered(sweep.best(rate))[0]
+        self.folder.keep(lr=rate)
+        return rate
 
     def result(self) -> FinetuneResult:
         """Train, then put the trained folder in its place."""
@@ -238,13 +248,14 @@ class Run:
         trainer, config, stopwatch = self.trainer, self.config, self.trainer.stopwatch
         trainer.remove_callback(PrinterCallback)
         report = BeforeTraining(self.folder, trainer, self.data.reporting)
-        carried: list[Any] = [self.history, self.best, trainer.guard]
+        carried: list[Any] = [self.history, self.best]
         if config.reduces_on_plateau:
             carried.append(PlateauWarmup(plateau_warmup_steps(config, len(self.data.train))))
         trainer.carried |= {type(item).__name__: item for item in carried}
         for callback in (
             report,
             *carried,
+            trainer.guard,
             self.progress,
             LastStep(stopwatch),
             self.interruption,
@@ -295,12 +306,12 @@ class Run:
 
     def say_what_it_is_worth(self, metrics: dict[str, Any]) -> None:
         """Tell of what the figures alone might hide."""
-        _, high = metrics["difference"]["interval_95"]["ndcg@10"]
+        _, high = metrics["difference"]["interval_95"][METRIC]
         if metrics["improved"] and high < 0:
             logger.warning(
                 "the queries that report contradict those that chose the model: nDCG@10 changed by "
                 "%+.4f; hold out more queries (--eval_queries) before you use it",
-                metrics["difference"]["ndcg@10"],
+                metrics["difference"][METRIC],
             )
 
     def publish(self, metrics: dict[str, Any]) -> None:
@@ -410,7 +421,7 @@ def warn_of_repetitions(name: str, groups: GroupDataset, train: GroupDataset) ->
         )
 
 
-def learning_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
+def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
     """The rate that was given, else the default for what is loaded; `auto` starts from that."""
     suits = default_learning_rate(
         loaded.model.config,
@@ -420,9 +431,10 @@ def learning_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
     )
     what = "a fresh scoring head" if loaded.has_fresh_head else "a trained reranker"
     how = "LoRA" if config.lora else "full"
-    if config.lr is None or isinstance(config.lr, str):
-        if config.lr is None:
-            logger.info("%s, %s fine-tuning: learning rate %.2g", what, how, suits)
+    if isinstance(config.lr, str):
+        return suits
+    if config.lr is None:
+        logger.info("%s, %s fine-tuning: learning rate %.2g", what, how, suits)
         return suits
     if loaded.has_fresh_head and config.lr < suits / 4:
         logger.warning(

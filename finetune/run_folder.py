@@ -58,7 +58,11 @@ class RunFolder:
             )
         self._lock()
         if self.work.exists() and not overwrite:
-            self._find()
+            try:
+                self._find()
+            except OptionError:
+                self._unlock()
+                raise
         if self.checkpoint is None:
             shutil.rmtree(self.work, ignore_errors=True)
             self.work.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """Which queries are held out of training, and which of those choose a model or report on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from rerank_plugin.errors import InputError
 
@@ -31,15 +31,9 @@ def split_by_query(
     Which queries are held out depends on the seed and their own text: adding groups to a data set
     leaves the others on their sides.
     """
-    by_hash = sorted(
-        {query_key(query): query_hash(query, seed) for query in queries}.items(),
-        key=lambda item: item[1],
-    )
-    held_out = {key for key, _ in by_hash[: held_out_count(len(by_hash), wanted)]}
-    sides: tuple[list[int], list[int]] = ([], [])
-    for index, query in enumerate(queries):
-        sides[query_key(query) in held_out].append(index)
-    return sides
+    keys = [query_key(query) for query in queries]
+    dealt = dealt_keys(keys, seed)
+    return sides(keys, set(dealt[: held_out_count(len(dealt), wanted)]))
 
 
 def halves(queries: Sequence[str], *, seed: int) -> tuple[list[int], list[int]]:
@@ -48,11 +42,21 @@ def halves(queries: Sequence[str], *, seed: int) -> tuple[list[int], list[int]]:
     The gain of a model that was chosen for its gain flatters it: the queries that report it must
     not be those that chose it. One query alone has to do both.
     """
-    keys = sorted({query_key(query) for query in queries}, key=lambda key: query_hash(key, ~seed))
-    if len(keys) < 2:
-        return list(range(len(queries))), list(range(len(queries)))
-    choosing = set(keys[: len(keys) // 2])
-    sides: tuple[list[int], list[int]] = ([], [])
-    for index, query in enumerate(queries):
-        sides[query_key(query) not in choosing].append(index)
-    return sides
+    keys = [query_key(query) for query in queries]
+    dealt = dealt_keys(keys, ~seed)
+    if len(dealt) < 2:
+        return list(range(len(keys))), list(range(len(keys)))
+    return sides(keys, set(dealt[len(dealt) // 2 :]))
+
+
+def dealt_keys(keys: Iterable[str], seed: int) -> list[str]:
+    """The distinct ones of queries' keys, in an order that depends on their text and the seed."""
+    return sorted(set(keys), key=lambda key: query_hash(key, seed))
+
+
+def sides(keys: Sequence[str], second: Set[str]) -> tuple[list[int], list[int]]:
+    """Indices of the queries whose keys are not in a set, and of those whose keys are."""
+    found: tuple[list[int], list[int]] = ([], [])
+    for index, key in enumerate(keys):
+        found[key in second].append(index)
+    return found

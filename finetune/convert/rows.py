@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
@@ -176,6 +177,10 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 def saved_rows(path: Path) -> Iterator[Row]:
     """The rows of a folder that `datasets.Dataset.save_to_disk` wrote."""
+    if find_spec("datasets") is None:
+        raise InputError(
+            f"{path}: the datasets library reads it and is missing: pip install datasets"
+        )
     import datasets
 
     try:

@@ -1,0 +1,26 @@
+"""Where data sets lie and figures go, as options that every benchmark has."""
+
+import argparse
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+#: Data sets beside the checkout.
+DATA = CHECKOUT.parent / "shared" / "data"
+
+SQUAD_OR_SAMPLE = "a folder with the set squad; without it the sample of the package is used"
+
+
+def add_places(parser: argparse.ArgumentParser, *, data: str, output: str, name: str = "") -> None:
+    """Add `--data` and `--output`.
+
+    Args:
+        parser: Gets them.
+        data: The help of `--data`.
+        output: The help of `--output`.
+        name: A folder of the benchmark's own under the default output.
+    """
+    parser.add_argument("--data", type=Path, default=DATA, help=data)
+    parser.add_argument(
+        "--output", type=Path, default=CHECKOUT / "build" / "benchmarks" / name, help=output
+    )
