@@ -180,7 +180,7 @@ class ModelQueue:
         if self._forks != forks:
             raise QueueError(
                 "the model was loaded before this process was forked, and a fork has none of its "
-                "threads: load it in the child process, or start processes with "
+                "threads: load models in the child processes only, or start these with "
                 'multiprocessing.get_context("spawn")'
             )
         if self._closed:
