@@ -38,6 +38,12 @@ ROOM = 2 * PAIRS_AT_ONCE
 ENCODING_THREADS = 4
 
 
+FORKED = (
+    "a model was used before this process was forked, and a fork has none of its threads: load "
+    'models in the child processes only, or start these with multiprocessing.get_context("spawn")'
+)
+
+
 class QueueError(RerankError):
     """The model cannot be used from here, or not any more."""
 
@@ -178,11 +184,7 @@ class ModelQueue:
     def check(self) -> None:
         """Raise a `QueueError` if the model cannot be used from this process, or not any more."""
         if self._forks != forks:
-            raise QueueError(
-                "the model was loaded before this process was forked, and a fork has none of its "
-                "threads: load it in the child process, or start processes with "
-                'multiprocessing.get_context("spawn")'
-            )
+            raise QueueError(FORKED)
         if self._closed:
             raise QueueError("the model is closed: Python is shutting down")
 
@@ -330,14 +332,28 @@ class ModelQueue:
 #: How often this process has been forked off since the module was imported.
 forks = 0
 
+#: Whether a process that this one was forked from had scored with several threads.
+forked_from_scoring = False
+
 open_queues: "WeakSet[ModelQueue]" = WeakSet()
 
 
 def after_fork() -> None:
     """In a child: the queues are the parent's."""
-    global forks, open_queues
+    global forks, forked_from_scoring, open_queues
     forks += 1
+    if torch.get_num_threads() > 1 and any(queue._thread for queue in open_queues):
+        forked_from_scoring = True
     open_queues = WeakSet()
+
+
+def check_fork() -> None:
+    """Raise a `QueueError` if a model that is loaded now would hang.
+
+    OpenMP's threads, which torch computes with, are not there in a child, and it waits for them.
+    """
+    if forked_from_scoring:
+        raise QueueError(FORKED)
 
 
 def close_all() -> None:

@@ -18,7 +18,7 @@ from rerank_plugin.encoding import Pair, PairEncoder
 from rerank_plugin.errors import InputError
 from rerank_plugin.head import cast_backbone
 from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
-from rerank_plugin.model_queue import ModelQueue
+from rerank_plugin.model_queue import ModelQueue, check_fork
 from rerank_plugin.normalization import check_normalization, normalize, order
 from rerank_plugin.scoring import Logits, Scorer, parts
 from rerank_plugin.settings import RerankSettings
@@ -56,6 +56,7 @@ class Reranker:
 
     Raises:
         InputError: no such model, or one that is no reranker.
+        QueueError: this process was forked from one that had used a model.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Reranker:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        check_fork()
         self.source = str(model)
         #: How it was loaded, to load another one like it.
         self.options: dict[str, Any] = {
