@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -158,20 +158,27 @@ def clear_old(cache: Path) -> None:
     """Remove what nobody has used for long, and what interrupted runs left."""
     now = time.time()
     entries = sorted(cache.iterdir(), key=last_use)
-    size = sum(file.stat().st_size for file in cache.glob("*/*"))
+    size = sum(map(folder_size, entries))
     for entry in entries:
         unused = now - last_use(entry)
         left_over = entry.name.startswith(".")
         if unused < FRESH_SECONDS or not (left_over or unused > KEEP_SECONDS or size > KEEP_BYTES):
             continue
-        size -= sum(file.stat().st_size for file in entry.glob("*"))
+        size -= folder_size(entry)
         shutil.rmtree(entry, ignore_errors=True)
 
 
 def last_use(entry: Path) -> float:
-    """When an entry was used last, in seconds."""
-    try:
+    """When an entry was used last, in seconds; never, if another run has removed it meanwhile."""
+    with suppress(FileNotFoundError):
         return entry.stat().st_mtime
-    except FileNotFoundError:
-        # Another run has removed it meanwhile.
-        return 0.0
+    return 0.0
+
+
+def folder_size(entry: Path) -> int:
+    """The bytes of an entry's files; of those that another run has not removed meanwhile."""
+    size = 0
+    for file in entry.glob("*"):
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size
+    return size

@@ -1,6 +1,7 @@
 """One pass over a file of groups: every line is checked, and where it stands is written down."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import nan
@@ -67,7 +68,14 @@ def index_file(path: Path, folder: Path, *, stop_at_bad: bool) -> str:
         (folder / BAD).open("wb") as bad,
         (folder / LINES).open("wb") as lines,
         # A file that is read at once needs no bar.
-        tqdm(total=total, desc=f"checking {path.name}", unit="B", unit_scale=True, delay=1) as bar,
+        tqdm(
+            total=total,
+            desc=f"checking {path.name}",
+            unit="B",
+            unit_scale=True,
+            delay=1,
+            dynamic_ncols=True,
+        ) as bar,
     ):
         for block in blocks(path):
             contents = b"".join(block.raw)
@@ -83,6 +91,9 @@ def index_file(path: Path, folder: Path, *, stop_at_bad: bool) -> str:
             bar.update(len(contents))
         if not good.tell() and not bad.tell():
             raise InputError(f"{path}: the file is empty")
+        for file in (good, bad, lines):
+            file.flush()
+            os.fsync(file.fileno())
     if not packed:
         (folder / LINES).unlink()
     return digest.hexdigest()
