@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ DRAWN = 20_000
 
 #: Passages of a group in a step, as training has it by default.
 GROUP_SIZE = 8
-
-CONTEXT = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ def set_time(path: Path) -> None:
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function in a process of its own, whose peak memory is its own."""
-    with CONTEXT.Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def varied(groups: list[dict[str, Any]], count: int) -> Iterator[str]:

@@ -68,7 +68,14 @@ def index_file(path: Path, folder: Path, *, stop_at_bad: bool) -> str:
         (folder / BAD).open("wb") as bad,
         (folder / LINES).open("wb") as lines,
         # A file that is read at once needs no bar.
-        tqdm(total=total, desc=f"checking {path.name}", unit="B", unit_scale=True, delay=1) as bar,
+        tqdm(
+            total=total,
+            desc=f"checking {path.name}",
+            unit="B",
+            unit_scale=True,
+            delay=1,
+            dynamic_ncols=True,
+        ) as bar,
     ):
         for block in blocks(path):
             contents = b"".join(block.raw)
