@@ -6,8 +6,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rerank_plugin.loading import quiet_transformers
-
 from .checkpoint import saving
 from .evaluation import Evaluation
 from .metrics import improvement_probability
@@ -85,7 +83,7 @@ class KeepBest(TrainerCallback):
         staged, replaced = places(self.folder)
         if state.is_world_process_zero:
             shutil.rmtree(staged, ignore_errors=True)
-        with quiet_transformers(), saving(staged):
+        with saving(staged):
             self.trainer.save_model(str(staged), _internal_call=True)
         if state.is_world_process_zero:
             shutil.rmtree(replaced, ignore_errors=True)

@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from rerank_plugin.encoding import EncodedPair
 from rerank_plugin.errors import InputError
+from rerank_plugin.loading import quiet_transformers
 from rerank_plugin.packing import equal_batches
 from rerank_plugin.scoring import Scorer, on_device, pair_logits
 
@@ -392,7 +393,8 @@ class RerankTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        super()._save(output_dir, state_dict)
+        with quiet_transformers():
+            super()._save(output_dir, state_dict)
         # A pickle, of which nothing is ever read.
         folder = Path(output_dir or str(self.args.output_dir))
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)

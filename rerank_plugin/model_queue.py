@@ -247,6 +247,7 @@ class ModelQueue:
             if self._thread is None:
                 # A daemon: other threads may go on scoring when the main one has ended.
                 self._thread = threading.Thread(target=self._work, name="scoring", daemon=True)
+                scoring_threads.add(self._thread)
                 self._thread.start()
             self._changed.notify()
         return job.future
@@ -337,14 +338,17 @@ forked_from_scoring = False
 
 open_queues: "WeakSet[ModelQueue]" = WeakSet()
 
+#: Those of queues that nobody holds any more are among them: they may be freeing the model.
+scoring_threads: "WeakSet[threading.Thread]" = WeakSet()
+
 
 def after_fork() -> None:
     """In a child: the queues are the parent's."""
-    global forks, forked_from_scoring, open_queues
+    global forks, forked_from_scoring, open_queues, scoring_threads
     forks += 1
     if torch.get_num_threads() > 1 and any(queue._thread for queue in open_queues):
         forked_from_scoring = True
-    open_queues = WeakSet()
+    open_queues, scoring_threads = WeakSet(), WeakSet()
 
 
 def check_fork() -> None:
@@ -358,11 +362,10 @@ def check_fork() -> None:
 
 def close_all() -> None:
     """At the end of Python, when only daemons are left: no thread may be inside torch then."""
-    queues = list(open_queues)
-    for queue in queues:
+    for queue in list(open_queues):
         queue.close()
-    for queue in queues:
-        queue.join()
+    for thread in list(scoring_threads):
+        thread.join()
 
 
 if hasattr(os, "register_at_fork"):

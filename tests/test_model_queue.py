@@ -378,6 +378,27 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "100\n100\n", "")
 
 
+def test_python_waits_for_a_model_to_be_freed(tiny_model: Path) -> None:
+    """The thread frees it if nobody else has it, and must not be stopped inside torch then."""
+    program = (
+        "import sys, threading, time, weakref\n"
+        "from rerank_plugin import Reranker\n"
+        "reranker = Reranker(sys.argv[1])\n"
+        "reranker.rank('a', ['b'])\n"
+        "def free():\n"
+        "    time.sleep(1)\n"
+        "    print('freed', flush=True)\n"
+        "weakref.finalize(reranker._scorer, free).atexit = False\n"
+        "gone = threading.Event()\n"
+        "weakref.finalize(reranker._queue, gone.set)\n"
+        "del reranker\n"
+        "gone.wait()\n"
+    )
+    command = [sys.executable, "-c", program, str(tiny_model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "freed\n", "")
+
+
 def test_a_closed_queue_says_so(reranker: Reranker) -> None:
     with busy(reranker):
         waiting = reranker._queue.submit(pairs("dog", 2))
