@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
+
+from .contract import Grid
 
 
 class SoftmaxCrossEntropy:
@@ -22,13 +25,12 @@ class SoftmaxCrossEntropy:
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
         """The sum of the groups' losses; a group without a right or a wrong passage gives 0."""
-        losses = []
-        groups = zip(
-            torch.split(logits, list(sizes)), torch.split(labels, list(sizes)), strict=True
-        )
-        for scores, right in groups:
-            positive, negative = scores[right > 0], scores[right <= 0]
-            if len(positive) and len(negative):
-                # -log softmax of a two-way choice between p and the whole of N.
-                losses.append(torch.nn.functional.softplus(negative.logsumexp(0) - positive).mean())
-        return torch.stack(losses).sum() if losses else logits.sum() * 0
+        grid = Grid.of(sizes, logits.device)
+        scores, right = logits[grid.places], labels[grid.places] > 0
+        rights, wrongs = grid.real & right, grid.real & ~right
+        # Not minus infinity: the gradient of a group without a wrong passage would be no number.
+        nothing = torch.finfo(logits.dtype).min
+        opponents = scores.masked_fill(~wrongs, nothing).logsumexp(1, keepdim=True)
+        # -log softmax of a two-way choice between p and the whole of N.
+        losses = softplus(opponents - scores) * rights
+        return (losses.sum(1) / rights.sum(1).clamp(min=1)).sum()
