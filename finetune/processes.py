@@ -31,12 +31,21 @@ def gathered(item: Item) -> list[Item]:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let the first process go through alone, and the others find what it left."""
-    if rank() != 0:
-        wait()
-    yield
-    if rank() == 0:
-        wait()
+    """Let the first process go through alone, and the others find what it left.
+
+    If it fails, it says why, and the others end without a word.
+    """
+    if rank() > 0:
+        if not gathered(True)[0]:
+            raise SystemExit(1)
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        gathered(False)
+        raise
+    gathered(True)
 
 
 def wait() -> None:
