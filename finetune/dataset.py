@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,11 +91,6 @@ class GroupDataset:
         return (self[index] for index in range(len(self)))
 
     @property
-    def queries(self) -> Sequence[str]:
-        """The queries of all groups, each read when it is asked for."""
-        return Queries(self)
-
-    @property
     def query_hashes(self) -> npt.NDArray[np.uint64]:
         """`query_fingerprint` of every group's query, `[groups]`."""
         return self._column("query")
@@ -159,24 +154,3 @@ class GroupDataset:
 
     def _column(self, name: str) -> npt.NDArray[Any]:
         return np.concatenate([file.rows[name] for file in self.files])[self.places]
-
-
-class Queries(Sequence[str]):
-    """The queries of groups, without the groups in memory."""
-
-    def __init__(self, groups: GroupDataset) -> None:
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.groups[index].query

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import writing
 
-from .groups import Group, query_key
-from .split import dealt_keys
+from .groups import Group, query_fingerprint
+from .split import deal
 
 #: What the files of a split are called.
 SIDES = ("train", "dev", "test")
@@ -72,39 +74,39 @@ def check_files(files: Sequence[Path], *, overwrite: bool, option: str = "output
             raise OptionError(option, f"{file}: groups are written as plain .jsonl")
 
 
-def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, int]:
-    """For the key of every query the place of its share.
+def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> dict[int, int]:
+    """For the fingerprint of every query the place of its share.
 
     Queries are dealt in the order of hashes of their text: the same queries and seed give the
     same split in any order, and no query text stands on two sides.
     """
-    keys = dealt_keys(map(query_key, queries), seed)
-    ends = [round(sum(shares[: place + 1]) * len(keys)) for place in range(len(shares))]
+    dealt = deal(np.array([query_fingerprint(query) for query in queries], np.uint64), seed)
+    ends = [round(sum(shares[: place + 1]) * len(dealt)) for place in range(len(shares))]
     starts = [0, *ends[:-1]]
     return {
-        key: place
+        query: place
         for place, (start, end) in enumerate(zip(starts, ends, strict=True))
-        for key in keys[start:end]
+        for query in dealt[start:end].tolist()
     }
 
 
 class GroupWriter:
     """Writes every group into the file of its query's side."""
 
-    def __init__(self, files: Sequence[IO[str]], sides: Mapping[str, int]) -> None:
+    def __init__(self, files: Sequence[IO[str]], sides: Mapping[int, int]) -> None:
         self.counts = [0] * len(files)
         self._files = files
         self._sides = sides
 
     def write(self, group: Group) -> None:
         """Write one group."""
-        side = self._sides.get(query_key(group.query), 0)
+        side = self._sides.get(query_fingerprint(group.query), 0)
         self._files[side].write(group_line(group))
         self.counts[side] += 1
 
 
 @contextmanager
-def group_writer(files: Sequence[Path], sides: Mapping[str, int]) -> Iterator[GroupWriter]:
+def group_writer(files: Sequence[Path], sides: Mapping[int, int]) -> Iterator[GroupWriter]:
     """A writer whose files appear when all groups are written."""
     with ExitStack() as stack:
         yield GroupWriter([stack.enter_context(writing(file)) for file in files], sides)

@@ -20,7 +20,6 @@ from transformers import (
 from rerank_plugin.device import resolve_device, resolve_dtype
 from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import OptionError
-from rerank_plugin.jsonl import SkippedLines
 from rerank_plugin.loading import (
     DEFAULT_MAX_LENGTH,
     LoadedModel,
@@ -37,10 +36,8 @@ from .config import FREE, FinetuneConfig
 from .dataset import GroupDataset
 from .dropout import set_dropout
 from .evaluation import Evaluation
-from .groups import query_hash, query_key
 from .guard import CollapseGuard, TrainingStoppedError
 from .heap import kept_memory
-from .index_cache import cache_folder
 from .interrupt import Interruption
 from .keep_best import METRIC, KeepBest
 from .learning_rate import default_learning_rate
@@ -50,12 +47,12 @@ from .metrics import comparison
 from .plots import plot_curves
 from .processes import first_process_first, gathered, rank, wait, world_size
 from .run_folder import RunFolder
-from .split import FEW_QUERIES, halves, split_by_query
 from .stopwatch import Stopwatch
 from .sweep import Sweep
 from .trained_folder import merge_adapter, prepare_config, prepare_tokenizer, write_records
 from .trainer import RerankTrainer
 from .training_arguments import plateau_warmup_steps, training_arguments
+from .training_data import load_data
 
 logger = logging.getLogger(__name__)
 
@@ -78,19 +75,6 @@ class FinetuneResult:
     model_dir: Path
     #: The entries of `history.jsonl`.
     history: list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Data:
-    """The groups of a run, on their three sides."""
-
-    train: GroupDataset
-    #: They choose the model that is kept.
-    choosing: GroupDataset
-    #: They report what it is worth.
-    reporting: GroupDataset
-    fingerprint: str
-    skipped: int
 
 
 def finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -363,62 +347,6 @@ class BeforeTraining(TrainerCallback):
             self.folder.keep(before=self._found.as_record())
         else:
             self._found = Evaluation.from_record(known)
-
-
-def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
-    """Read and check all groups, and hold queries out where no others are given."""
-    cache = cache_folder()
-    skipped = SkippedLines(folder.skipped_lines) if config.on_bad_line == "skip" else None
-    groups = GroupDataset.build(config.data_path, cache, skipped)
-    if config.eval_data_path is None:
-        train, others = split_by_query(groups.queries, wanted=config.eval_queries, seed=config.seed)
-        sides = groups.select(train), groups.select(others)
-    else:
-        sides = groups, GroupDataset.build(config.eval_data_path, cache, skipped)
-        warn_of_repetitions("eval_data_path", sides[1], groups)
-    if config.test_data_path is None:
-        choosing, reporting = halves(sides[1].queries, seed=config.seed)
-        held_out = sides[1].select(choosing), sides[1].select(reporting)
-    else:
-        held_out = sides[1], GroupDataset.build(config.test_data_path, cache, skipped)
-        warn_of_repetitions("test_data_path", held_out[1], sides[0])
-    fewest = min(len(part) for part in held_out)
-    if fewest < FEW_QUERIES // 2:
-        logger.warning(
-            "only %d queries to choose a model or to report on it: weak evidence", fewest
-        )
-    if config.teacher_margin is not None:
-        sides = sides[0].without_false_negatives(config.teacher_margin), sides[1]
-    count = skipped.count if skipped else 0
-    if count:
-        written = Path(config.finetune_model_dir) / folder.skipped_lines.name
-        logger.warning("%d bad lines skipped, written down in %s", count, written)
-    known = folder.state.get("fingerprint", groups.fingerprint)
-    if known != groups.fingerprint:
-        raise OptionError(
-            "data_path", "the data is not what the interrupted run had: start anew with --overwrite"
-        )
-    folder.keep(
-        fingerprint=groups.fingerprint,
-        held_out={
-            name: [query_hash(query, config.seed)[:16] for query in part.queries]
-            for name, part in zip(("choosing", "reporting"), held_out, strict=True)
-        },
-    )
-    return Data(sides[0], *held_out, fingerprint=groups.fingerprint, skipped=count)
-
-
-def warn_of_repetitions(name: str, groups: GroupDataset, train: GroupDataset) -> None:
-    """Say how many of the queries of other files are training queries too."""
-    known = {query_key(query) for query in train.queries}
-    repeated = sum(query_key(query) in known for query in groups.queries)
-    if repeated:
-        logger.warning(
-            "--%s repeats %d training queries of %d: its figures flatter the model",
-            name,
-            repeated,
-            len(groups),
-        )
 
 
 def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:

@@ -149,12 +149,6 @@ def test_several_files_have_indices_of_their_own(tmp_path: Path) -> None:
         groups[9]
 
 
-def test_queries_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
-    queries = build(write_lines(tmp_path / "a.jsonl", easy_groups(4)), tmp_path).queries
-    assert queries[1:3] == ["question number 1", "question number 2"]
-    assert (len(queries), queries[-1]) == (4, "question number 3")
-
-
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_a_bad_line_is_named_and_can_be_skipped(tmp_path: Path, name: str) -> None:
     lines = [json.dumps(record).encode() for record in (GOOD, {**GOOD, "pos": []}, GOOD)]
