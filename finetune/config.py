@@ -129,6 +129,15 @@ class FinetuneConfig:
     lora_rank: int = option(16, help="rank of the adapter")
     lora_alpha: int | None = option(None, help="scale of the adapter; default twice its rank")
     lora_dropout: float = option(0.0, help="dropout in front of the adapter")
+    lora_targets: str | None = option(
+        None,
+        help="layers that get an adapter, by the ends of their names, as query,value; default all "
+        "linear layers inside the encoder's layers",
+    )
+    lora_rslora: bool = option(
+        False, help="rank-stabilised: the adapter's scale falls with the root of its rank"
+    )
+    lora_dora: bool = option(False, help="DoRA: length and direction of weights apart; slower")
     merge: bool = option(False, help="with --lora: save a plain model, the adapter merged into it")
     fail_if_not_better: bool = option(
         False, help="end with exit code 3 if no step beats the model that the run started from"
@@ -156,14 +165,13 @@ class FinetuneConfig:
                 "train_group_size",
                 f"{self.train_group_size} leaves no wrong passage to compare with: at least 2",
             )
-        for name in ("batch_size", "total_epoch", "lora_rank"):
+        for name in ("batch_size", "total_epoch"):
             self._check(name, getattr(self, name) > 0, "must be more than 0")
         self._check("total_epoch", isfinite(self.total_epoch), "must be a finite number")
         self._check("seed", 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
         for name in (
             "max_len",
             "lr",
-            "lora_alpha",
             "eval_queries",
             "patience",
             "token_budget",
@@ -174,9 +182,8 @@ class FinetuneConfig:
             self._check(name, holds, "must be more than 0")
         self._check_loss()
         self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")
-        for name in ("dropout", "lora_dropout"):
-            self._check(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
-        self._check("merge", self.lora or not self.merge, "is for --lora")
+        self._check("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
+        self._check_lora()
         accumulation = self.trainer.get("gradient_accumulation_steps", 1)
         self._check("gradient_accumulation_steps", accumulation > 0, "must be more than 0")
         for name, reason in RESERVED.items():
@@ -197,6 +204,14 @@ class FinetuneConfig:
         )
         folder = Path(self.finetune_model_dir)
         self._check("finetune_model_dir", folder.name != "", "must name a folder of its own")
+
+    def _check_lora(self) -> None:
+        for name in ("merge", "lora_targets", "lora_rslora", "lora_dora"):
+            self._check(name, self.lora or not getattr(self, name), "is for --lora")
+        self._check("lora_rank", self.lora_rank > 0, "must be more than 0")
+        alpha = self.lora_alpha
+        self._check("lora_alpha", alpha is None or alpha > 0, "must be more than 0")
+        self._check("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1)")
 
     def _check_loss(self) -> None:
         losses = [term.name for term in parse_loss(self.loss)]

@@ -10,33 +10,78 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 
-from rerank_plugin.errors import InputError
+from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.head import head_names
-from rerank_plugin.loading import LoadedModel, quiet_transformers
+from rerank_plugin.loaded import LoadedModel, quiet_transformers
 
 
-def add_adapter(loaded: LoadedModel, *, base: str, rank: int, alpha: int, dropout: float) -> Any:
+def add_adapter(
+    loaded: LoadedModel,
+    *,
+    base: str,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    targets: str | None = None,
+    rslora: bool = False,
+    dora: bool = False,
+) -> Any:
     """Wrap a model in a PEFT model with adapters on its attention and feed-forward products.
 
     Trained and saved whole are the classifier (by PEFT) and every module whose weights the base
     did not have: a fresh pooler or ModernBERT's head would otherwise be lost on reload.
+
+    Args:
+        loaded: The model; it gets the adapters, in place.
+        base: What it was loaded by, which the adapter's folder names.
+        rank: Rank r of the adapters (Hu et al. 2021, arXiv:2106.09685).
+        alpha: Their scale, times r.
+        dropout: In front of them.
+        targets: The ends of the names of the layers that get one, separated by commas; default
+            every linear layer in the backbone's layers.
+        rslora: Whether the scale is alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732).
+        dora: Whether lengths and directions of weights are apart (Liu et al. 2024,
+            arXiv:2402.09353).
+
+    Raises:
+        InputError: there is no layer to put an adapter on.
+        OptionError: a target is none of the backbone's linear layers.
     """
     model = loaded.model
-    targets = backbone_products(model)
-    if not targets:
+    products = backbone_products(model)
+    if not products:
         raise InputError(f"--lora: {base} has no linear layer in its backbone")
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=targets,
+        target_modules=products if targets is None else named_targets(model, targets),
         modules_to_save=modules_to_save(model, loaded.fresh_weights),
+        use_rslora=rslora,
+        use_dora=dora,
     )
     # The name that a reload needs; a folder by its full path, wherever it is loaded from.
     model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     with quiet_transformers():
         return get_peft_model(model, config)
+
+
+def named_targets(model: PreTrainedModel, targets: str) -> list[str]:
+    """The targets that a user names, each of which is the end of a linear layer's name."""
+    wanted = [name.strip() for name in targets.split(",") if name.strip()]
+    layers = [
+        name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)
+    ]
+    for target in wanted:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise OptionError(
+                "lora_targets", f"the model has no linear layer called {target!r}, it has {known}"
+            )
+    if not wanted:
+        raise OptionError("lora_targets", f"{targets!r} names no layer")
+    return wanted
 
 
 def backbone_products(model: PreTrainedModel) -> str:

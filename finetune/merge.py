@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rerank_plugin.errors import OptionError
 from rerank_plugin.options import option, say
-from rerank_plugin.settings import RerankSettings
+from rerank_plugin.settings import RerankSettings, is_adapter
 
 from .run_folder import check_target, publish_folder
 
@@ -21,7 +21,7 @@ class MergeOptions:
     trust_remote_code: bool = option(False, help="run code that comes with the base model")
 
     def __post_init__(self) -> None:
-        if not (Path(self.model_dir) / "adapter_config.json").is_file():
+        if not is_adapter(self.model_dir):
             raise OptionError("model_dir", f"{self.model_dir} is no LoRA adapter folder")
         check_target(Path(self.output_dir), overwrite=self.overwrite, option="output_dir")
 

@@ -17,18 +17,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from rerank_plugin.adapters import Base
 from rerank_plugin.device import resolve_device, resolve_dtype
 from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import OptionError
-from rerank_plugin.loading import (
-    DEFAULT_MAX_LENGTH,
-    LoadedModel,
-    load_model,
-    quiet_transformers,
-    resolve_max_length,
-)
+from rerank_plugin.loaded import LoadedModel, quiet_transformers
+from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
 from rerank_plugin.scoring import Scorer, ScoringError
-from rerank_plugin.settings import RerankSettings
+from rerank_plugin.settings import RerankSettings, is_adapter
 
 from .callbacks import History, LastStep, PlateauWarmup, ProgressLine
 from .checkpoint import saving
@@ -147,6 +143,8 @@ class Run:
         prepare_config(loaded.model.config, RerankSettings().normalize)
         prepare_tokenizer(loaded.tokenizer, self.max_length)
         set_dropout(loaded.model, config.dropout)
+        #: Of what an adapter is put on.
+        self.base_fingerprint = Base.of(loaded, config.model_name_or_path).fingerprint
         model = with_adapter(config, loaded) if config.lora else loaded.model
         scorer = Scorer(
             loaded.model,
@@ -308,6 +306,7 @@ class Run:
             settings = RerankSettings(
                 max_length=self.max_length,
                 base_model=config.model_name_or_path,
+                base_fingerprint=self.base_fingerprint,
                 data={
                     "fingerprint": self.data.fingerprint,
                     "train_groups": len(self.data.train),
@@ -379,7 +378,7 @@ def with_adapter(config: FinetuneConfig, loaded: LoadedModel) -> Any:
     """The model with a LoRA adapter to train."""
     from .lora import add_adapter
 
-    if (Path(config.model_name_or_path) / "adapter_config.json").is_file():
+    if is_adapter(config.model_name_or_path):
         raise OptionError(
             "lora", f"{config.model_name_or_path} is an adapter itself: merge it first"
         )
@@ -389,4 +388,7 @@ def with_adapter(config: FinetuneConfig, loaded: LoadedModel) -> Any:
         rank=config.lora_rank,
         alpha=config.lora_alpha or 2 * config.lora_rank,
         dropout=config.lora_dropout,
+        targets=config.lora_targets,
+        rslora=config.lora_rslora,
+        dora=config.lora_dora,
     )

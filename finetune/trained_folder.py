@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rerank_plugin.encoding import clear_truncation_and_padding
 from rerank_plugin.jsonl import write_json, write_text
-from rerank_plugin.loading import LoadedModel, load_model
+from rerank_plugin.loaded import LoadedModel
+from rerank_plugin.loading import load_model
 from rerank_plugin.normalization import check_normalization
-from rerank_plugin.settings import RerankSettings
+from rerank_plugin.settings import RerankSettings, is_adapter
 
 #: What sentence-transformers applies to logits, by our names.
 ACTIVATIONS = {
@@ -62,10 +63,10 @@ def write_records(folder: Path, settings: RerankSettings, *, labels: int) -> Non
 
 def model_card(folder: Path, settings: RerankSettings, *, labels: int) -> str:
     """A model card with Hub metadata; a base that is a folder of this machine is not named."""
-    is_adapter = (folder / "adapter_config.json").is_file()
+    adapter = is_adapter(folder)
     base = settings.base_model or ""
     metadata: dict[str, Any] = {"pipeline_tag": "text-ranking"}
-    metadata["library_name"] = "peft" if is_adapter else "transformers"
+    metadata["library_name"] = "peft" if adapter else "transformers"
     metadata["tags"] = ["reranker", "cross-encoder", "rerank-plugin"]
     if base and not Path(base).is_absolute() and not Path(base).exists():
         metadata["base_model"] = base
@@ -79,7 +80,7 @@ def model_card(folder: Path, settings: RerankSettings, *, labels: int) -> str:
     usage += 'reranker = Reranker("path/to/this/folder")\n'
     usage += 'reranker.rank("a question", ["a passage", "another passage"], top_n=3)\n'
     parts.append(f"## Use\n\n```python\n{usage}```\n")
-    if is_adapter:
+    if adapter:
         alone = "from peft import AutoPeftModelForSequenceClassification\n\n"
         alone += "AutoPeftModelForSequenceClassification.from_pretrained(\n"
         alone += f'    "path/to/this/folder", num_labels={labels}\n)\n'

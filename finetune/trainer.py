@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from rerank_plugin.encoding import EncodedPair
 from rerank_plugin.errors import InputError
-from rerank_plugin.loading import quiet_transformers
+from rerank_plugin.loaded import quiet_transformers
 from rerank_plugin.packing import equal_batches
 from rerank_plugin.scoring import Scorer, on_device, pair_logits
 

@@ -1,5 +1,6 @@
 """Models that are loaded: adapters of one model and settings share one."""
 
+import json
 import os
 import threading
 from collections.abc import Hashable, Mapping
@@ -49,7 +50,7 @@ def identity(model: str, options: Mapping[str, Any]) -> Hashable:
     if folder.is_dir():
         found = folder.stat()
         place = str(folder.resolve()), found.st_ino, found.st_mtime_ns
-    return place, *sorted(options.items())
+    return place, json.dumps(options, sort_keys=True)
 
 
 def after_fork() -> None:

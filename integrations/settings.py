@@ -27,6 +27,7 @@ Ranking = list[tuple[int, float]]
 
 #: The fields that a model is loaded with.
 LOADING = (
+    "adapters",
     "device",
     "dtype",
     "max_length",
@@ -49,6 +50,18 @@ class ModelSettings(BaseModel):
         frozen=True,
         description="a hub id, a folder, a LoRA adapter folder, or a live Reranker, whose settings "
         "are then taken over",
+    )
+    adapter: str | None = Field(
+        default=None,
+        frozen=True,
+        description="a LoRA adapter folder for the model or, beside adapters, the name of the one "
+        "that scores",
+    )
+    adapters: dict[str, str] | None = Field(
+        default=None,
+        frozen=True,
+        description="LoRA adapter folders by name: compressors and postprocessors that name "
+        "different ones share the model",
     )
     device: str = Field(default="auto", frozen=True, description="auto, cpu, cuda, cuda:1 …")
     dtype: str = Field(
@@ -92,10 +105,13 @@ class ModelSettings(BaseModel):
 
         if not isinstance(model, Reranker):
             raise ValueError("model: a hub id, a folder or a Reranker is needed")
-        for name in LOADING:
+        # Of several adapters it is ours to name one.
+        own = [name for name in model.options if name != "adapter" or not model.options["adapters"]]
+        for name in own:
             if values.get(name, model.options[name]) != model.options[name]:
                 raise ValueError(f"{name}: the Reranker that is given as model has its own")
-        return {**values, **model.options, "model": resident.adopt(model)}
+        options = {name: model.options[name] for name in own}
+        return {**values, **options, "model": resident.adopt(model)}
 
     def model_post_init(self, context: Any, /) -> None:
         """Hold the model if it is loaded already."""
@@ -133,7 +149,14 @@ class ModelSettings(BaseModel):
         return self.reranker
 
     def _loading(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in LOADING}
+        options = {name: getattr(self, name) for name in LOADING}
+        # Which of several adapters scores is said with every call.
+        return {**options, "adapter": None if self.adapters else self.adapter}
+
+    @property
+    def _called(self) -> str | None:
+        """The adapter that calls name."""
+        return self.adapter if self.adapters else None
 
 
 class RankingSettings(ModelSettings):
@@ -155,7 +178,7 @@ class RankingSettings(ModelSettings):
         pairs = scored_pairs(requests)
         reranker = self.reranker
         threshold = self._threshold(reranker)
-        scores = reranker.score(pairs)
+        scores = reranker.score(pairs, adapter=self._called)
         return rankings(requests, scores, LOWEST[reranker.normalize], threshold, top_n)
 
     async def _arank(self, requests: Sequence[Request], top_n: int | None) -> list[Ranking]:
@@ -163,18 +186,19 @@ class RankingSettings(ModelSettings):
         pairs = scored_pairs(requests)
         reranker = await self._load()
         threshold = self._threshold(reranker)
-        scores = await reranker.ascore(pairs)
+        scores = await reranker.ascore(pairs, adapter=self._called)
         return rankings(requests, scores, LOWEST[reranker.normalize], threshold, top_n)
 
     def _threshold(self, reranker: "Reranker") -> float | None:
         """The threshold as a number."""
         if not isinstance(self.score_threshold, str):
             return self.score_threshold
-        threshold = reranker.settings.threshold(self.score_threshold)
-        if reranker.normalize != reranker.settings.normalize:
+        settings = reranker.settings(self._called)
+        threshold = settings.threshold(self.score_threshold)
+        if reranker.normalize != settings.normalize:
             raise ValueError(
                 f"score_threshold: {self.score_threshold!r} is a threshold of "
-                f"normalize={reranker.settings.normalize!r} scores"
+                f"normalize={settings.normalize!r} scores"
             )
         return threshold
 

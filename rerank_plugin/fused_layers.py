@@ -8,12 +8,14 @@ neighbours.
 """
 
 import platform
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rerank_plugin.adapters import InUse, low_rank_parts
 from rerank_plugin.attention import Boundaries, attend
 from rerank_plugin.families import family_of
 
@@ -26,28 +28,78 @@ ROW_MULTIPLE = 32
 
 
 class PackedLinear:
-    """The product with one or several linear layers' weights, side by side, in oneDNN's layout."""
+    """The product with one or several linear layers' weights, side by side, in oneDNN's layout.
 
-    def __init__(self, *layers: nn.Linear, rows: slice = slice(None)) -> None:
-        weight = torch.cat([layer.weight.detach()[rows] for layer in layers])
-        biases = [layer.bias.detach()[rows] for layer in layers if layer.bias is not None]
+    What adapters add to the layers is not part of it: it is added for the one that is in use.
+
+    Args:
+        layers: Linear layers of one input, with or without LoRA adapters.
+        in_use: Says which adapter is in use.
+        rows: Which of the layers' outputs are wanted.
+    """
+
+    def __init__(self, *layers: nn.Module, in_use: InUse, rows: slice = slice(None)) -> None:
+        stock: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
+        weight = torch.cat([layer.weight.detach()[rows] for layer in stock])
+        biases = [layer.bias.detach()[rows] for layer in stock if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)
+        self.in_use = in_use
+        self.additions = additions(layers, rows)
 
     def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
         """`[tokens, out]`, with `gelu` (by its error function) behind it if asked for."""
+        addition = self.addition(x)
+        if addition is not None:
+            out = self._binary(x, addition, "add")
+            return nn.functional.gelu(out) if activation == "gelu" else out
         algorithm = "none" if activation == "gelu" else ""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self.weight, self.bias, activation, [], algorithm
         )
-        return out
+        return product
 
     def combine(self, x: Tensor, other: Tensor, how: str) -> Tensor:
         """The product plus (`add`) or times (`mul`) another tensor, `[tokens, out]`."""
+        addition = self.addition(x)
+        if addition is None:
+            return self._binary(x, other, how)
+        if how == "add":
+            return self._binary(x, addition + other, how)
+        return self._binary(x, addition, "add") * other
+
+    def addition(self, x: Tensor) -> Tensor | None:
+        """What the adapter in use adds, `[tokens, out]`; None if there is nothing."""
+        parts = self.additions.get(self.in_use.place) if self.in_use.place else None
+        return None if parts is None else x @ parts[0] @ parts[1]
+
+    def _binary(self, x: Tensor, other: Tensor, how: str) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
             x, other, self.weight, self.bias, how
         )
         return out
+
+
+def additions(layers: Sequence[nn.Module], rows: slice) -> dict[str, tuple[Tensor, Tensor]]:
+    """What adapters add to layers side by side, as two factors for each adapter's place.
+
+    The first factor is `[in, ranks]`, that of all layers one beside the other, the second
+    `[ranks, out]`, zero where a layer's ranks meet another layer's outputs.
+    """
+    parts = [low_rank_parts(layer) or {} for layer in layers]
+    widths = [len(range(layer.out_features)[rows]) for layer in layers]
+    found = {}
+    for place in dict.fromkeys(place for part in parts for place in part):
+        own = [part.get(place) for part in parts]
+        downs = [factors[0] for factors in own if factors]
+        ups = [
+            factors[1][rows] if factors else downs[0].new_zeros(width, 0)
+            for factors, width in zip(own, widths, strict=True)
+        ]
+        first = torch.cat(downs).detach().T.contiguous()
+        second = torch.block_diag(*ups).detach().T.contiguous()
+        found[place] = first, second.to(first.dtype)
+    return found
 
 
 class FusedBertLayer(nn.Module):
@@ -55,18 +107,20 @@ class FusedBertLayer(nn.Module):
 
     Args:
         layer: The stock layer whose weights are taken.
+        in_use: Says which adapter is in use.
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, in_use: InUse) -> None:
         super().__init__()
         attention = layer.attention
         self.scale = float(attention.self.scaling)
         self.head_size = int(attention.self.attention_head_size)
-        self.qkv = PackedLinear(attention.self.query, attention.self.key, attention.self.value)
-        self.attention_out = PackedLinear(attention.output.dense)
+        own = attention.self
+        self.qkv = PackedLinear(own.query, own.key, own.value, in_use=in_use)
+        self.attention_out = PackedLinear(attention.output.dense, in_use=in_use)
         self.attention_norm = attention.output.LayerNorm
-        self.up = PackedLinear(layer.intermediate.dense)
-        self.down = PackedLinear(layer.output.dense)
+        self.up = PackedLinear(layer.intermediate.dense, in_use=in_use)
+        self.down = PackedLinear(layer.output.dense, in_use=in_use)
         self.norm = layer.output.LayerNorm
 
     def forward(self, hidden_states: Tensor, *_: Any, boundaries: Boundaries, **__: Any) -> Tensor:
@@ -84,21 +138,22 @@ class FusedModernBertLayer(nn.Module):
 
     Args:
         layer: The stock layer whose weights are taken.
+        in_use: Says which adapter is in use.
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, in_use: InUse) -> None:
         super().__init__()
         self.attention_type = layer.attention_type
         self.head_size = int(layer.attn.head_dim)
         self.window = int(layer.attn.sliding_window or 0)
         self.attention_norm = layer.attn_norm
-        self.qkv = PackedLinear(layer.attn.Wqkv)
-        self.attention_out = PackedLinear(layer.attn.Wo)
+        self.qkv = PackedLinear(layer.attn.Wqkv, in_use=in_use)
+        self.attention_out = PackedLinear(layer.attn.Wo, in_use=in_use)
         self.norm = layer.mlp_norm
         half = layer.mlp.Wi.out_features // 2
-        self.up = PackedLinear(layer.mlp.Wi, rows=slice(None, half))
-        self.gate = PackedLinear(layer.mlp.Wi, rows=slice(half, None))
-        self.down = PackedLinear(layer.mlp.Wo)
+        self.up = PackedLinear(layer.mlp.Wi, in_use=in_use, rows=slice(None, half))
+        self.gate = PackedLinear(layer.mlp.Wi, in_use=in_use, rows=slice(half, None))
+        self.down = PackedLinear(layer.mlp.Wo, in_use=in_use)
 
     def forward(
         self,
@@ -137,7 +192,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 FUSED = {"bert": FusedBertLayer, "modernbert": FusedModernBertLayer}
 
 
-def fuse_layers(model: PreTrainedModel) -> bool:
+def fuse_layers(model: PreTrainedModel, in_use: InUse) -> bool:
     """Swap a model's layers for fused ones, in place, where there are faster ones; says if so.
 
     For a model on the CPU that takes packed rows, is not trained any more and is not saved.
@@ -148,8 +203,20 @@ def fuse_layers(model: PreTrainedModel) -> bool:
     fits = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
     if kind is None or activation != "gelu" or not fits:
         return False
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList):
-            for place, layer in enumerate(module):
-                module[place] = FUSED[kind](layer).eval()
+    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    if any(low_rank_parts(layer) is None for layer in linear_layers(lists)):
+        # Of a kind that is more than a product beside the layer's own.
+        return False
+    for layers in lists:
+        for place, layer in enumerate(layers):
+            layers[place] = FUSED[kind](layer, in_use).eval()
     return True
+
+
+def linear_layers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The linear layers of modules, those with adapters as what they are wrapped in."""
+    for module in modules:
+        if isinstance(module, nn.Linear) or hasattr(module, "base_layer"):
+            yield module
+        else:
+            yield from linear_layers(module.children())

@@ -11,7 +11,7 @@ import os
 import threading
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,14 +64,14 @@ class Job:
         encoded: The pairs.
         batches: What of them is not scored yet.
         due: What the model has scored, in cost, when this job's turn has come at the latest.
-        key: Jobs of one key may be in one batch.
+        adapter: Which of the model's adapters scores it; a batch has one.
         progress: Told how many pairs have been scored, whenever more are.
     """
 
     encoded: EncodedPairs
     batches: deque[Batch]
     due: float
-    key: Hashable
+    adapter: str | None
     progress: Callable[[int], Any] | None
     future: "Future[Logits]" = field(default_factory=Future)
     logits: Logits = field(init=False)
@@ -126,8 +126,8 @@ class ModelQueue:
 
     Who comes first: a job is due when the model has scored as much as the job costs since it came.
     So three documents pass ten thousand, but not for ever: what comes when the model has scored
-    that much does not pass them any more. A batch is filled up with further jobs of the same key;
-    pairs of one job stay in the batches that they would be in if it were alone.
+    that much does not pass them any more. A batch is filled up with further jobs of the same
+    adapter; pairs of one job stay in the batches that they would be in if it were alone.
 
     Args:
         scorer: The model, on its device, not trained any more.
@@ -150,7 +150,7 @@ class ModelQueue:
         pairs: Sequence[Pair],
         progress: Callable[[int], Any] | None = None,
         *,
-        key: Hashable = None,
+        adapter: str | None = None,
     ) -> "Future[Logits]":
         """Encode pairs in this thread and hand them over; waits while there is no room.
 
@@ -162,9 +162,9 @@ class ModelQueue:
         """
         with self._room(len(pairs)) as ticket:
             ticket.result()
-            return self._hand_over(*self._encode(pairs), progress, key)
+            return self._hand_over(*self._encode(pairs), progress, adapter)
 
-    async def score(self, pairs: Sequence[Pair], *, key: Hashable = None) -> Logits:
+    async def score(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """The raw logits of pairs, `[pairs]`, without blocking the event loop.
 
         Raises as `submit`.
@@ -172,7 +172,7 @@ class ModelQueue:
         with self._room(len(pairs)) as ticket:
             await asyncio.wrap_future(ticket)
             encoded, batches = await self.beside_loop(self._encode, pairs)
-            future = self._hand_over(encoded, batches, None, key)
+            future = self._hand_over(encoded, batches, None, adapter)
         return await asyncio.wrap_future(future)
 
     async def beside_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -236,12 +236,12 @@ class ModelQueue:
         encoded: EncodedPairs,
         batches: deque[Batch],
         progress: Callable[[int], Any] | None,
-        key: Hashable,
+        adapter: str | None,
     ) -> "Future[Logits]":
         with self._changed:
             self.check()
             due = self._scored + sum(batch.cost for batch in batches)
-            job = Job(encoded, batches, due, key, progress)
+            job = Job(encoded, batches, due, adapter, progress)
             job.future.add_done_callback(lambda _: self._leave(len(encoded.places)))
             self._insert(job)
             if self._thread is None:
@@ -283,10 +283,10 @@ class ModelQueue:
 
     def _take(self) -> list[tuple[Job, Batch]]:
         """A batch of the first job, filled up from its next ones and from the jobs behind it."""
-        key, room = self._waiting[0].key, float(self._scorer.token_budget)
+        adapter, room = self._waiting[0].adapter, float(self._scorer.token_budget)
         taken: list[tuple[Job, Batch]] = []
         for job in self._waiting:
-            if job.key != key:
+            if job.adapter != adapter:
                 continue
             while job.batches:
                 if taken and (job.batches[0].cost > room or not self._scorer.packs):
@@ -304,6 +304,7 @@ class ModelQueue:
     def _score(self, taken: list[tuple[Job, Batch]]) -> None:
         pairs = [job.encoded.distinct[place] for job, batch in taken for place in batch.places]
         try:
+            self._scorer.use(taken[0][0].adapter)
             logits = self._scorer.forward(pairs)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError) and self._scorer.halve_budget():

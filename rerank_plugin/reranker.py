@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from rerank_plugin.adapters import Adapters
 from rerank_plugin.device import resolve_device, resolve_dtype
 from rerank_plugin.encoding import Pair, PairEncoder
 from rerank_plugin.errors import InputError
@@ -43,6 +44,9 @@ class Reranker:
 
     Args:
         model: A hub id, a folder, or a LoRA adapter folder.
+        adapter: A LoRA adapter folder for the model, which is merged into it.
+        adapters: Many of them by name, of which each call chooses one: they share the model, and
+            a batch has pairs for one of them. Without a name a call is scored by the model alone.
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         dtype: Precision of the backbone; `auto` is bfloat16 where the hardware multiplies it.
         max_length: The longest pair in tokens; default what the folder was trained with, else 512.
@@ -55,7 +59,7 @@ class Reranker:
         trust_remote_code: Run code that comes with the model; off.
 
     Raises:
-        InputError: no such model, or one that is no reranker.
+        InputError: no such model, one that is no reranker, or an adapter for another one.
         QueueError: this process was forked from one that had used a model.
     """
 
@@ -63,6 +67,8 @@ class Reranker:
         self,
         model: str | Path,
         *,
+        adapter: str | Path | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
         device: str = "auto",
         dtype: str = "auto",
         max_length: int | None = None,
@@ -74,8 +80,12 @@ class Reranker:
     ) -> None:
         check_fork()
         self.source = str(model)
+        if adapter is not None and adapters:
+            raise InputError("adapter: where there are adapters, each call names its own")
         #: How it was loaded, to load another one like it.
         self.options: dict[str, Any] = {
+            "adapter": None if adapter is None else str(adapter),
+            "adapters": {name: str(folder) for name, folder in (adapters or {}).items()} or None,
             "device": device,
             "dtype": dtype,
             "max_length": max_length,
@@ -84,20 +94,26 @@ class Reranker:
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         }
-        self.settings = RerankSettings.read(Path(model).expanduser())
-        self.normalize = check_normalization(normalize or self.settings.normalize)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
-        loaded = load_model(model, revision=revision, trust_remote_code=trust_remote_code)
-        if loaded.has_fresh_head:
+        loaded = load_model(
+            model, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
+        )
+        self._adapters = Adapters(loaded, model, adapters) if adapters else None
+        if loaded.has_fresh_head and not self._adapters:
             logger.warning(
                 "%s has no trained scoring head (%s): its scores are random until it is fine-tuned",
                 model,
                 ", ".join(loaded.fresh_weights),
             )
+        own = RerankSettings.read(Path(adapter or model).expanduser())
+        trained = self._adapters.settings if self._adapters else {}
+        self._settings: dict[str | None, RerankSettings] = {None: own, **trained}
+        shared = list(trained.values()) or [own]
+        self.normalize = check_normalization(agreed(shared, "normalize", normalize))
         self.max_length = resolve_max_length(
             max_length,
-            default=self.settings.max_length or DEFAULT_MAX_LENGTH,
+            default=agreed(shared, "max_length", max_length) or DEFAULT_MAX_LENGTH,
             config=loaded.model.config,
             option="max_length",
         )
@@ -106,7 +122,9 @@ class Reranker:
         encoder = PairEncoder(
             loaded.tokenizer, max_length=self.max_length, long_documents=long_documents
         )
-        self._scorer = Scorer(loaded.model, encoder, token_budget=token_budget)
+        self._scorer = Scorer(
+            loaded.model, encoder, token_budget=token_budget, adapters=self._adapters
+        )
         self._scorer.fuse()
         self._queue = ModelQueue(self._scorer)
         finalize(self, self._queue.close).atexit = False
@@ -115,43 +133,71 @@ class Reranker:
         """Itself: what is copied with it shares the model."""
         return self
 
-    def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
+    def settings(self, adapter: str | None = None) -> RerankSettings:
+        """What the folder of the model, or of one of its adapters, says of itself."""
+        return self._settings[self._checked(adapter)]
+
+    def _checked(self, adapter: str | None) -> str | None:
+        """The adapter that a call names, if it can be used."""
+        if self._adapters is not None:
+            return self._adapters.checked(adapter)
+        if adapter is not None:
+            raise InputError(f"adapter: the model has none, so none called {adapter!r}")
+        return None
+
+    def logits(
+        self,
+        pairs: Sequence[Pair],
+        progress: Callable[[int], Any] | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> Logits:
         """Raw logits of (query, document) pairs, float32 `[pairs]`, in their order.
 
         Equal pairs are scored once. `progress` is called, perhaps from another thread, with a
-        number of pairs whenever that many more are scored.
+        number of pairs whenever that many more are scored. `adapter` is the name of one of
+        `adapters`, here as everywhere.
         """
         distinct, places = distinct_pairs(pairs)
-        found = list(self._stream(distinct, progress))
+        found = list(self._stream(distinct, progress, adapter))
         if progress and len(distinct) < len(pairs):
             progress(len(pairs) - len(distinct))
         return joined(found)[places]
 
-    async def alogits(self, pairs: Sequence[Pair]) -> Logits:
+    async def alogits(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """`logits`, without blocking the event loop; cancelled, the rest is not scored."""
+        adapter = self._checked(adapter)
         distinct, places = await self._queue.beside_loop(distinct_pairs, pairs)
-        found = [await self._queue.score(part) for part in parts(distinct)]
+        found = [await self._queue.score(part, adapter=adapter) for part in parts(distinct)]
         return joined(found)[places]
 
     def stream(
-        self, pairs: Iterable[Pair], progress: Callable[[int], Any] | None = None
+        self,
+        pairs: Iterable[Pair],
+        progress: Callable[[int], Any] | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[Logits]:
         """Scores of any number of pairs, part by part in their order, in flat memory.
 
         The pairs are read while the model works, a few thousand ahead.
         """
-        for logits in self._stream(pairs, progress):
+        for logits in self._stream(pairs, progress, adapter):
             yield normalize(logits, self.normalize)
 
     def _stream(
-        self, pairs: Iterable[Pair], progress: Callable[[int], Any] | None
+        self,
+        pairs: Iterable[Pair],
+        progress: Callable[[int], Any] | None,
+        adapter: str | None,
     ) -> Iterator[Logits]:
         """Raw logits, part by part; one part is encoded here while the one before is scored."""
+        adapter = self._checked(adapter)
         self._queue.check()
         coming: deque[Future[Logits]] = deque()
         try:
             for part in parts(pairs):
-                coming.append(self._queue.submit(part, progress))
+                coming.append(self._queue.submit(part, progress, adapter=adapter))
                 if len(coming) > 1:
                     yield coming[0].result()
                     coming.popleft()
@@ -162,16 +208,21 @@ class Reranker:
             for future in coming:
                 future.cancel()
 
-    def score(self, pairs: Sequence[Pair]) -> Logits:
+    def score(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """Scores of (query, document) pairs, float32 `[pairs]`, in their order."""
-        return normalize(self.logits(pairs), self.normalize)
+        return normalize(self.logits(pairs, adapter=adapter), self.normalize)
 
-    async def ascore(self, pairs: Sequence[Pair]) -> Logits:
+    async def ascore(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """`score`, without blocking the event loop."""
-        return normalize(await self.alogits(pairs), self.normalize)
+        return normalize(await self.alogits(pairs, adapter=adapter), self.normalize)
 
     def rank(
-        self, query: str, documents: Sequence[Document], top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[Document],
+        top_n: int | None = None,
+        *,
+        adapter: str | None = None,
     ) -> list[Ranked[Document]]:
         """The documents by falling score; ties keep their input order.
 
@@ -179,22 +230,46 @@ class Reranker:
             query: What is looked for; not blank.
             documents: Texts, or mappings with a `text`.
             top_n: How many to return at most; all by default.
+            adapter: The name of one of `adapters`.
         """
-        return self.rank_many([(query, documents)], top_n)[0]
+        return self.rank_many([(query, documents)], top_n, adapter=adapter)[0]
 
     def rank_many(
-        self, requests: Sequence[tuple[str, Sequence[Document]]], top_n: int | None = None
+        self,
+        requests: Sequence[tuple[str, Sequence[Document]]],
+        top_n: int | None = None,
+        *,
+        adapter: str | None = None,
     ) -> list[list[Ranked[Document]]]:
         """Rank the documents of many queries at once; faster than one after the other."""
         pairs = checked_pairs(requests, top_n)
-        return ranked(requests, self.score(pairs), top_n)
+        return ranked(requests, self.score(pairs, adapter=adapter), top_n)
 
     async def arank(
-        self, query: str, documents: Sequence[Document], top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[Document],
+        top_n: int | None = None,
+        *,
+        adapter: str | None = None,
     ) -> list[Ranked[Document]]:
         """`rank`, without blocking the event loop; cancelled, it stops scoring."""
         requests = [(query, documents)]
-        return ranked(requests, await self.ascore(checked_pairs(requests, top_n)), top_n)[0]
+        scores = await self.ascore(checked_pairs(requests, top_n), adapter=adapter)
+        return ranked(requests, scores, top_n)[0]
+
+
+def agreed(settings: Sequence[RerankSettings], name: str, given: Any) -> Any:
+    """A setting as it is given, or as all folders have it.
+
+    Raises:
+        InputError: it is not given, and they differ.
+    """
+    found = sorted({getattr(item, name) for item in settings}, key=str)
+    if given is None and len(found) > 1:
+        values = ", ".join(map(str, found))
+        raise InputError(f"{name}: adapters were trained with different ones ({values}), give one")
+    return found[0] if given is None else given
 
 
 def checked_pairs(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rerank_plugin.adapters import Adapters, InUse
 from rerank_plugin.encoding import EncodedPair, Pair, PairEncoder
 from rerank_plugin.errors import RerankError
 from rerank_plugin.families import first_position
@@ -129,6 +130,7 @@ class Scorer:
         encoder: The encoder of its pairs.
         token_budget: What a batch may cost in tokens; default by the model's device.
         trained: What is called instead of the model: a PEFT model around it.
+        adapters: Those that the model carries.
     """
 
     def __init__(
@@ -138,8 +140,10 @@ class Scorer:
         *,
         token_budget: int | None = None,
         trained: nn.Module | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.model: Any = model if trained is None else trained
+        self.adapters = adapters
         self.encoder = encoder
         self.with_types = takes_types(model, encoder)
         self.packs = prepare_packing(model)
@@ -150,7 +154,7 @@ class Scorer:
     def fuse(self) -> None:
         """Make scoring on a CPU faster, where it can be; the model cannot be trained any more."""
         if self.device.type == "cpu" and self.packs:
-            fuse_layers(self.model)
+            fuse_layers(self.model, self.adapters.in_use if self.adapters else InUse())
 
     @property
     def token_budget(self) -> int:
@@ -212,6 +216,11 @@ class Scorer:
         starts = np.cumsum([0, *(len(document) for document in windows[:-1])])
         distinct = [pair for document in windows for pair in document]
         return EncodedPairs(distinct, starts, rank[places])
+
+    def use(self, adapter: str | None) -> None:
+        """Score with one of the model's adapters from now on, or with none."""
+        if self.adapters:
+            self.adapters.use(adapter)
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Logits:
         """The raw logits of one batch, float32 `[pairs]`."""

@@ -10,6 +10,14 @@ from rerank_plugin.jsonl import write_json
 
 FILE = "rerank.json"
 
+#: The file that makes a folder a LoRA adapter, by PEFT.
+ADAPTER = "adapter_config.json"
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether there is an adapter folder."""
+    return (Path(folder).expanduser() / ADAPTER).is_file()
+
 
 @dataclass(frozen=True)
 class RerankSettings:
@@ -27,6 +35,8 @@ class RerankSettings:
     #: any. They are on the scale of `normalize`.
     thresholds: dict[str, float] = field(default_factory=dict)
     base_model: str | None = None
+    #: By what an adapter knows its base, whatever that is called (`adapters.Base`).
+    base_fingerprint: str | None = None
     #: Files, groups and their fingerprint.
     data: dict[str, Any] = field(default_factory=dict)
     #: Options that the run was started with.

@@ -185,9 +185,9 @@ def test_blank_texts_come_last_and_are_not_scored(
     asked: list[Any] = []
     submit = adapter.reranker._queue.submit
 
-    def noted(pairs: Sequence[Any], progress: Any) -> Any:
+    def noted(pairs: Sequence[Any], *more: Any, **options: Any) -> Any:
         asked.extend(pairs)
-        return submit(pairs, progress)
+        return submit(pairs, *more, **options)
 
     adapter.reranker._queue.submit = noted
     ranking = kit.rank(adapter, QUERY, ["", "a dog", " \n", "a cat", "\u3000"])
@@ -407,6 +407,26 @@ def test_fine_tuned_and_adapter_folders_work(kit: Any, trained: dict[str, Path],
         assert kit.rank(adapter, QUERY, TEXTS) == wanted
         again = type(adapter).model_validate(adapter.model_dump())
         assert again.model == str(trained[kind])
+
+
+def test_adapters_of_a_model_are_named(kit: Any, trained: dict[str, Path]) -> None:
+    """LoRA adapters: several share the model, and each compressor or postprocessor names one."""
+    base = json.loads((trained["lora"] / "adapter_config.json").read_text())
+    options = {"model": base["base_model_name_or_path"], "dtype": "float32", "top_n": None}
+    expected = kit.rank(kit.build(**{**options, "model": trained["lora"]}), QUERY, TEXTS)
+    merged = kit.build(**options, adapter=str(trained["lora"]))
+    folders = {"own": str(trained["lora"]), "same": str(trained["lora"])}
+    named = kit.build(**options, adapters=folders, adapter="own")
+    other = pickle.loads(pickle.dumps(kit.build(**options, adapters=folders, adapter="same")))
+    live = kit.build(model=named.reranker, adapter="same", top_n=None)
+    assert named.reranker is other.reranker is live.reranker is not merged.reranker
+    for adapter in (merged, named, other, live):
+        found = kit.rank(adapter, QUERY, TEXTS)
+        assert [place for place, _ in found] == [place for place, _ in expected]
+        np.testing.assert_allclose([s for _, s in found], [s for _, s in expected], atol=1e-5)
+        assert asyncio.run(kit.arank(adapter, QUERY, TEXTS)) == found
+    with pytest.raises(ValueError, match="adapter: none is called 'tax', there are: own, same"):
+        kit.rank(kit.build(**options, adapters=folders, adapter="tax"), QUERY, TEXTS)
 
 
 def test_hub_ids_and_spawned_processes_work(kit: Any, tiny_model: Path, tmp_path: Path) -> None:

@@ -134,10 +134,10 @@ def test_a_long_request_has_its_turn(reranker: Reranker) -> None:
     assert 5 < len(short) < 20
 
 
-def test_jobs_of_other_keys_are_scored_apart(reranker: Reranker) -> None:
+def test_jobs_for_other_adapters_are_scored_apart(reranker: Reranker) -> None:
     with busy(reranker) as gate:
         futures = [
-            reranker._queue.submit(pairs(f"dog {i}", 1 + i), key="ab"[i % 2]) for i in range(4)
+            reranker._queue.submit(pairs(f"dog {i}", 1 + i), adapter="ab"[i % 2]) for i in range(4)
         ]
     for future in futures:
         future.result(60)

@@ -318,50 +318,6 @@ def test_bad_lines_are_skipped_and_written_down(
     assert [json.loads(line)["line"] for line in written] == [13, 14]
 
 
-def test_merge_gives_a_plain_folder_with_the_adapters_scores(
-    family_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"eval_data_path": str(eval_file), "lora": True, "dtype": "float32"}
-    adapter = run(family_model, groups_file, tmp_path / "adapter", **options)
-    merged = run(family_model, groups_file, tmp_path / "merged", merge=True, **options)
-    assert (adapter.model_dir / "adapter_model.safetensors").is_file()
-    assert (merged.model_dir / "model.safetensors").is_file()
-    assert not (merged.model_dir / "adapter_config.json").exists()
-    pairs = [("question", group["pos"][0]) for group in easy_groups(5)] + [("a", "b")]
-    np.testing.assert_allclose(
-        Reranker(adapter.model_dir, dtype="float32").logits(pairs),
-        Reranker(merged.model_dir, dtype="float32").logits(pairs),
-        atol=1e-5,
-    )
-
-
-def test_an_adapter_loads_with_peft_alone(
-    tiny_encoder: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    from peft import AutoPeftModelForSequenceClassification
-
-    result = run(
-        tiny_encoder,
-        groups_file,
-        tmp_path / "out",
-        eval_data_path=str(eval_file),
-        lora=True,
-        dtype="float32",
-    )
-    alone = AutoPeftModelForSequenceClassification.from_pretrained(result.model_dir, num_labels=1)
-    reranker = Reranker(result.model_dir, dtype="float32")
-    encoder = reranker._scorer.encoder
-    pairs = [("question", "refund"), ("question", "cabin")]
-    ids = [torch.tensor(pair.ids)[None].long() for pair in encoder.encode(pairs)]
-    types = [torch.tensor(pair.types)[None].long() for pair in encoder.encode(pairs)]
-    with torch.inference_mode():
-        logits = [
-            alone.eval()(input_ids=i, token_type_ids=t).logits.item()
-            for i, t in zip(ids, types, strict=True)
-        ]
-    np.testing.assert_allclose(reranker.logits(pairs), logits, atol=1e-5)
-
-
 def test_evaluating_every_epoch_evaluates_the_end_once(
     tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
@@ -385,8 +341,8 @@ def test_an_unusable_run_leaves_nothing(tiny_model: Path, tmp_path: Path) -> Non
 
 def test_two_labels_can_be_trained(groups_file: Path, eval_file: Path, tmp_path: Path) -> None:
     model = build_model(tmp_path / "two", labels=2)
-    result = run(model, groups_file, tmp_path / "out", eval_data_path=str(eval_file))
-    assert result.improved
+    options = {"eval_data_path": str(groups_file), "test_data_path": str(eval_file)}
+    assert run(model, groups_file, tmp_path / "out", **options).improved
 
 
 def test_the_card_of_a_two_label_adapter_says_so(

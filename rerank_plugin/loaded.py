@@ -1,0 +1,72 @@
+"""What loading a model gives, and how what goes wrong with it is told."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from rerank_plugin.errors import InputError
+
+#: What transformers, peft and safetensors raise for a model that they cannot load.
+LOADING_ERRORS = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A cross-encoder in float32 on the CPU, its tokenizer, and which weights were not loaded."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    #: Names of the weights that the checkpoint lacks and that were drawn at random.
+    fresh_weights: tuple[str, ...]
+
+    @property
+    def has_fresh_head(self) -> bool:
+        """Whether the head is random, so that scores mean nothing before training."""
+        return bool(self.fresh_weights)
+
+
+@contextmanager
+def one_line_errors(source: str) -> Iterator[None]:
+    """Turn what transformers raises while loading into one line that names the model."""
+    try:
+        yield
+    except LOADING_ERRORS as error:
+        if isinstance(error, InputError):
+            raise
+        lines = str(error).strip().splitlines()
+        problem = lines[0] if lines else type(error).__name__
+        raise InputError(f"{source}: the model cannot be loaded: {problem}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' load report and bars off the terminal: fresh weights are told by us.
+
+    So are the warnings that peft and transformers have for each other.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()

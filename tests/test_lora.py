@@ -1,0 +1,305 @@
+"""LoRA: what is trained comes back, alone, merged, by peft, and among others on one base."""
+
+import asyncio
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from rerank_plugin import Reranker
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune.lora import add_adapter
+from rerank_plugin.loading import load_model
+from rerank_plugin.settings import RerankSettings
+
+from .conftest import FAMILIES, build_model, easy_groups, write_lines
+
+PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
+
+NAMES = ("legal", "medical", "v1.2")
+
+
+def lora_run(
+    model: Path, folder: Path, *, trainer: dict[str, Any] | None = None, **options: Any
+) -> Path:
+    data = write_lines(folder.with_suffix(".train.jsonl"), easy_groups(24))
+    held_out = write_lines(folder.with_suffix(".dev.jsonl"), easy_groups(8, start=100))
+    values: dict[str, Any] = {"lr": 3e-3, "total_epoch": 2, "batch_size": 4, "max_len": 64}
+    config = FinetuneConfig(
+        model_name_or_path=str(model),
+        data_path=str(data),
+        eval_data_path=str(held_out),
+        finetune_model_dir=str(folder),
+        lora=True,
+        dtype="float32",
+        device="cpu",
+        # The last weights, better or not.
+        trainer={"eval_strategy": "no", **(trainer or {})},
+        **values | options,
+    )
+    return finetune(config).model_dir
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def plain_encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of each family without a scoring head."""
+    folder = build_model(tmp_path_factory.mktemp(request.param) / "encoder", request.param)
+    AutoModel.from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(plain_encoder: Path) -> Path:
+    """An adapter for it; its head came with the run."""
+    return lora_run(plain_encoder, plain_encoder.with_name("adapter"))
+
+
+def logits(model: Any, **options: Any) -> Any:
+    return Reranker(model, dtype="float32", device="cpu", **options).logits(PAIRS)
+
+
+def test_alone_merged_and_by_peft_it_gives_the_same_logits(
+    plain_encoder: Path, trained: Path, tmp_path: Path
+) -> None:
+    from peft import AutoPeftModelForSequenceClassification
+
+    reranker = Reranker(trained, dtype="float32", device="cpu")
+    expected = reranker.logits(PAIRS)
+    assert expected.std() > 1e-3
+    alone = AutoPeftModelForSequenceClassification.from_pretrained(trained, num_labels=1).eval()
+    inputs = reranker._scorer.encoder.tokenizer(
+        [query for query, _ in PAIRS],
+        [text for _, text in PAIRS],
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        found = alone(**inputs).logits[:, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    merged = lora_run(plain_encoder, tmp_path / "merged", merge=True)
+    assert not (merged / "adapter_config.json").exists()
+    for other in (
+        logits(trained),
+        logits(plain_encoder, adapter=trained),
+        logits(merged),
+        Reranker(plain_encoder, adapters={"own": trained}, dtype="float32", device="cpu").logits(
+            PAIRS, adapter="own"
+        ),
+    ):
+        np.testing.assert_allclose(other, expected, atol=1e-5)
+
+
+def test_the_head_of_a_run_is_trained_and_saved(plain_encoder: Path, trained: Path) -> None:
+    fresh = set(load_model(plain_encoder).fresh_weights)
+    saved = load_file(trained / "adapter_model.safetensors")
+    found = {name: next(k for k in saved if k.endswith(f".{name}")) for name in fresh}
+    torch.manual_seed(0)
+    seed = json.loads((trained / "rerank.json").read_text())["options"]["seed"]
+    torch.manual_seed(seed)
+    before = load_model(plain_encoder).model.state_dict()
+    moved = [name for name in fresh if not torch.allclose(saved[found[name]], before[name])]
+    assert {name for name in fresh if name.endswith("weight") and "norm" not in name} <= set(moved)
+
+
+def drawn_adapter(base: Path, folder: Path, seed: int, **options: Any) -> Path:
+    """An adapter as a run would leave one, with weights drawn large."""
+    loaded = load_model(base)
+    values: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0}
+    model = add_adapter(loaded, base=str(base), **values | options)
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(family_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        name: drawn_adapter(family_model, folder / str(seed), seed, rank=2 + seed)
+        for seed, name in enumerate(NAMES)
+    }
+
+
+def test_adapters_of_one_base_score_as_if_each_were_alone(
+    family_model: Path, adapters: dict[str, Path]
+) -> None:
+    many = Reranker(family_model, adapters=adapters, dtype="float32", device="cpu")
+    expected: dict[str | None, Any] = {name: logits(adapters[name]) for name in NAMES}
+    expected[None] = logits(family_model)
+    for name in (*NAMES, None, *NAMES):
+        np.testing.assert_allclose(many.logits(PAIRS, adapter=name), expected[name], atol=1e-5)
+    assert len({round(float(values[0]), 3) for values in expected.values()}) == 4
+
+
+def test_calls_for_different_adapters_at_once(
+    family_model: Path, adapters: dict[str, Path]
+) -> None:
+    many = Reranker(family_model, adapters=adapters, dtype="float32", device="cpu")
+    names = [*NAMES, None] * 8
+    expected = {name: many.logits(PAIRS, adapter=name) for name in names[:4]}
+
+    async def tasks() -> list[Any]:
+        return await asyncio.gather(*(many.alogits(PAIRS, adapter=name) for name in names))
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda name: many.logits(PAIRS, adapter=name), names))
+    for name, values in zip([*names, *names], [*found, *asyncio.run(tasks())], strict=True):
+        np.testing.assert_allclose(values, expected[name], atol=1e-5)
+
+
+def test_adapters_with_other_layers_and_of_other_kinds(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    kinds: dict[str, dict[str, Any]] = {
+        "query alone": {"target_modules": ["query"]},
+        "all": {"target_modules": ["query", "value", "dense"], "use_rslora": True},
+    }
+    folders = {}
+    for seed, (name, options) in enumerate(kinds.items()):
+        base = load_model(tiny_model).model
+        base.name_or_path = str(tiny_model)
+        model = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, r=4, **options))
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(tmp_path / name)
+        folders[name] = tmp_path / name
+    folders["dora"] = drawn_adapter(tiny_model, tmp_path / "dora", 5, dora=True)
+    for chosen in (list(kinds), [*kinds, "dora"]):
+        many = Reranker(
+            tiny_model, adapters={name: folders[name] for name in chosen}, dtype="float32"
+        )
+        for name in chosen:
+            found = many.logits(PAIRS, adapter=name)
+            np.testing.assert_allclose(found, logits(folders[name]), atol=1e-5)
+
+
+def test_what_cannot_be_asked_for(tiny_model: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = drawn_adapter(tiny_model, tmp_path / "a", 0)
+    many = Reranker(tiny_model, adapters={"legal": folder})
+    with pytest.raises(InputError, match="adapter: none is called 'tax', there are: legal"):
+        many.rank("dog", ["cat"], adapter="tax")
+    with pytest.raises(InputError, match="adapter: the model has none"):
+        Reranker(tiny_model).rank("dog", ["cat"], adapter="legal")
+    with pytest.raises(InputError, match="adapter: where there are adapters"):
+        Reranker(tiny_model, adapter=folder, adapters={"legal": folder})
+    with pytest.raises(InputError, match="an adapter itself"):
+        Reranker(folder, adapter=folder)
+    with pytest.raises(InputError, match="no LoRA adapter folder"):
+        Reranker(tiny_model, adapter=tiny_model)
+    own = drawn_adapter(tiny_encoder, tmp_path / "b", 0)
+    bare = Reranker(tiny_encoder, adapters={"own": own})
+    assert len(bare.rank("dog", ["cat"], adapter="own")) == 1
+    with pytest.raises(InputError, match="the base has no trained scoring head, choose of: own"):
+        bare.rank("dog", ["cat"])
+
+
+def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: Path) -> None:
+    folder = drawn_adapter(tiny_encoder, tmp_path / "a", 0)
+    weights = folder / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if "classifier" not in k}, weights)
+    for options in ({"adapter": folder}, {"adapters": {"a": folder}}):
+        with pytest.raises(InputError, match=r"neither the adapter nor .* has classifier\."):
+            Reranker(tiny_encoder, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def of_a_run(tiny_model: Path, tmp_path: Path) -> Path:
+    """An adapter that knows its base by more than its name."""
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    return lora_run(base, tmp_path / "adapter", trainer={"max_steps": 1})
+
+
+def test_an_adapter_for_another_base_is_an_error(of_a_run: Path) -> None:
+    base = of_a_run.with_name("base")
+    moved = base.rename(of_a_run.with_name("moved"))
+    np.testing.assert_array_equal(logits(moved, adapter=of_a_run), logits(moved, adapter=of_a_run))
+    other = build_model(of_a_run.with_name("other"), hidden_size=64)
+    with pytest.raises(InputError, match=r"the adapter was trained for .*base, not for .*other"):
+        Reranker(other, adapters={"a": of_a_run})
+    weights = load_file(moved / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1}, moved / "model.safetensors", {"format": "pt"})
+    moved.rename(base)
+    with pytest.raises(InputError, match="which has changed since"):
+        Reranker(of_a_run)
+    foreign = drawn_adapter(other, of_a_run.with_name("foreign"), 0)
+    with pytest.raises(InputError, match=r"trained for .*other, not for .*base"):
+        Reranker(base, adapter=foreign)
+
+
+def test_adapters_that_were_trained_apart_must_agree(tiny_model: Path, tmp_path: Path) -> None:
+    folders = {
+        name: drawn_adapter(tiny_model, tmp_path / name, length)
+        for name, length in (("a", 32), ("b", 64))
+    }
+    thresholds = {"a": 0.1, "b": 0.7}
+    for (name, folder), length in zip(folders.items(), (32, 64), strict=True):
+        settings = RerankSettings(max_length=length, thresholds={"best": thresholds[name]})
+        settings.write(folder)
+    with pytest.raises(InputError, match=r"max_length: adapters .* different ones \(32, 64\)"):
+        Reranker(tiny_model, adapters=folders)
+    many = Reranker(tiny_model, adapters=folders, max_length=64)
+    assert many.max_length == 64
+    assert [many.settings(name).threshold("best") for name in "ab"] == [0.1, 0.7]
+    replace(RerankSettings.read(folders["a"]), max_length=64).write(folders["a"])
+    assert Reranker(tiny_model, adapters=folders).max_length == 64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora_rslora": True},
+        {"lora_dora": True},
+        {"lora_targets": "query,value"},
+        {"gradient_checkpointing": True, "lora_dropout": 0.1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_variants_are_trained_and_come_back(
+    tiny_model: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    own = {name: value for name, value in options.items() if name.startswith("lora")}
+    trainer = {name: value for name, value in options.items() if name not in own}
+    folder = lora_run(tiny_model, tmp_path / "a", trainer=trainer, **own)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["use_rslora"] == ("lora_rslora" in options)
+    assert config["use_dora"] == ("lora_dora" in options)
+    if "lora_targets" in options:
+        assert sorted(config["target_modules"]) == ["query", "value"]
+    found = Reranker(tiny_model, adapters={"a": folder}, dtype="float32").logits(PAIRS, adapter="a")
+    np.testing.assert_allclose(found, logits(folder), atol=1e-5)
+
+
+def test_targets_that_are_not_there_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"lora_targets: .* no linear layer called 'q_proj'"):
+        lora_run(tiny_model, tmp_path / "a", lora_targets="query,q_proj")
+
+
+def test_plain_peft_adapters_of_a_trained_base_work(tiny_model: Path, tmp_path: Path) -> None:
+    """Such as another program wrote, with nothing of ours in the folder."""
+    folder = drawn_adapter(tiny_model, tmp_path / "a", 0)
+    assert not (folder / "rerank.json").exists()
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
+    from peft import PeftModel
+
+    peft = PeftModel.from_pretrained(model, folder).eval()
+    encoder = Reranker(tiny_model)._scorer.encoder
+    inputs = encoder.tokenizer(
+        [q for q, _ in PAIRS], [t for _, t in PAIRS], padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        np.testing.assert_allclose(peft(**inputs).logits[:, 0], logits(folder), atol=1e-5)
