@@ -13,6 +13,7 @@ from rerank_plugin.cli import COMMANDS
 from rerank_plugin.options import parse_options
 
 from .conftest import easy_groups, write_lines
+from .test_lora import drawn_adapter
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
@@ -45,7 +46,7 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_there_are_commands_and_blocks() -> None:
     assert {shlex.split(command)[1] for command in commands()} >= {"train", "rerank", "evaluate"}
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 5
 
 
 @pytest.mark.parametrize("block", blocks("python"))
@@ -55,7 +56,9 @@ def test_python_runs(
     for framework in re.findall(r"^from (langchain_core|llama_index\.core)", block, re.MULTILINE):
         pytest.importorskip(framework)
     # A folder by the name of the hub's model: the block runs as it stands.
-    shutil.copytree(tiny_model, tmp_path / "BAAI" / "bge-reranker-base")
+    base = shutil.copytree(tiny_model, tmp_path / "BAAI" / "bge-reranker-base")
+    for seed, name in enumerate(re.findall(r"adapters/(\w+)", block)):
+        drawn_adapter(base, tmp_path / "adapters" / name, seed)
     (tmp_path / "data").mkdir()
     write_lines(tmp_path / "data" / "train.jsonl", easy_groups(20))
     if "finetune(" not in block:
