@@ -139,6 +139,11 @@ class FinetuneConfig:
     )
     lora_dora: bool = option(False, help="DoRA: length and direction of weights apart; slower")
     merge: bool = option(False, help="with --lora: save a plain model, the adapter merged into it")
+    fold_calibration: bool = option(
+        False,
+        help="put the calibration into the last layer, so that the sigmoid of a logit is a "
+        "probability for every loader",
+    )
     fail_if_not_better: bool = option(
         False, help="end with exit code 3 if no step beats the model that the run started from"
     )
@@ -208,6 +213,8 @@ class FinetuneConfig:
     def _check_lora(self) -> None:
         for name in ("merge", "lora_targets", "lora_rslora", "lora_dora"):
             self._check(name, self.lora or not getattr(self, name), "is for --lora")
+        folds = self.fold_calibration and self.lora and not self.merge
+        self._check("fold_calibration", not folds, "is for plain models: with --lora, --merge too")
         self._check("lora_rank", self.lora_rank > 0, "must be more than 0")
         alpha = self.lora_alpha
         self._check("lora_alpha", alpha is None or alpha > 0, "must be more than 0")

@@ -12,7 +12,8 @@ from torch import Tensor
 from rerank_plugin.encoding import Pair
 from rerank_plugin.scoring import Logits
 
-from .groups import Group
+from .calibration import Scored
+from .groups import Group, query_fingerprint
 from .losses.contract import Loss
 from .metrics import Values, mean_metrics, query_metrics
 from .sampling import Sample
@@ -36,6 +37,8 @@ class Evaluation:
     values: dict[str, Values]
     #: 0 where no loss was asked for.
     loss: float
+    #: The logits behind it; none in what is read from a record.
+    scored: Scored | None = None
 
     @property
     def means(self) -> dict[str, float]:
@@ -69,6 +72,7 @@ def evaluate_groups(
         progress: Called with a number of pairs whenever that many more are scored.
     """
     rankings: list[tuple[Logits, list[int]]] = []
+    queries: list[int] = []
     loss_sum = 0.0
     for part in in_parts(groups, GROUPS_AT_ONCE):
         pairs = [pair for group in part for pair in group_pairs(group)]
@@ -81,8 +85,11 @@ def evaluate_groups(
         start = 0
         for group, size in zip(part, sizes, strict=True):
             rankings.append((logits[start : start + size], group.labels))
+            queries.append(query_fingerprint(group.query))
             start += size
-    return Evaluation(query_metrics(rankings), loss_sum / len(rankings))
+    return Evaluation(
+        query_metrics(rankings), loss_sum / len(rankings), Scored.of_queries(rankings, queries)
+    )
 
 
 def group_pairs(group: Group) -> list[Pair]:

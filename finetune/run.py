@@ -26,6 +26,7 @@ from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_le
 from rerank_plugin.scoring import Scorer, ScoringError
 from rerank_plugin.settings import RerankSettings, is_adapter
 
+from .calibration import Calibration, Scored
 from .callbacks import History, LastStep, PlateauWarmup, ProgressLine
 from .checkpoint import saving
 from .config import FREE, FinetuneConfig
@@ -45,7 +46,13 @@ from .processes import first_process_first, gathered, rank, wait, world_size
 from .run_folder import RunFolder
 from .stopwatch import Stopwatch
 from .sweep import Sweep
-from .trained_folder import merge_adapter, prepare_config, prepare_tokenizer, write_records
+from .trained_folder import (
+    fold_calibration,
+    merge_adapter,
+    prepare_config,
+    prepare_tokenizer,
+    write_records,
+)
 from .trainer import RerankTrainer
 from .training_arguments import plateau_warmup_steps, training_arguments
 from .training_data import load_data
@@ -214,7 +221,7 @@ class Run:
         }
         self.say_what_it_is_worth(metrics)
         if rank() == 0:
-            self.publish(metrics)
+            self.publish(metrics, after.scored)
         wait()
         return FinetuneResult(
             before=metrics["before"],
@@ -296,13 +303,30 @@ class Run:
                 metrics["difference"][METRIC],
             )
 
-    def publish(self, metrics: dict[str, Any]) -> None:
-        """Write the records beside the weights, and put the folder in its place."""
+    def fold(self, calibration: Calibration | None) -> None:
+        """Put the calibration into the weights of the kept model."""
+        if calibration is None:
+            logger.warning("--fold_calibration: the queries that report say too little for one")
+        else:
+            fit = calibration.fit
+            fold_calibration(self.folder.model, fit.scale, fit.bias)
+
+    def publish(self, metrics: dict[str, Any], scored: Scored | None) -> None:
+        """Write the records beside the weights, and put the folder in its place.
+
+        Args:
+            metrics: What `metrics.json` will hold.
+            scored: How the kept model scores the queries that report.
+        """
         config, model = self.config, self.folder.model
         with saving(model.with_suffix(".new")):
             if config.merge:
                 merge_adapter(model, trust_remote_code=config.trust_remote_code)
             plot_curves(self.history.entries, model / "training_curves.png")
+            calibration = Calibration.of(scored)
+            if config.fold_calibration:
+                self.fold(calibration)
+            meaning = calibration.settings(folded=config.fold_calibration) if calibration else {}
             settings = RerankSettings(
                 max_length=self.max_length,
                 base_model=config.model_name_or_path,
@@ -316,6 +340,7 @@ class Run:
                 },
                 options=config.as_record(),
                 metrics=metrics,
+                **meaning,
             )
             write_records(model, settings, labels=self.labels)
             self.folder.publish()

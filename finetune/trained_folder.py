@@ -5,9 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rerank_plugin.encoding import clear_truncation_and_padding
+from rerank_plugin.head import head_names
 from rerank_plugin.jsonl import write_json, write_text
 from rerank_plugin.loaded import LoadedModel
 from rerank_plugin.loading import load_model
@@ -53,6 +56,29 @@ def merge_adapter(folder: Path, *, trust_remote_code: bool = False) -> None:
     shutil.rmtree(adapter)
 
 
+def fold_calibration(folder: Path, scale: float, bias: float) -> None:
+    """Make the sigmoid of a plain model's logits its calibrated score, for every loader.
+
+    The last layer of the head is multiplied by `scale`, and `bias` added to what it gives.
+    """
+    loaded = load_model(folder)
+    labels = int(loaded.model.config.num_labels or 1)
+    last = [
+        module
+        for name in head_names(loaded.model)
+        for module in loaded.model.get_submodule(name).modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels
+    ][-1]
+    with torch.no_grad():
+        if last.bias is None:
+            last.bias = nn.Parameter(torch.zeros(labels))
+        last.weight *= scale
+        last.bias *= scale
+        # With two labels the logit is the difference of the second and the first.
+        last.bias[-1] += bias
+    loaded.model.save_pretrained(folder)
+
+
 def write_records(folder: Path, settings: RerankSettings, *, labels: int) -> None:
     """Write `rerank.json`, `metrics.json` and the model card beside the weights."""
     settings.write(folder)
@@ -88,7 +114,25 @@ def model_card(folder: Path, settings: RerankSettings, *, labels: int) -> str:
     if settings.max_length:
         parts.append(f"Pairs are cut to {settings.max_length} tokens, from the document's end.\n")
     parts.append(f"Scores: `{settings.normalize}` of the logit.\n")
+    if settings.calibration:
+        parts.append(calibration_text(settings.calibration, settings.thresholds))
     return "\n".join(parts)
+
+
+def calibration_text(calibration: dict[str, float], thresholds: dict[str, float]) -> str:
+    """What calibrated scores and thresholds are, as Markdown."""
+    text = (
+        '## Scores as probabilities\n\nWith `Reranker(…, normalize="calibrated")` a score is the '
+    )
+    text += "probability that a document is right, where "
+    text += f"{calibration['prior']:.1%} of the candidates are: the sigmoid of "
+    text += f"{calibration['scale']:.3g} · logit {calibration['bias']:+.3g}. "
+    text += "Expected calibration error on queries that were not fitted: "
+    text += f"{calibration['error_after']:.3f}, without it {calibration['error_before']:.3f}.\n"
+    if thresholds:
+        rows = [f"| `{name}` | {score:.4f} |" for name, score in thresholds.items()]
+        text += "\n| `score_threshold` | score |\n|---|---|\n" + "\n".join(rows) + "\n"
+    return text
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:

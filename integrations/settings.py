@@ -38,7 +38,7 @@ LOADING = (
 )
 
 #: What blank texts get, the lowest score that there is. Raw logits have no end, numbers do.
-LOWEST = {"sigmoid": 0.0, "none": -3.4028234663852886e38}
+LOWEST = {"sigmoid": 0.0, "calibrated": 0.0, "none": -3.4028234663852886e38}
 
 
 class ModelSettings(BaseModel):
@@ -78,10 +78,11 @@ class ModelSettings(BaseModel):
         description="what is done with texts that do not fit: cut their end off, or score "
         "overlapping windows of which the best counts",
     )
-    normalize: Literal["sigmoid", "none"] | None = Field(
+    normalize: Literal["sigmoid", "none", "calibrated"] | None = Field(
         default=None,
         frozen=True,
-        description="scores from 0 to 1, or raw logits; default what the folder says, else sigmoid",
+        description="scores from 0 to 1, raw logits, or calibrated probabilities; default what the "
+        "folder says, else sigmoid",
     )
     revision: str | None = Field(
         default=None, frozen=True, description="branch, tag or commit of a hub id"
@@ -193,14 +194,7 @@ class RankingSettings(ModelSettings):
         """The threshold as a number."""
         if not isinstance(self.score_threshold, str):
             return self.score_threshold
-        settings = reranker.settings(self._called)
-        threshold = settings.threshold(self.score_threshold)
-        if reranker.normalize != settings.normalize:
-            raise ValueError(
-                f"score_threshold: {self.score_threshold!r} is a threshold of "
-                f"normalize={settings.normalize!r} scores"
-            )
-        return threshold
+        return reranker.threshold(self.score_threshold, adapter=self._called)
 
 
 def checked_query(query: str) -> str:

@@ -1,6 +1,6 @@
 """The errors that end a command with one line and an exit code instead of a traceback."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class RerankError(Exception):
@@ -21,6 +21,11 @@ class OptionError(InputError):
     def __init__(self, option: str, problem: str) -> None:
         super().__init__(f"--{option}: {problem}")
         self.option = option
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        # Also out of another process it comes as itself.
+        return type(self), (self.option, self.problem)
 
 
 class CheckFailedError(RerankError):

@@ -1,12 +1,15 @@
 """From raw logits to the scores that a user sees, in float32."""
 
+from math import log
+
 import numpy as np
 
-from rerank_plugin.errors import OptionError
+from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.scoring import Logits
+from rerank_plugin.settings import RerankSettings
 
-#: `sigmoid` gives 0 to 1, `none` the raw logits.
-NORMALIZATIONS = ("sigmoid", "none")
+#: `sigmoid` gives 0 to 1, `none` the raw logits, `calibrated` probabilities by a fitted sigmoid.
+NORMALIZATIONS = ("sigmoid", "none", "calibrated")
 
 
 def check_normalization(name: str) -> str:
@@ -16,17 +19,50 @@ def check_normalization(name: str) -> str:
     return name
 
 
-def normalize(logits: Logits, name: str) -> Logits:
+def scale_and_bias(settings: RerankSettings) -> tuple[float, float]:
+    """What a model's calibrated scores are the sigmoid of: `scale * logit + bias`.
+
+    Raises:
+        InputError: the model carries no calibration.
+    """
+    if settings.calibration is None:
+        raise InputError("normalize: the model carries no calibration: use sigmoid or none")
+    return float(settings.calibration["scale"]), float(settings.calibration["bias"])
+
+
+def normalize(logits: Logits, name: str, settings: RerankSettings) -> Logits:
     """Scores of the same shape; the order never changes.
 
     With two labels the sigmoid of the logits' difference is the positive label's softmax.
     """
     if name == "none":
         return logits
+    if name == "calibrated":
+        scale, bias = scale_and_bias(settings)
+        logits = (scale * logits.astype(np.float64) + bias).astype(np.float32)
     # Without overflow: exp of a positive number never happens.
     power = np.exp(-np.abs(logits))
     scores: Logits = (np.where(logits >= 0, np.float32(1), power) / (1 + power)).astype(np.float32)
     return scores
+
+
+def threshold(name: str, normalization: str, settings: RerankSettings) -> float:
+    """The score from which on a document is kept, by a name in the model's `thresholds`.
+
+    Raises:
+        InputError: the model carries none of that name.
+    """
+    score = settings.threshold(name)
+    if normalization == settings.normalize:
+        return score
+    if settings.normalize != "none":
+        # Of a score that rounds to 0 or 1 no logit is known but that it is far out.
+        score = min(max(score, 1e-30), 1 - 1e-16)
+        score = log(score) - log(1 - score)
+    if settings.normalize == "calibrated":
+        scale, bias = scale_and_bias(settings)
+        score = (score - bias) / scale
+    return float(normalize(np.array([score], np.float32), normalization, settings)[0])
 
 
 def order(scores: Logits) -> list[int]:

@@ -20,7 +20,13 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.head import cast_backbone
 from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
 from rerank_plugin.model_queue import ModelQueue, check_fork
-from rerank_plugin.normalization import check_normalization, normalize, order
+from rerank_plugin.normalization import (
+    check_normalization,
+    normalize,
+    order,
+    scale_and_bias,
+    threshold,
+)
 from rerank_plugin.scoring import Logits, Scorer, parts
 from rerank_plugin.settings import RerankSettings
 
@@ -50,8 +56,9 @@ class Reranker:
         device: `auto`, `cpu`, `cuda`, `cuda:1` …
         dtype: Precision of the backbone; `auto` is bfloat16 where the hardware multiplies it.
         max_length: The longest pair in tokens; default what the folder was trained with, else 512.
-        normalize: `sigmoid` (scores from 0 to 1) or `none` (raw logits); default what the folder
-            says, else `sigmoid`.
+        normalize: `sigmoid` (scores from 0 to 1), `none` (raw logits) or `calibrated` (how probable
+            it is that a document is right, where the folder has what that takes); default what the
+            folder says, else `sigmoid`.
         long_documents: What is done with documents that do not fit: `cut` their end off, or score
             overlapping `windows` and take the best.
         token_budget: What a batch may cost in tokens; default by the device.
@@ -111,6 +118,9 @@ class Reranker:
         self._settings: dict[str | None, RerankSettings] = {None: own, **trained}
         shared = list(trained.values()) or [own]
         self.normalize = check_normalization(agreed(shared, "normalize", normalize))
+        if self.normalize == "calibrated":
+            for item in shared:
+                scale_and_bias(item)
         self.max_length = resolve_max_length(
             max_length,
             default=agreed(shared, "max_length", max_length) or DEFAULT_MAX_LENGTH,
@@ -136,6 +146,17 @@ class Reranker:
     def settings(self, adapter: str | None = None) -> RerankSettings:
         """What the folder of the model, or of one of its adapters, says of itself."""
         return self._settings[self._checked(adapter)]
+
+    def threshold(self, name: str, *, adapter: str | None = None) -> float:
+        """The score from which on documents hold what a name says, such as `precision@0.9`.
+
+        Raises:
+            InputError: the model carries no threshold of that name.
+        """
+        return threshold(name, self.normalize, self.settings(adapter))
+
+    def _normalized(self, logits: Logits, adapter: str | None) -> Logits:
+        return normalize(logits, self.normalize, self._settings[adapter])
 
     def _checked(self, adapter: str | None) -> str | None:
         """The adapter that a call names, if it can be used."""
@@ -183,7 +204,7 @@ class Reranker:
         The pairs are read while the model works, a few thousand ahead.
         """
         for logits in self._stream(pairs, progress, adapter):
-            yield normalize(logits, self.normalize)
+            yield self._normalized(logits, adapter)
 
     def _stream(
         self,
@@ -210,11 +231,11 @@ class Reranker:
 
     def score(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """Scores of (query, document) pairs, float32 `[pairs]`, in their order."""
-        return normalize(self.logits(pairs, adapter=adapter), self.normalize)
+        return self._normalized(self.logits(pairs, adapter=adapter), adapter)
 
     async def ascore(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """`score`, without blocking the event loop."""
-        return normalize(await self.alogits(pairs, adapter=adapter), self.normalize)
+        return self._normalized(await self.alogits(pairs, adapter=adapter), adapter)
 
     def rank(
         self,

@@ -29,7 +29,8 @@ class RerankSettings:
     truncation: str = "only_second"
     #: How logits become scores.
     normalize: str = "sigmoid"
-    #: Scale and bias fitted after training, where there are any.
+    #: `scale` and `bias` of calibrated scores, where there are any; the share of right documents
+    #: that they assume (`prior`), what they were fitted on, and how far probabilities are off.
     calibration: dict[str, float] | None = None
     #: Scores from which on a document counts, by what that holds: `precision@0.9`, where there are
     #: any. They are on the scale of `normalize`.
@@ -58,6 +59,12 @@ class RerankSettings:
             raise InputError(f"{path}: not the settings of a reranker: {error}") from None
         if not isinstance(settings.max_length, int | None):
             raise InputError(f"{path}: 'max_length' is no whole number")
+        calibration = settings.calibration
+        if calibration is not None and not all(
+            isinstance(calibration, dict) and isinstance(calibration.get(name), int | float)
+            for name in ("scale", "bias")
+        ):
+            raise InputError(f"{path}: 'calibration' has no numbers 'scale' and 'bias'")
         if not isinstance(settings.thresholds, dict) or not all(
             isinstance(score, int | float) for score in settings.thresholds.values()
         ):

@@ -170,9 +170,9 @@ def test_a_threshold_by_name_is_the_models(kit: Any, tiny_model: Path, tmp_path:
     assert asyncio.run(kit.arank(named, QUERY, TEXTS)) == everything[:5]
     with pytest.raises(ValueError, match=r"no calibrated threshold 'recall@1'.*has precision@0.9"):
         kit.rank(kit.build(model=folder, score_threshold="recall@1"), QUERY, TEXTS)
-    with pytest.raises(ValueError, match="of normalize='sigmoid' scores"):
-        raw = kit.build(model=folder, normalize="none", score_threshold="precision@0.9")
-        kit.rank(raw, QUERY, TEXTS)
+    RerankSettings(thresholds={"precision@0.9": everything[4][1] - 1e-6}).write(folder)
+    raw = kit.build(model=folder, normalize="none", top_n=None, score_threshold="precision@0.9")
+    assert places(kit.rank(raw, QUERY, TEXTS)) == places(everything[:5])
     with pytest.raises(ValueError, match=r"no calibrated threshold .* none at all"):
         kit.rank(kit.build(model=tiny_model, score_threshold="precision@0.9"), QUERY, TEXTS)
 

@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,9 @@ def test_the_public_spellings() -> None:
     assert (config.total_epoch, config.lr, config.factor, config.patience) == (1000, 1e-5, 0.3, 8)
     assert (config.train_group_size, config.max_len, config.batch_size) == (8, 512, 2)
     assert config.device == "cuda"
+
+
+def test_an_option_error_travels_between_processes() -> None:
+    error = OptionError("lr", "must be more than 0")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.option) == ("--lr: must be more than 0", "lr")
