@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
@@ -25,6 +27,7 @@ def add_adapter(
     targets: str | None = None,
     rslora: bool = False,
     dora: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
     """Wrap a model in a PEFT model with adapters on its attention and feed-forward products.
 
@@ -42,6 +45,7 @@ def add_adapter(
         rslora: Whether the scale is alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732).
         dora: Whether lengths and directions of weights are apart (Liu et al. 2024,
             arXiv:2402.09353).
+        dtype: The precision that products are computed in; the frozen weights are kept in it.
 
     Raises:
         InputError: there is no layer to put an adapter on.
@@ -64,7 +68,23 @@ def add_adapter(
     # The name that a reload needs; a folder by its full path, wherever it is loaded from.
     model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     with quiet_transformers():
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    keep_frozen_in(adapted, dtype)
+    return adapted
+
+
+def keep_frozen_in(adapted: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen weights beside adapters as autocast would cast them in every pass.
+
+    The products stay the same to the last bit, with half the memory, or less: no cast is kept for
+    a backward pass. Nor are the adapters' inputs, which PEFT would cast to float32 and autocast
+    back, a copy for each layer.
+    """
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+            for parameter in module.get_base_layer().parameters():
+                parameter.data = parameter.data.to(dtype)
 
 
 def named_targets(model: PreTrainedModel, targets: str) -> list[str]:

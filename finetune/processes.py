@@ -18,6 +18,12 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_sharded() -> bool:
+    """Whether accelerate will give each process a part of the weights only."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+
+
 def gathered(item: Item) -> list[Item]:
     """One item of every process, in the order of their ranks, in every process."""
     if world_size() == 1:

@@ -42,7 +42,7 @@ from .losses import make_loss
 from .losses.contract import Loss
 from .metrics import comparison
 from .plots import plot_curves
-from .processes import first_process_first, gathered, rank, wait, world_size
+from .processes import first_process_first, gathered, is_sharded, rank, wait, world_size
 from .run_folder import RunFolder
 from .stopwatch import Stopwatch
 from .sweep import Sweep
@@ -152,7 +152,8 @@ class Run:
         set_dropout(loaded.model, config.dropout)
         #: Of what an adapter is put on.
         self.base_fingerprint = Base.of(loaded, config.model_name_or_path).fingerprint
-        model = with_adapter(config, loaded) if config.lora else loaded.model
+        dtype = resolve_dtype(config.dtype, device)
+        model = with_adapter(config, loaded, dtype) if config.lora else loaded.model
         scorer = Scorer(
             loaded.model,
             encoder,
@@ -399,7 +400,7 @@ def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
     return config.lr
 
 
-def with_adapter(config: FinetuneConfig, loaded: LoadedModel) -> Any:
+def with_adapter(config: FinetuneConfig, loaded: LoadedModel, dtype: torch.dtype) -> Any:
     """The model with a LoRA adapter to train."""
     from .lora import add_adapter
 
@@ -416,4 +417,6 @@ def with_adapter(config: FinetuneConfig, loaded: LoadedModel) -> Any:
         targets=config.lora_targets,
         rslora=config.lora_rslora,
         dora=config.lora_dora,
+        # FSDP and DeepSpeed put weights of one precision together, and cast them on their own.
+        dtype=torch.float32 if is_sharded() else dtype,
     )

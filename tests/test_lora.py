@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune import FinetuneConfig, finetune, lora
 from rerank_plugin.finetune.lora import add_adapter
 from rerank_plugin.loading import load_model
 from rerank_plugin.settings import RerankSettings
@@ -282,6 +282,35 @@ def test_variants_are_trained_and_come_back(
         assert sorted(config["target_modules"]) == ["query", "value"]
     found = Reranker(tiny_model, adapters={"a": folder}, dtype="float32").logits(PAIRS, adapter="a")
     np.testing.assert_allclose(found, logits(folder), atol=1e-5)
+
+
+def test_frozen_weights_in_bfloat16_change_nothing(
+    family_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        loaded = load_model(family_model)
+        model = add_adapter(
+            loaded, base="m", rank=4, alpha=8, dropout=0.0, dtype=torch.bfloat16
+        ).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        inputs = loaded.tokenizer(
+            [q for q, _ in PAIRS], [t for _, t in PAIRS], padding=True, return_tensors="pt"
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(**inputs).logits.float()
+        logits.square().sum().backward()
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return logits.detach(), found
+
+    logits, found = gradients()
+    monkeypatch.setattr(lora, "keep_frozen_in", lambda *_: None)
+    expected_logits, expected = gradients()
+    assert torch.equal(logits, expected_logits)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_targets_that_are_not_there_are_named(tiny_model: Path, tmp_path: Path) -> None:
