@@ -4,7 +4,7 @@ Everything is fitted on queries that were not trained on, over all their candida
 fit is, is measured on other ones of these queries than it was fitted on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from rerank_plugin.scoring import Logits
 
+from .groups import Group, query_fingerprint
 from .split import Hashes, halves
 
 Numbers = npt.NDArray[np.float64]
@@ -46,14 +47,16 @@ class Scored:
     queries: Hashes
 
     @classmethod
-    def of_queries(
-        cls, rankings: Sequence[tuple[Logits, Sequence[int]]], queries: Sequence[int]
-    ) -> Self:
-        """Logits and grades of every query's candidates, and the queries' fingerprints."""
+    def of_groups(cls, logits: Sequence[Logits], groups: Iterable[Group]) -> Self:
+        """The logits of every group's candidates, in their order."""
+        labels, queries = [], []
+        for group in groups:
+            labels.append(np.array(group.labels) > 0)
+            queries.append(np.full(len(group.labels), query_fingerprint(group.query), np.uint64))
         return cls(
-            np.concatenate([logits for logits, _ in rankings]).astype(np.float64),
-            np.concatenate([np.array(grades) > 0 for _, grades in rankings]),
-            np.repeat(np.array(queries, np.uint64), [len(grades) for _, grades in rankings]),
+            np.concatenate(logits).astype(np.float64),
+            np.concatenate(labels),
+            np.concatenate(queries),
         )
 
     def of(self, chosen: npt.NDArray[np.int64]) -> "Scored":
@@ -218,12 +221,3 @@ class Calibration:
             name: value for name, value in record.items() if name not in ("fit", "thresholds")
         }
         return {"calibration": None if folded else record, "thresholds": scores}
-
-
-def joined(parts: Sequence[Scored]) -> Scored:
-    """Several parts as one."""
-    return Scored(
-        np.concatenate([part.logits for part in parts]),
-        np.concatenate([part.right for part in parts]),
-        np.concatenate([part.queries for part in parts]),
-    )

@@ -1,7 +1,7 @@
 """`rerank-plugin evaluate`: how well a model ranks groups, alone or beside a baseline."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ class EvaluateOptions:
     data_path: str | list[str] = option(help="groups: .jsonl or .jsonl.gz files, folders or globs")
     baseline: str | None = option(None, help="a model to compare with, query by query")
     output: str | None = option(None, help="a JSON file for the figures")
+    report: str | None = option(
+        None, help="a folder for report.html, on the model and its baseline, and its pictures"
+    )
     on_bad_line: str = option(
         "error",
         choices=("error", "skip"),
@@ -47,6 +50,10 @@ class EvaluateOptions:
         check_choices(self)
         if self.fail_if_not_better and not self.baseline:
             raise OptionError("fail_if_not_better", "needs a --baseline to be better than")
+        if self.report and not self.baseline:
+            raise OptionError("report", "needs a --baseline to compare with")
+        if self.report and Path(self.report).exists() and not Path(self.report).is_dir():
+            raise OptionError("report", f"{self.report} is a file, a folder is needed")
         if self.output and not Path(self.output).absolute().parent.is_dir():
             raise OptionError("output", f"no folder {Path(self.output).absolute().parent}")
         if self.output and Path(self.output).is_dir():
@@ -79,6 +86,8 @@ def main(options: EvaluateOptions) -> int:
         baseline = evaluate_model(options.baseline, groups, options)
         record |= {"baseline": options.baseline, **comparison(baseline.values, found.values)}
         print_comparison(record["before"], means, record["difference"])
+        if options.report:
+            write_report(options, groups, (baseline, found), record)
     else:
         print_metrics(means)
     if options.output:
@@ -90,6 +99,36 @@ def main(options: EvaluateOptions) -> int:
         problem = f"ndcg@10 {means['ndcg@10']:.4f} is below {options.fail_below}"
         raise CheckFailedError(f"--fail_below: {problem}")
     return 0
+
+
+def write_report(
+    options: EvaluateOptions,
+    groups: list[Group],
+    evaluations: tuple["Evaluation", "Evaluation"],
+    record: dict[str, Any],
+) -> None:
+    """Write the report of a comparison."""
+    from rerank_plugin.settings import RerankSettings
+
+    from .calibration import Calibration, Scored
+    from .report import Report
+
+    assert options.report and options.baseline
+    names = Path(options.baseline).name, Path(options.model_dir).name
+    if names[0] == names[1]:
+        names = options.baseline, options.model_dir
+    data = {"data_path": options.data_path, "queries": len(groups)}
+    report = Report(
+        title=f"{names[0]} and {names[1]}",
+        names=names,
+        groups=groups,
+        evaluations=evaluations,
+        difference=record["difference"],
+        calibration=Calibration.of(Scored.of_groups(evaluations[1].logits or [], groups)),
+        facts={"data": data, "of the second": asdict(RerankSettings.read(Path(options.model_dir)))},
+    )
+    report.write(Path(options.report))
+    say(f"report: {Path(options.report) / 'report.html'}")
 
 
 def evaluate_model(model: str, groups: list[Group], options: EvaluateOptions) -> "Evaluation":

@@ -12,8 +12,7 @@ from torch import Tensor
 from rerank_plugin.encoding import Pair
 from rerank_plugin.scoring import Logits
 
-from .calibration import Scored
-from .groups import Group, query_fingerprint
+from .groups import Group
 from .losses.contract import Loss
 from .metrics import Values, mean_metrics, query_metrics
 from .sampling import Sample
@@ -37,24 +36,29 @@ class Evaluation:
     values: dict[str, Values]
     #: 0 where no loss was asked for.
     loss: float
-    #: The logits behind it; none in what is read from a record.
-    scored: Scored | None = None
+    #: Of every group the logits of its candidates, in their order; not in every record.
+    logits: list[Logits] | None = None
 
     @property
     def means(self) -> dict[str, float]:
         """The means over queries, and how many `queries` there were."""
         return mean_metrics(self.values)
 
-    def as_record(self) -> dict[str, Any]:
-        """The same as JSON."""
+    def as_record(self, *, with_logits: bool = False) -> dict[str, Any]:
+        """The same as JSON, with or without the logits."""
         values = {name: column.tolist() for name, column in self.values.items()}
-        return {"values": values, "loss": self.loss}
+        record = {"values": values, "loss": self.loss}
+        if with_logits and self.logits is not None:
+            record["logits"] = [logits.tolist() for logits in self.logits]
+        return record
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Evaluation":
         """What `as_record` gave."""
         values = {name: np.array(column) for name, column in record["values"].items()}
-        return cls(values, record["loss"])
+        logits = record.get("logits")
+        arrays = None if logits is None else [np.array(own, np.float32) for own in logits]
+        return cls(values, record["loss"], arrays)
 
 
 def evaluate_groups(
@@ -72,7 +76,6 @@ def evaluate_groups(
         progress: Called with a number of pairs whenever that many more are scored.
     """
     rankings: list[tuple[Logits, list[int]]] = []
-    queries: list[int] = []
     loss_sum = 0.0
     for part in in_parts(groups, GROUPS_AT_ONCE):
         pairs = [pair for group in part for pair in group_pairs(group)]
@@ -85,11 +88,9 @@ def evaluate_groups(
         start = 0
         for group, size in zip(part, sizes, strict=True):
             rankings.append((logits[start : start + size], group.labels))
-            queries.append(query_fingerprint(group.query))
             start += size
-    return Evaluation(
-        query_metrics(rankings), loss_sum / len(rankings), Scored.of_queries(rankings, queries)
-    )
+    logits_of_groups = [logits for logits, _ in rankings]
+    return Evaluation(query_metrics(rankings), loss_sum / len(rankings), logits_of_groups)
 
 
 def group_pairs(group: Group) -> list[Pair]:

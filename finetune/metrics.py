@@ -20,6 +20,9 @@ METRICS = {
 #: What trec_eval is asked for, cuts after a dot.
 TREC_MEASURES = {"ndcg_cut.10", "recip_rank", "map", "success.1,3", "recall.10"}
 
+#: Sums of the same numbers in another order may differ in their last bits.
+EQUAL = 1e-9
+
 Values = npt.NDArray[np.float64]
 Candidates = tuple[npt.NDArray[np.float32], Sequence[int]]
 
@@ -59,12 +62,36 @@ def paired_difference(
     """The mean of after - before over the same queries, with 95% bootstrap intervals.
 
     The intervals are the percentiles of means over queries drawn with replacement (Efron 1979).
+    `p_value` is that of a two-sided permutation test (Smucker et al. 2007, "A Comparison of
+    Statistical Significance Tests for Information Retrieval Evaluation"), `better` and `worse` say
+    on how many queries a model wins.
     """
     delta = np.stack([after[name] - before[name] for name in after])
     low, high = np.percentile(bootstrap_means(delta, samples), (2.5, 97.5), axis=0)
-    difference = dict(zip(after, delta.mean(1).tolist(), strict=True))
-    interval = {name: [float(low[i]), float(high[i])] for i, name in enumerate(after)}
-    return {**difference, "queries": delta.shape[1], "interval_95": interval}
+    p_values = permutation_p_values(delta, samples)
+    return {
+        **dict(zip(after, delta.mean(1).tolist(), strict=True)),
+        "queries": delta.shape[1],
+        "interval_95": {name: [float(low[i]), float(high[i])] for i, name in enumerate(after)},
+        "p_value": dict(zip(after, p_values.tolist(), strict=True)),
+        "better": dict(zip(after, (delta > EQUAL).sum(1).tolist(), strict=True)),
+        "worse": dict(zip(after, (delta < -EQUAL).sum(1).tolist(), strict=True)),
+    }
+
+
+def permutation_p_values(delta: Values, samples: int) -> Values:
+    """How often a mean is as far from 0 when models change sides at random, `[rows]`.
+
+    `delta` are differences, `[rows, queries]`.
+    """
+    draws = np.random.default_rng(0)
+    found = np.abs(delta.mean(1)) - EQUAL
+    extreme = np.ones(len(delta))
+    for _ in range(samples):
+        signs = draws.integers(0, 2, delta.shape[1]) * 2 - 1
+        extreme += np.abs((delta * signs).mean(1)) >= found
+    p_values: Values = extreme / (samples + 1)
+    return p_values
 
 
 def improvement_probability(before: Values, after: Values, *, samples: int = 2_000) -> float:
@@ -73,8 +100,7 @@ def improvement_probability(before: Values, after: Values, *, samples: int = 2_0
     Queries are paired; values are those of one metric, `[queries]`.
     """
     means = bootstrap_means((after - before)[None], samples)
-    # Sums of the same numbers in another order may differ from 0 in their last bits.
-    return float((means > 1e-9).mean())
+    return float((means > EQUAL).mean())
 
 
 def bootstrap_means(values: Values, samples: int) -> Values:

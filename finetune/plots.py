@@ -1,14 +1,41 @@
-"""Pictures of a run."""
+"""Pictures of a run and of what two models make of the same queries."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from .calibration import Flags, Numbers, reliability
 
-def plot_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Loss and nDCG@10 over steps, as a PNG."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+#: Wide and low; letters stay readable on a telephone.
+SIZE = (5.4, 3.1)
+
+#: The first model, and the second.
+COLOURS = ("#8a8f98", "#0b6e99")
+
+RIGHT, WRONG = "#1a7f4b", "#b3402e"
+
+
+def png(figure: Figure) -> bytes:
+    """A picture as the contents of a file."""
+    contents = io.BytesIO()
+    figure.savefig(contents, format="png", dpi=150)
+    return contents.getvalue()
+
+
+def empty() -> tuple[Figure, Any]:
+    """A picture with one pair of axes."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def curves(history: Sequence[dict[str, float]]) -> Figure:
+    """Loss and nDCG@10 over the steps of a run."""
+    figure = Figure(figsize=SIZE, layout="constrained")
     loss, ndcg = figure.subplots(1, 2)
     for name, axes in (("loss", loss), ("eval_loss", loss), ("ndcg@10", ndcg)):
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
@@ -18,7 +45,45 @@ def plot_curves(history: Sequence[dict[str, float]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label)
     loss.set(title="loss", xlabel="step")
     loss.legend()
-    ndcg.set(title="nDCG@10 on held-out queries", xlabel="step", ylim=(0, 1))
+    ndcg.set(title="nDCG@10, held out", xlabel="step", ylim=(0, 1))
     for axes in (loss, ndcg):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    return figure
+
+
+def distributions(scores: Sequence[Numbers], right: Flags, names: Sequence[str]) -> Figure:
+    """How the scores of right and wrong documents lie, one model above the other."""
+    figure = Figure(figsize=(SIZE[0], 4.2), layout="constrained")
+    for axes, own, name in zip(figure.subplots(2, 1, sharex=True), scores, names, strict=True):
+        edges = np.histogram_bin_edges(np.concatenate(scores), 40)
+        for flags, colour, label in ((right, RIGHT, "right"), (~right, WRONG, "wrong")):
+            weights = np.full(int(flags.sum()), 1 / max(1, flags.sum()))
+            axes.hist(own[flags], edges, weights=weights, color=colour, alpha=0.55, label=label)
+        axes.set(title=name, ylabel="share")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    axes.set(xlabel="score")
+    return figure
+
+
+def reliability_curves(found: Sequence[tuple[str, Numbers]], right: Flags) -> Figure:
+    """How often documents of a score are right, beside what the score says."""
+    figure, axes = empty()
+    axes.plot((0, 1), (0, 1), color="#8a8f98", linestyle=":", label="as it should be")
+    for name, probabilities in found:
+        means, shares, _ = zip(*reliability(probabilities, right), strict=True)
+        axes.plot(means, shares, marker="o", markersize=4, label=name)
+    axes.set(xlabel="score", ylabel="share of right documents", xlim=(0, 1), ylim=(0, 1))
+    axes.legend()
+    return figure
+
+
+def differences(delta: Numbers) -> Figure:
+    """What every query gains or loses, in order."""
+    figure, axes = empty()
+    ordered = np.sort(delta)[::-1]
+    colours = [RIGHT if value > 0 else WRONG for value in ordered]
+    axes.bar(np.arange(len(ordered)), ordered, width=1.0, color=colours)
+    axes.axhline(0, color="#8a8f98", linewidth=0.8)
+    axes.set(xlabel="queries, by what they gain", ylabel="nDCG@10, after minus before")
+    return figure

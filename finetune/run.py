@@ -41,8 +41,8 @@ from .learning_rate import default_learning_rate
 from .losses import make_loss
 from .losses.contract import Loss
 from .metrics import comparison
-from .plots import plot_curves
 from .processes import first_process_first, gathered, is_sharded, rank, wait, world_size
+from .report import Report
 from .run_folder import RunFolder
 from .stopwatch import Stopwatch
 from .sweep import Sweep
@@ -222,7 +222,7 @@ class Run:
         }
         self.say_what_it_is_worth(metrics)
         if rank() == 0:
-            self.publish(metrics, after.scored)
+            self.publish(metrics, before, after)
         wait()
         return FinetuneResult(
             before=metrics["before"],
@@ -312,19 +312,20 @@ class Run:
             fit = calibration.fit
             fold_calibration(self.folder.model, fit.scale, fit.bias)
 
-    def publish(self, metrics: dict[str, Any], scored: Scored | None) -> None:
+    def publish(self, metrics: dict[str, Any], before: Evaluation, after: Evaluation) -> None:
         """Write the records beside the weights, and put the folder in its place.
 
         Args:
             metrics: What `metrics.json` will hold.
-            scored: How the kept model scores the queries that report.
+            before: What the queries that report say of the first model.
+            after: And of the kept one.
         """
         config, model = self.config, self.folder.model
         with saving(model.with_suffix(".new")):
             if config.merge:
                 merge_adapter(model, trust_remote_code=config.trust_remote_code)
-            plot_curves(self.history.entries, model / "training_curves.png")
-            calibration = Calibration.of(scored)
+            groups = list(self.data.reporting)
+            calibration = Calibration.of(Scored.of_groups(after.logits or [], groups))
             if config.fold_calibration:
                 self.fold(calibration)
             meaning = calibration.settings(folded=config.fold_calibration) if calibration else {}
@@ -343,6 +344,18 @@ class Run:
                 metrics=metrics,
                 **meaning,
             )
+            report = Report(
+                title=f"Reranker fine-tuned from {Path(config.model_name_or_path).name}",
+                names=("before", "after"),
+                groups=groups,
+                evaluations=(before, after),
+                difference=metrics["difference"],
+                normalize=settings.normalize,
+                calibration=calibration,
+                history=self.history.entries,
+                facts={"data": settings.data, "options": settings.options},
+            )
+            report.write(model)
             write_records(model, settings, labels=self.labels)
             self.folder.publish()
 
@@ -369,7 +382,7 @@ class BeforeTraining(TrainerCallback):
         known = self.folder.state.get("before")
         if known is None:
             self._found = self.trainer.rank(self.groups)
-            self.folder.keep(before=self._found.as_record())
+            self.folder.keep(before=self._found.as_record(with_logits=True))
         else:
             self._found = Evaluation.from_record(known)
 

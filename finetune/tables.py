@@ -14,12 +14,14 @@ def print_comparison(
 ) -> None:
     """Before, after, and their paired difference with its interval, on stdout."""
     table = Table(title=f"{after['queries']} queries")
-    for title in ("metric", "before", "after", "difference", "95% interval"):
+    for title in ("metric", "before", "after", "difference", "95% interval", "p", "won, lost"):
         table.add_column(title, justify="left" if title == "metric" else "right")
     for name in METRICS:
         low, high = difference["interval_95"][name]
         figures = f"{before[name]:.4f}", f"{after[name]:.4f}", f"{difference[name]:+.4f}"
-        table.add_row(name, *figures, f"{low:+.4f} to {high:+.4f}")
+        queries = f"{difference['better'][name]}, {difference['worse'][name]}"
+        p_value = f"{difference['p_value'][name]:.4f}"
+        table.add_row(name, *figures, f"{low:+.4f} to {high:+.4f}", p_value, queries)
     Console().print(table)
 
 

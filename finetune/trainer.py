@@ -19,7 +19,6 @@ from rerank_plugin.loaded import quiet_transformers
 from rerank_plugin.packing import equal_batches
 from rerank_plugin.scoring import Scorer, on_device, pair_logits
 
-from .calibration import joined
 from .checkpoint import (
     random_states,
     read_optimizer,
@@ -413,5 +412,5 @@ def interleaved(parts: Sequence[Evaluation | None]) -> Evaluation:
         for name in found[0].values
     }
     losses = [part.loss * count for part, count in zip(found, counts, strict=True)]
-    scored = [part.scored for part in found if part.scored]
-    return Evaluation(values, sum(losses) / sum(counts), joined(scored) if scored else None)
+    logits = [own for part in found for own in part.logits or ()]
+    return Evaluation(values, sum(losses) / sum(counts), [logits[place] for place in order])

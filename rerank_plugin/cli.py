@@ -24,6 +24,8 @@ class Command:
     options: str
     #: `module:name` of the options of another program that are accepted too.
     extras: str | None = None
+    #: Options that the first arguments are, where they have no name.
+    positional: tuple[str, ...] = ()
 
     def run(self, name: str, argv: Sequence[str]) -> int:
         """Parse the options and run; returns the exit code."""
@@ -32,7 +34,11 @@ class Command:
         if self.extras:
             place, _, attribute = self.extras.partition(":")
             extras = getattr(import_module(place), attribute)
-        options = parse_options(getattr(module, self.options), argv, command=name, extras=extras)
+        named = list(argv)
+        for option in self.positional:
+            if named and not named[0].startswith("-"):
+                named = [*named[1:], f"--{option}", named[0]]
+        options = parse_options(getattr(module, self.options), named, command=name, extras=extras)
         main: Callable[[Any], int] = module.main
         return main(options)
 
@@ -49,6 +55,12 @@ COMMANDS = {
         "measure a model on groups, beside a baseline",
         "rerank_plugin.finetune.evaluate",
         "EvaluateOptions",
+    ),
+    "compare": Command(
+        "report on two models, A and B, on the same groups",
+        "rerank_plugin.finetune.compare",
+        "CompareOptions",
+        positional=("baseline", "model_dir"),
     ),
     "mine": Command(
         "make groups out of a corpus, queries and judgements or answers",

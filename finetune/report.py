@@ -1,0 +1,275 @@
+"""`report.html`: what two models make of the same queries, in one file that needs no network."""
+
+import base64
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rerank_plugin.jsonl import write_text
+from rerank_plugin.normalization import normalize, order
+from rerank_plugin.settings import RerankSettings
+
+from . import plots
+from .calibration import Calibration, Scored, crossed, sigmoid
+from .evaluation import Evaluation
+from .groups import Group
+from .metrics import METRICS
+
+#: Queries whose rankings are shown, of the most improved ones and of the most hurt ones each.
+SHOWN = 10
+
+#: Documents of a ranking that are shown, and characters of each.
+PLACES, CHARACTERS = 3, 400
+
+METRIC = "ndcg@10"
+
+PACKAGES = ("rerank-plugin", "torch", "transformers", "peft")
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8886; --soft: #8881; --good: #1a7f4b; --bad: #b3402e }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
+.verdict { font-size: 1.15rem; padding: .8rem 1rem; background: var(--soft);
+           border-left: 4px solid var(--line) }
+.verdict.better { border-color: var(--good) } .verdict.worse { border-color: var(--bad) }
+.wide { overflow-x: auto } table { border-collapse: collapse }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
+         vertical-align: top; font-variant-numeric: tabular-nums; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+.facts td { text-align: left; white-space: normal }
+.facts td + td { overflow-wrap: anywhere }
+figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto; background: #fff }
+details { border-bottom: 1px solid var(--line); padding: .4rem 0; overflow-wrap: anywhere }
+summary { cursor: pointer } ol { padding-left: 1.5rem } li { margin: .4rem 0 }
+.right { color: var(--good); font-weight: 600 } .wrong { color: var(--bad) }
+footer { margin: 3rem 0 1rem; opacity: .7; font-size: .85rem }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is told of two models on the same groups."""
+
+    title: str
+    #: What the first and the second model are called.
+    names: tuple[str, str]
+    groups: Sequence[Group]
+    #: Of each model, with its logits.
+    evaluations: tuple[Evaluation, Evaluation]
+    #: `paired_difference` of both.
+    difference: Mapping[str, Any]
+    #: How logits become the scores that are shown.
+    normalize: str = "sigmoid"
+    #: That of the second model, if it has one.
+    calibration: Calibration | None = None
+    #: Entries of `history.jsonl`.
+    history: Sequence[dict[str, float]] = ()
+    #: Tables of facts, by their titles.
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write `report.html`, and its pictures as files beside it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = {name: plots.png(figure) for name, figure in self.pictures().items()}
+        for name, contents in pictures.items():
+            (folder / f"{name}.png").write_bytes(contents)
+        write_text(folder / "report.html", self.html(pictures))
+
+    def pictures(self) -> dict[str, Figure]:
+        """All pictures by name."""
+        scored = [self.scored(evaluation) for evaluation in self.evaluations]
+        right = scored[0].right
+        scores = [self.scores(own.logits) for own in scored]
+        found = {}
+        if self.history:
+            found["training_curves"] = plots.curves(self.history)
+        found["differences"] = plots.differences(self.delta)
+        found["scores"] = plots.distributions(scores, right, self.names)
+        curves = [
+            (f"{name}, sigmoid", sigmoid(own.logits))
+            for name, own in zip(self.names, scored, strict=True)
+        ]
+        calibrated = crossed(scored[1]) if self.calibration else None
+        if calibrated is not None:
+            curves.append((f"{self.names[1]}, calibrated", calibrated))
+        found["reliability"] = plots.reliability_curves(curves, right)
+        return found
+
+    def scored(self, evaluation: Evaluation) -> Scored:
+        """A model's logits of all candidates."""
+        assert evaluation.logits is not None, "an evaluation without its logits"
+        return Scored.of_groups(evaluation.logits, self.groups)
+
+    def scores(self, logits: Any) -> Any:
+        """Logits as the scores that are shown."""
+        return normalize(np.asarray(logits, np.float32), self.normalize, RerankSettings())
+
+    @property
+    def delta(self) -> Any:
+        """What every query gains in nDCG@10, `[groups]`."""
+        return self.evaluations[1].values[METRIC] - self.evaluations[0].values[METRIC]
+
+    def html(self, pictures: Mapping[str, bytes]) -> str:
+        """The whole file."""
+        best = np.argsort(-self.delta, kind="stable")
+        gains = [place for place in best[:SHOWN] if self.delta[place] > 0]
+        losses = [place for place in best[::-1][:SHOWN] if self.delta[place] < 0]
+        sections = [
+            self.verdict(),
+            section("Figures", self.figures()),
+            *(
+                section(TITLES[name], picture(contents, TITLES[name]), TEXTS[name])
+                for name, contents in pictures.items()
+            ),
+            section("Scores as probabilities", self.meaning()) if self.calibration else "",
+            section("Most improved queries", "".join(self.query(place) for place in gains)),
+            section("Most hurt queries", "".join(self.query(place) for place in losses)),
+            *(
+                section(title.capitalize(), facts_table(facts))
+                for title, facts in {**self.facts, "environment": environment()}.items()
+            ),
+        ]
+        made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            '<link rel="icon" href="data:,">\n'
+            f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+            f"<h1>{escape(self.title)}</h1>\n" + "\n".join(filter(None, sections)) + "\n"
+            f"<footer>rerank-plugin {version('rerank-plugin')}, {made}</footer>\n</body>\n</html>\n"
+        )
+
+    def verdict(self) -> str:
+        """What came out, in a sentence."""
+        before, after = (own.means[METRIC] for own in self.evaluations)
+        low, high = self.difference["interval_95"][METRIC]
+        kind = "better" if low > 0 else "worse" if high < 0 else ""
+        words = {"better": "better beyond chance", "worse": "worse beyond chance"}
+        told = words.get(kind, "no difference beyond chance")
+        return (
+            f'<p class="verdict {kind}">nDCG@10 {before:.4f} → <strong>{after:.4f}</strong> on '
+            f"{len(self.groups)} queries: {self.difference[METRIC]:+.4f} "
+            f"(95% interval {low:+.4f} to {high:+.4f}), {told}.</p>"
+        )
+
+    def figures(self) -> str:
+        """Before, after, and their paired difference."""
+        before, after = (own.means for own in self.evaluations)
+        rows = []
+        for name in METRICS:
+            low, high = self.difference["interval_95"][name]
+            rows.append(
+                (
+                    name,
+                    f"{before[name]:.4f}",
+                    f"{after[name]:.4f}",
+                    f"{self.difference[name]:+.4f}",
+                    f"{low:+.4f} to {high:+.4f}",
+                    f"{self.difference['p_value'][name]:.4f}",
+                    f"{self.difference['better'][name]}",
+                    f"{self.difference['worse'][name]}",
+                )
+            )
+        return table(
+            ("", *self.names, "difference", "95% interval", "p", "queries won", "lost"), rows
+        )
+
+    def meaning(self) -> str:
+        """What calibrated scores and thresholds are."""
+        assert self.calibration is not None
+        record, found = self.calibration, self.calibration.settings(folded=False)["thresholds"]
+        text = (
+            f"<p>A calibrated score is the sigmoid of {record.fit.scale:.3g} · logit "
+            f"{record.fit.bias:+.3g}: the probability that a document is right where "
+            f"{record.prior:.1%} of the candidates are. Expected calibration error, on other "
+            f"queries than were fitted: {record.error_after:.4f}; of the plain sigmoid "
+            f"{record.error_before:.4f}.</p>"
+        )
+        rows = [(name, f"{score:.4f}") for name, score in found.items()]
+        return text + (table(("threshold", "score (sigmoid)"), rows) if rows else "")
+
+    def query(self, place: int) -> str:
+        """A query with the best documents of both models."""
+        group = self.groups[place]
+        values = [own.values[METRIC][place] for own in self.evaluations]
+        parts = [
+            f"<details><summary>{escape(group.query)} ({values[0]:.3f} → {values[1]:.3f})</summary>"
+        ]
+        for name, evaluation in zip(self.names, self.evaluations, strict=True):
+            assert evaluation.logits is not None
+            logits = evaluation.logits[place]
+            scores, ranking = self.scores(logits), order(logits)
+            first = next(i for i, index in enumerate(ranking, 1) if group.labels[index])
+            parts.append(f"<h4>{escape(name)}: first right document in place {first}</h4><ol>")
+            for index in ranking[:PLACES]:
+                kind = "right" if group.labels[index] else "wrong"
+                text = group.documents[index]
+                shown = text[:CHARACTERS] + ("…" if len(text) > CHARACTERS else "")
+                parts.append(
+                    f'<li><span class="{kind}">{kind}, {scores[index]:.4f}</span> '
+                    f"{escape(shown)}</li>"
+                )
+            parts.append("</ol>")
+        right = "</li><li>".join(escape(text[:CHARACTERS]) for text in group.pos)
+        parts.append(f"<h4>right documents</h4><ul><li>{right}</li></ul></details>")
+        return "".join(parts)
+
+
+TITLES = {
+    "training_curves": "The run",
+    "differences": "Query by query",
+    "scores": "Scores of right and wrong documents",
+    "reliability": "What a score means",
+}
+
+TEXTS = {
+    "training_curves": "Loss in training; loss and nDCG@10 on the queries that choose the model.",
+    "differences": "A bar a query: what its nDCG@10 gains or loses.",
+    "scores": "The further apart, the better a threshold works.",
+    "reliability": "On the dotted line a score of 0.8 is right in 80 of 100 cases.",
+}
+
+
+def section(title: str, content: str, text: str = "") -> str:
+    """A part of the report; nothing without content."""
+    told = f"<p>{escape(text)}</p>" if text else ""
+    return f"<h2>{escape(title)}</h2>{told}{content}" if content else ""
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls where it is too wide."""
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Names and values."""
+    rows = "".join(
+        f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+        if value is not None
+    )
+    return f'<div class="wide"><table class="facts">{rows}</table></div>'
+
+
+def picture(contents: bytes, title: str) -> str:
+    """A picture inside the file."""
+    data = base64.b64encode(contents).decode("ascii")
+    return f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def environment() -> dict[str, str]:
+    """What the report was made with."""
+    versions = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "system": platform.system(), **versions}
