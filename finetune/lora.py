@@ -85,6 +85,9 @@ def keep_frozen_in(adapted: nn.Module, dtype: torch.dtype) -> None:
             module.cast_input_dtype_enabled = False
             for parameter in module.get_base_layer().parameters():
                 parameter.data = parameter.data.to(dtype)
+    for parameter in adapted.parameters():
+        # A weight that lies in the mapped file of the checkpoint keeps all of it in memory.
+        parameter.data = parameter.data.clone()
 
 
 def named_targets(model: PreTrainedModel, targets: str) -> list[str]:
