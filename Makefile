@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test notebooks lint types clean
 
 demo: $(VENV)/.demo  ## fine-tune a small model on the sample data and use it
 	$(BIN)/rerank-plugin demo
 
 test: $(VENV)/.dev  ## the test suite
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+notebooks: $(VENV)/.notebooks  ## execute the notebooks; HTML into build/notebooks
+	$(BIN)/python notebooks/run.py $(NOTEBOOK_ARGS)
 
 lint: $(VENV)/.dev  ## style and common mistakes
 	$(BIN)/ruff check .
@@ -38,6 +41,10 @@ $(VENV)/.demo: $(VENV)/bin/python $(BUILT_FROM)
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
+$(VENV)/.notebooks: $(VENV)/bin/python $(BUILT_FROM)
+	$(INSTALL) --editable '.[notebooks]'
+	@touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: $(VENV)/bin/python $(BUILT_FROM)
 	$(INSTALL) --editable '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.notebooks

@@ -27,6 +27,14 @@ class Command:
     #: Options that the first arguments are, where they have no name.
     positional: tuple[str, ...] = ()
 
+    def named(self, argv: Sequence[str]) -> list[str]:
+        """The same arguments, each with the name of its option."""
+        arguments = list(argv)
+        for option in self.positional:
+            if arguments and not arguments[0].startswith("-"):
+                arguments = [*arguments[1:], f"--{option}", arguments[0]]
+        return arguments
+
     def run(self, name: str, argv: Sequence[str]) -> int:
         """Parse the options and run; returns the exit code."""
         module = import_module(self.module)
@@ -34,11 +42,9 @@ class Command:
         if self.extras:
             place, _, attribute = self.extras.partition(":")
             extras = getattr(import_module(place), attribute)
-        named = list(argv)
-        for option in self.positional:
-            if named and not named[0].startswith("-"):
-                named = [*named[1:], f"--{option}", named[0]]
-        options = parse_options(getattr(module, self.options), named, command=name, extras=extras)
+        options = parse_options(
+            getattr(module, self.options), self.named(argv), command=name, extras=extras
+        )
         main: Callable[[Any], int] = module.main
         return main(options)
 

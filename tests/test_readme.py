@@ -11,6 +11,7 @@ import pytest
 
 from rerank_plugin.cli import COMMANDS
 from rerank_plugin.options import parse_options
+from rerank_plugin.settings import RerankSettings
 
 from .conftest import easy_groups, write_lines
 from .test_lora import drawn_adapter
@@ -41,12 +42,12 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
         place, _, attribute = entry.extras.partition(":")
         extras = getattr(import_module(place), attribute)
     options = getattr(import_module(entry.module), entry.options)
-    parse_options(options, argv, command=name, extras=extras)
+    parse_options(options, entry.named(argv), command=name, extras=extras)
 
 
 def test_there_are_commands_and_blocks() -> None:
     assert {shlex.split(command)[1] for command in commands()} >= {"train", "rerank", "evaluate"}
-    assert len(blocks("python")) == 5
+    assert len(blocks("python")) == 6
 
 
 @pytest.mark.parametrize("block", blocks("python"))
@@ -62,13 +63,15 @@ def test_python_runs(
     (tmp_path / "data").mkdir()
     write_lines(tmp_path / "data" / "train.jsonl", easy_groups(20))
     if "finetune(" not in block:
-        shutil.copytree(tiny_model, tmp_path / "saved_model" / "mine")
+        model = shutil.copytree(tiny_model, tmp_path / "saved_model" / "mine")
+        RerankSettings(calibration={"scale": 1.0, "bias": 0.0}).write(model)
     monkeypatch.chdir(tmp_path)
     exec(block, {})
 
 
 def test_every_option_that_is_named_exists() -> None:
     known = {"config", "help", "constraint", "editable", "report_to"}
+    known |= {"rows"}  # of benchmarks
     known |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"}  # torchrun's
     for entry in COMMANDS.values():
         options = getattr(import_module(entry.module), entry.options)
