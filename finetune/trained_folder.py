@@ -63,7 +63,7 @@ def fold_calibration(folder: Path, scale: float, bias: float) -> None:
     """
     loaded = load_model(folder)
     labels = int(loaded.model.config.num_labels or 1)
-    last = [
+    last: Any = [
         module
         for name in head_names(loaded.model)
         for module in loaded.model.get_submodule(name).modules()
@@ -72,10 +72,10 @@ def fold_calibration(folder: Path, scale: float, bias: float) -> None:
     with torch.no_grad():
         if last.bias is None:
             last.bias = nn.Parameter(torch.zeros(labels))
-        last.weight *= scale
-        last.bias *= scale
+        last.weight.mul_(scale)
+        last.bias.mul_(scale)
         # With two labels the logit is the difference of the second and the first.
-        last.bias[-1] += bias
+        last.bias[-1].add_(bias)
     loaded.model.save_pretrained(folder)
 
 

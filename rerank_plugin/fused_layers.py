@@ -87,7 +87,8 @@ def additions(layers: Sequence[nn.Module], rows: slice) -> dict[str, tuple[Tenso
     `[ranks, out]`, zero where a layer's ranks meet another layer's outputs.
     """
     parts = [low_rank_parts(layer) or {} for layer in layers]
-    widths = [len(range(layer.out_features)[rows]) for layer in layers]
+    counts: list[Any] = [layer.out_features for layer in layers]
+    widths = [len(range(count)[rows]) for count in counts]
     found = {}
     for place in dict.fromkeys(place for part in parts for place in part):
         own = [part.get(place) for part in parts]

@@ -88,9 +88,9 @@ def load_model(
         return loaded
     own = Path(adapter).expanduser()
     merged = merge(loaded, own, name)
-    if (own / "tokenizer_config.json").is_file():
-        tokenizer = load_tokenizer(own, trust_remote_code=trust_remote_code)
-    return replace(merged, tokenizer=tokenizer)
+    if not (own / "tokenizer_config.json").is_file():
+        return merged
+    return replace(merged, tokenizer=load_tokenizer(own, trust_remote_code=trust_remote_code))
 
 
 def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:

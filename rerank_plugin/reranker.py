@@ -115,7 +115,8 @@ class Reranker:
             )
         own = RerankSettings.read(Path(adapter or model).expanduser())
         trained = self._adapters.settings if self._adapters else {}
-        self._settings: dict[str | None, RerankSettings] = {None: own, **trained}
+        self._settings: dict[str | None, RerankSettings] = {None: own}
+        self._settings.update(trained)
         shared = list(trained.values()) or [own]
         self.normalize = check_normalization(agreed(shared, "normalize", normalize))
         if self.normalize == "calibrated":

@@ -171,7 +171,8 @@ def test_a_run_leaves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
     assert settings.calibration["prior"] == 0.25
     assert "precision@0.9" in settings.thresholds
     raw = Reranker(folder, dtype="float32", normalize="none").score(PAIRS)
-    expected = sigmoid(settings.calibration["scale"] * raw + settings.calibration["bias"])
+    scale, bias = settings.calibration["scale"], settings.calibration["bias"]
+    expected = sigmoid(scale * raw.astype(np.float64) + bias)
     found = Reranker(folder, dtype="float32", normalize="calibrated").score(PAIRS)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     card = (folder / "README.md").read_text()

@@ -175,7 +175,7 @@ def test_adapters_with_other_layers_and_of_other_kinds(tiny_model: Path, tmp_pat
         for parameter in model.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.2)
-        model.save_pretrained(tmp_path / name)
+        model.save_pretrained(str(tmp_path / name))
         folders[name] = tmp_path / name
     folders["dora"] = drawn_adapter(tiny_model, tmp_path / "dora", 5, dora=True)
     for chosen in (list(kinds), [*kinds, "dora"]):
@@ -213,7 +213,7 @@ def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: P
     save_file({k: v for k, v in load_file(weights).items() if "classifier" not in k}, weights)
     for options in ({"adapter": folder}, {"adapters": {"a": folder}}):
         with pytest.raises(InputError, match=r"neither the adapter nor .* has classifier\."):
-            Reranker(tiny_encoder, **options)  # type: ignore[arg-type]
+            Reranker(tiny_encoder, **options)
 
 
 @pytest.fixture
