@@ -268,9 +268,9 @@ def values(records: list[dict[str, Any]]) -> "np.typing.NDArray[np.float64]":
 
 def interval(per_query: "np.typing.NDArray[np.float64]", form: str) -> str:
     """The 95% bootstrap interval of a mean over queries."""
-    random = np.random.default_rng(0)
-    means = per_query[random.integers(len(per_query), size=(10_000, len(per_query)))].mean(1)
-    low, high = np.percentile(means, (2.5, 97.5))
+    from rerank_plugin.finetune.metrics import bootstrap_interval
+
+    low, high = bootstrap_interval(per_query[None])[:, 0]
     return f"{form.format(low)} to {form.format(high)}"
 
 

@@ -148,6 +148,8 @@ def make_groups(setting: Setting, kind: str, *, first: int) -> None:
 
 def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
     """The means over seeds, and paired differences with 95% intervals over queries."""
+    from rerank_plugin.finetune.metrics import bootstrap_interval
+
     values = {kind: ndcg(setting, kind, seeds) for kind in KINDS}
     print(f"{name}: nDCG@10 of {values['given'].shape[1]} test queries")
     for kind, own in values.items():
@@ -155,9 +157,7 @@ def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
         print(f"  {kind:<9}{own.mean():.4f}  ({runs})")
     for one, other in (("mined", "given"), ("filtered", "mined")):
         delta = (values[one] - values[other]).mean(0)
-        random = np.random.default_rng(0)
-        means = delta[random.integers(len(delta), size=(10_000, len(delta)))].mean(1)
-        low, high = np.percentile(means, (2.5, 97.5))
+        low, high = bootstrap_interval(delta[None])[:, 0]
         print(f"  {one} - {other}: {delta.mean():+.4f} ({low:+.4f} to {high:+.4f})")
 
 

@@ -4,13 +4,14 @@ Everything is fitted on queries that were not trained on, over all their candida
 fit is, is measured on other ones of these queries than it was fitted on.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from rerank_plugin.normalization import sigmoid
 from rerank_plugin.scoring import Logits
 
 from .groups import Group, query_fingerprint
@@ -74,11 +75,6 @@ class Fit:
     def probabilities(self, logits: Numbers) -> Numbers:
         """Probabilities that documents are right, `[pairs]`."""
         return sigmoid(self.scale * logits + self.bias)
-
-
-def sigmoid(values: Numbers) -> Numbers:
-    """Without overflow."""
-    return np.exp(-np.logaddexp(0, -values))
 
 
 def fit(scored: Scored) -> Fit | None:
@@ -192,9 +188,10 @@ class Calibration:
     thresholds: dict[str, float]
 
     @classmethod
-    def of(cls, scored: Scored | None) -> Self | None:
+    def of(cls, scored: Scored) -> Self | None:
         """What some queries say of a model; None where they say too little."""
-        if scored is None or len(np.unique(scored.queries)) < FEWEST_QUERIES:
+        queries = len(np.unique(scored.queries))
+        if queries < FEWEST_QUERIES:
             return None
         found, probabilities = fit(scored), crossed(scored)
         if found is None or probabilities is None:
@@ -202,12 +199,25 @@ class Calibration:
         return cls(
             found,
             float(scored.right.mean()),
-            len(np.unique(scored.queries)),
+            queries,
             len(scored.right),
             calibration_error(sigmoid(scored.logits), scored.right),
             calibration_error(probabilities, scored.right),
             thresholds(scored),
         )
+
+    @property
+    def record(self) -> dict[str, float]:
+        """What `rerank.json` says of it."""
+        return {
+            "scale": self.fit.scale,
+            "bias": self.fit.bias,
+            "prior": self.prior,
+            "queries": self.queries,
+            "pairs": self.pairs,
+            "error_before": self.error_before,
+            "error_after": self.error_after,
+        }
 
     def settings(self, *, folded: bool) -> dict[str, Any]:
         """The entries of `rerank.json`; `folded` if the fit is part of the weights."""
@@ -216,8 +226,15 @@ class Calibration:
             name: float(sigmoid(np.array(scale * logit + bias)))
             for name, logit in self.thresholds.items()
         }
-        record = asdict(self) | asdict(self.fit)
-        record = {
-            name: value for name, value in record.items() if name not in ("fit", "thresholds")
-        }
-        return {"calibration": None if folded else record, "thresholds": scores}
+        return {"calibration": None if folded else self.record, "thresholds": scores}
+
+
+def meaning(calibration: Mapping[str, float]) -> str:
+    """What a calibrated score is, in words, by what `rerank.json` says of it."""
+    return (
+        f"A calibrated score is the sigmoid of {calibration['scale']:.3g} · logit "
+        f"{calibration['bias']:+.3g}: the probability that a document is right where "
+        f"{calibration['prior']:.1%} of the candidates are. Expected calibration error, on other "
+        f"queries than were fitted: {calibration['error_after']:.4f}; of the plain sigmoid "
+        f"{calibration['error_before']:.4f}."
+    )

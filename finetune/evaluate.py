@@ -110,7 +110,7 @@ def write_report(
     """Write the report of a comparison."""
     from rerank_plugin.settings import RerankSettings
 
-    from .calibration import Calibration, Scored
+    from .calibration import Calibration
     from .report import Report
 
     assert options.report and options.baseline
@@ -124,7 +124,7 @@ def write_report(
         groups=groups,
         evaluations=evaluations,
         difference=record["difference"],
-        calibration=Calibration.of(Scored.of_groups(evaluations[1].logits or [], groups)),
+        calibration=Calibration.of(evaluations[1].scored(groups)),
         facts={"data": data, "of the second": asdict(RerankSettings.read(Path(options.model_dir)))},
     )
     report.write(Path(options.report))

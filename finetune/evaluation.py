@@ -12,6 +12,7 @@ from torch import Tensor
 from rerank_plugin.encoding import Pair
 from rerank_plugin.scoring import Logits
 
+from .calibration import Scored
 from .groups import Group
 from .losses.contract import Loss
 from .metrics import Values, mean_metrics, query_metrics
@@ -38,6 +39,11 @@ class Evaluation:
     loss: float
     #: Of every group the logits of its candidates, in their order; not in every record.
     logits: list[Logits] | None = None
+
+    def scored(self, groups: Iterable[Group]) -> Scored:
+        """The logits of all candidates of the groups that were evaluated."""
+        assert self.logits is not None, "an evaluation without its logits"
+        return Scored.of_groups(self.logits, groups)
 
     @property
     def means(self) -> dict[str, float]:

@@ -67,7 +67,7 @@ def paired_difference(
     on how many queries a model wins.
     """
     delta = np.stack([after[name] - before[name] for name in after])
-    low, high = np.percentile(bootstrap_means(delta, samples), (2.5, 97.5), axis=0)
+    low, high = bootstrap_interval(delta, samples)
     p_values = permutation_p_values(delta, samples)
     return {
         **dict(zip(after, delta.mean(1).tolist(), strict=True)),
@@ -101,6 +101,12 @@ def improvement_probability(before: Values, after: Values, *, samples: int = 2_0
     """
     means = bootstrap_means((after - before)[None], samples)
     return float((means > EQUAL).mean())
+
+
+def bootstrap_interval(values: Values, samples: int = 10_000) -> Values:
+    """The 95% interval of each row's mean over queries, `[rows, queries]` to `[2, rows]`."""
+    interval: Values = np.percentile(bootstrap_means(values, samples), (2.5, 97.5), axis=0)
+    return interval
 
 
 def bootstrap_means(values: Values, samples: int) -> Values:

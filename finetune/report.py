@@ -14,11 +14,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rerank_plugin.jsonl import write_text
-from rerank_plugin.normalization import normalize, order
+from rerank_plugin.normalization import normalize, order, sigmoid
 from rerank_plugin.settings import RerankSettings
 
 from . import plots
-from .calibration import Calibration, Scored, crossed, sigmoid
+from .calibration import Calibration, crossed, meaning
 from .evaluation import Evaluation
 from .groups import Group
 from .metrics import METRICS
@@ -85,7 +85,7 @@ class Report:
 
     def pictures(self) -> dict[str, Figure]:
         """All pictures by name."""
-        scored = [self.scored(evaluation) for evaluation in self.evaluations]
+        scored = [evaluation.scored(self.groups) for evaluation in self.evaluations]
         right = scored[0].right
         scores = [self.scores(own.logits) for own in scored]
         found = {}
@@ -102,11 +102,6 @@ class Report:
             curves.append((f"{self.names[1]}, calibrated", calibrated))
         found["reliability"] = plots.reliability_curves(curves, right)
         return found
-
-    def scored(self, evaluation: Evaluation) -> Scored:
-        """A model's logits of all candidates."""
-        assert evaluation.logits is not None, "an evaluation without its logits"
-        return Scored.of_groups(evaluation.logits, self.groups)
 
     def scores(self, logits: Any) -> Any:
         """Logits as the scores that are shown."""
@@ -185,14 +180,8 @@ class Report:
     def meaning(self) -> str:
         """What calibrated scores and thresholds are."""
         assert self.calibration is not None
-        record, found = self.calibration, self.calibration.settings(folded=False)["thresholds"]
-        text = (
-            f"<p>A calibrated score is the sigmoid of {record.fit.scale:.3g} · logit "
-            f"{record.fit.bias:+.3g}: the probability that a document is right where "
-            f"{record.prior:.1%} of the candidates are. Expected calibration error, on other "
-            f"queries than were fitted: {record.error_after:.4f}; of the plain sigmoid "
-            f"{record.error_before:.4f}.</p>"
-        )
+        found = self.calibration.settings(folded=False)["thresholds"]
+        text = f"<p>{escape(meaning(self.calibration.record))}</p>"
         rows = [(name, f"{score:.4f}") for name, score in found.items()]
         return text + (table(("threshold", "score (sigmoid)"), rows) if rows else "")
 

@@ -26,7 +26,7 @@ from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_le
 from rerank_plugin.scoring import Scorer, ScoringError
 from rerank_plugin.settings import RerankSettings, is_adapter
 
-from .calibration import Calibration, Scored
+from .calibration import Calibration
 from .callbacks import History, LastStep, PlateauWarmup, ProgressLine
 from .checkpoint import saving
 from .config import FREE, FinetuneConfig
@@ -160,7 +160,7 @@ class Run:
             token_budget=config.token_budget or TOKEN_BUDGET[device.type],
             trained=model,
         )
-        rate = self.learning_rate(loaded, scorer, loss, device)
+        rate = self.learning_rate(loaded, scorer, loss, device, dtype)
         arguments = training_arguments(
             config,
             folder=str(folder.work),
@@ -186,7 +186,12 @@ class Run:
         self.progress = ProgressLine()
 
     def learning_rate(
-        self, loaded: LoadedModel, scorer: Scorer, loss: Loss, device: torch.device
+        self,
+        loaded: LoadedModel,
+        scorer: Scorer,
+        loss: Loss,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> float:
         """The rate that was given, measured, or suits what is loaded; a resumed run knows it."""
         config = self.config
@@ -203,7 +208,7 @@ class Run:
                 group_size=config.train_group_size,
                 step_groups=config.step_groups,
                 seed=config.seed,
-                dtype=resolve_dtype(config.dtype, device),
+                dtype=dtype,
             )
             with kept_memory():
                 rate = gathered(sweep.best(rate))[0]
@@ -310,7 +315,8 @@ class Run:
             logger.warning("--fold_calibration: the queries that report say too little for one")
         else:
             fit = calibration.fit
-            fold_calibration(self.folder.model, fit.scale, fit.bias)
+            trust = self.config.trust_remote_code
+            fold_calibration(self.folder.model, fit.scale, fit.bias, trust_remote_code=trust)
 
     def publish(self, metrics: dict[str, Any], before: Evaluation, after: Evaluation) -> None:
         """Write the records beside the weights, and put the folder in its place.
@@ -325,7 +331,7 @@ class Run:
             if config.merge:
                 merge_adapter(model, trust_remote_code=config.trust_remote_code)
             groups = list(self.data.reporting)
-            calibration = Calibration.of(Scored.of_groups(after.logits or [], groups))
+            calibration = Calibration.of(after.scored(groups))
             if config.fold_calibration:
                 self.fold(calibration)
             meaning = calibration.settings(folded=config.fold_calibration) if calibration else {}

@@ -12,10 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from rerank_plugin.encoding import clear_truncation_and_padding
 from rerank_plugin.head import head_names
 from rerank_plugin.jsonl import write_json, write_text
-from rerank_plugin.loaded import LoadedModel
+from rerank_plugin.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.loading import load_model
 from rerank_plugin.normalization import check_normalization
 from rerank_plugin.settings import RerankSettings, is_adapter
+
+from .calibration import meaning
 
 #: What sentence-transformers applies to logits, by our names.
 ACTIVATIONS = {
@@ -39,9 +41,15 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> No
     tokenizer.model_max_length = max_length
 
 
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """Save a model's weights and config, without a bar of transformers' own."""
+    with quiet_transformers():
+        loaded.model.save_pretrained(folder)
+
+
 def save_plain(loaded: LoadedModel, folder: Path) -> None:
     """Save a model and its tokenizer as a plain Hugging Face folder."""
-    loaded.model.save_pretrained(folder)
+    save_model(loaded, folder)
     loaded.tokenizer.save_pretrained(folder)
 
 
@@ -56,12 +64,14 @@ def merge_adapter(folder: Path, *, trust_remote_code: bool = False) -> None:
     shutil.rmtree(adapter)
 
 
-def fold_calibration(folder: Path, scale: float, bias: float) -> None:
+def fold_calibration(
+    folder: Path, scale: float, bias: float, *, trust_remote_code: bool = False
+) -> None:
     """Make the sigmoid of a plain model's logits its calibrated score, for every loader.
 
     The last layer of the head is multiplied by `scale`, and `bias` added to what it gives.
     """
-    loaded = load_model(folder)
+    loaded = load_model(folder, trust_remote_code=trust_remote_code)
     labels = int(loaded.model.config.num_labels or 1)
     last: Any = [
         module
@@ -76,7 +86,7 @@ def fold_calibration(folder: Path, scale: float, bias: float) -> None:
         last.bias.mul_(scale)
         # With two labels the logit is the difference of the second and the first.
         last.bias[-1].add_(bias)
-    loaded.model.save_pretrained(folder)
+    save_model(loaded, folder)
 
 
 def write_records(folder: Path, settings: RerankSettings, *, labels: int) -> None:
@@ -121,14 +131,8 @@ def model_card(folder: Path, settings: RerankSettings, *, labels: int) -> str:
 
 def calibration_text(calibration: dict[str, float], thresholds: dict[str, float]) -> str:
     """What calibrated scores and thresholds are, as Markdown."""
-    text = (
-        '## Scores as probabilities\n\nWith `Reranker(…, normalize="calibrated")` a score is the '
-    )
-    text += "probability that a document is right, where "
-    text += f"{calibration['prior']:.1%} of the candidates are: the sigmoid of "
-    text += f"{calibration['scale']:.3g} · logit {calibration['bias']:+.3g}. "
-    text += "Expected calibration error on queries that were not fitted: "
-    text += f"{calibration['error_after']:.3f}, without it {calibration['error_before']:.3f}.\n"
+    text = "## Scores as probabilities\n\n"
+    text += f'`Reranker(…, normalize="calibrated")`: {meaning(calibration)}\n'
     if thresholds:
         rows = [f"| `{name}` | {score:.4f} |" for name, score in thresholds.items()]
         text += "\n| `score_threshold` | score |\n|---|---|\n" + "\n".join(rows) + "\n"

@@ -197,11 +197,6 @@ class ModelQueue:
                 self._changed.notify()
             self._encoding.shutdown(wait=False)
 
-    def join(self) -> None:
-        """Wait until the thread has ended, after `close`."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-
     @contextmanager
     def _room(self, count: int) -> "Iterator[Future[None]]":
         """A ticket that is done when there is room for so many pairs; an error gives it back."""

@@ -1,8 +1,10 @@
 """From raw logits to the scores that a user sees, in float32."""
 
 from math import log
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.scoring import Logits
@@ -12,11 +14,22 @@ from rerank_plugin.settings import RerankSettings
 NORMALIZATIONS = ("sigmoid", "none", "calibrated")
 
 
+Numbers = TypeVar("Numbers", bound=npt.NDArray[np.floating[Any]])
+
+
 def check_normalization(name: str) -> str:
     """The name of a normalisation, checked."""
     if name not in NORMALIZATIONS:
         raise OptionError("normalize", f"{name!r} is none of {', '.join(NORMALIZATIONS)}")
     return name
+
+
+def sigmoid(values: Numbers) -> Numbers:
+    """The sigmoid of numbers, at their precision."""
+    # Without overflow: exp of a positive number never happens.
+    power = np.exp(-np.abs(values))
+    found: Numbers = np.where(values >= 0, values.dtype.type(1), power) / (1 + power)
+    return found
 
 
 def scale_and_bias(settings: RerankSettings) -> tuple[float, float]:
@@ -40,10 +53,7 @@ def normalize(logits: Logits, name: str, settings: RerankSettings) -> Logits:
     if name == "calibrated":
         scale, bias = scale_and_bias(settings)
         logits = (scale * logits.astype(np.float64) + bias).astype(np.float32)
-    # Without overflow: exp of a positive number never happens.
-    power = np.exp(-np.abs(logits))
-    scores: Logits = (np.where(logits >= 0, np.float32(1), power) / (1 + power)).astype(np.float32)
-    return scores
+    return sigmoid(logits)
 
 
 def threshold(name: str, normalization: str, settings: RerankSettings) -> float:

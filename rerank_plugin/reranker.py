@@ -18,6 +18,7 @@ from rerank_plugin.device import resolve_device, resolve_dtype
 from rerank_plugin.encoding import Pair, PairEncoder
 from rerank_plugin.errors import InputError
 from rerank_plugin.head import cast_backbone
+from rerank_plugin.loaded import LoadedModel
 from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
 from rerank_plugin.model_queue import ModelQueue, check_fork
 from rerank_plugin.normalization import (
@@ -108,11 +109,7 @@ class Reranker:
         )
         self._adapters = Adapters(loaded, model, adapters) if adapters else None
         if loaded.has_fresh_head and not self._adapters:
-            logger.warning(
-                "%s has no trained scoring head (%s): its scores are random until it is fine-tuned",
-                model,
-                ", ".join(loaded.fresh_weights),
-            )
+            warn_of_random_scores(model, loaded)
         own = RerankSettings.read(Path(adapter or model).expanduser())
         trained = self._adapters.settings if self._adapters else {}
         self._settings: dict[str | None, RerankSettings] = {None: own}
@@ -279,6 +276,15 @@ class Reranker:
         requests = [(query, documents)]
         scores = await self.ascore(checked_pairs(requests, top_n), adapter=adapter)
         return ranked(requests, scores, top_n)[0]
+
+
+def warn_of_random_scores(model: str | Path, loaded: LoadedModel) -> None:
+    """Say that a model was loaded whose head nobody has trained."""
+    logger.warning(
+        "%s has no trained scoring head (%s): its scores are random until it is fine-tuned",
+        model,
+        ", ".join(loaded.fresh_weights),
+    )
 
 
 def agreed(settings: Sequence[RerankSettings], name: str, given: Any) -> Any:

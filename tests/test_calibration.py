@@ -23,11 +23,10 @@ from rerank_plugin.finetune.calibration import (
     crossed,
     fit,
     reliability,
-    sigmoid,
     thresholds,
 )
 from rerank_plugin.finetune.split import halves
-from rerank_plugin.normalization import normalize
+from rerank_plugin.normalization import normalize, sigmoid
 from rerank_plugin.settings import RerankSettings
 
 from .conftest import build_model, easy_groups, write_lines

@@ -350,6 +350,13 @@ def test_spawned_processes_work(
     assert found == reranker.rank("dog", TEXTS[:5])[0].index
 
 
+def ended(program: str, model: Path) -> tuple[int, str, str]:
+    """How a program ends: exit code, and what it wrote to stdout and stderr."""
+    command = [sys.executable, "-c", program, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
 def test_python_ends_cleanly(tiny_model: Path) -> None:
     """With a task that is cancelled, daemons that wait, a thread that goes on, a call at exit."""
     program = (
@@ -373,9 +380,7 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
         "    threading.Thread(target=reranker.score, args=(many,), daemon=True).start()\n"
         "while not queue._waiting: pass\n"
     )
-    command = [sys.executable, "-c", program, str(tiny_model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "100\n100\n", "")
+    assert ended(program, tiny_model) == (0, "100\n100\n", "")
 
 
 def test_python_waits_for_a_model_to_be_freed(tiny_model: Path) -> None:
@@ -394,16 +399,15 @@ def test_python_waits_for_a_model_to_be_freed(tiny_model: Path) -> None:
         "del reranker\n"
         "gone.wait()\n"
     )
-    command = [sys.executable, "-c", program, str(tiny_model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "freed\n", "")
+    assert ended(program, tiny_model) == (0, "freed\n", "")
 
 
 def test_a_closed_queue_says_so(reranker: Reranker) -> None:
     with busy(reranker):
         waiting = reranker._queue.submit(pairs("dog", 2))
         reranker._queue.close()
-    reranker._queue.join()
+    assert reranker._queue._thread is not None
+    reranker._queue._thread.join()
     assert not waiting.done()
     assert waiting.cancel()
     with pytest.raises(CancelledError):
