@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 64,
 }
+#: Draws the order of a tokenizer's pieces, and by it the tiny models.
+NUMBERING = 2
+
 SPECIAL = {
     "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
     "xlm-roberta": ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
@@ -54,6 +58,27 @@ SPECIAL = {
 
 def sample_texts() -> list[str]:
     return [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
+
+
+def number_anew(tokenizer: Tokenizer, special: list[str]) -> None:
+    """Give pieces the same numbers in every process: trainers number them as hashes fall.
+
+    Otherwise every process tests a model of its own, some of which rank well, or as badly as can
+    be, before they are trained. In an order that is drawn once, so that none of this holds.
+    """
+    model = json.loads(tokenizer.to_str())["model"]
+    if model["type"] not in ("WordPiece", "Unigram"):
+        return
+    scores = dict(model["vocab"])
+    pieces = sorted(set(scores) - set(special))
+    random.Random(NUMBERING).shuffle(pieces)
+    pieces = [*special, *pieces]
+    if model["type"] == "Unigram":
+        vocabulary = [(piece, scores[piece]) for piece in pieces]
+        tokenizer.model = models.Unigram(vocabulary, pieces.index(special[1]), False)
+    else:
+        numbers = {piece: number for number, piece in enumerate(pieces)}
+        tokenizer.model = models.WordPiece(numbers, unk_token=model["unk_token"])
 
 
 def train_tokenizer(family: str) -> PreTrainedTokenizerFast:
@@ -91,6 +116,7 @@ def train_tokenizer(family: str) -> PreTrainedTokenizerFast:
         template, inputs = f"{start} $A {end}", ["input_ids", "token_type_ids", "attention_mask"]
         pair = f"{start} $A {end} $B:1 {end}:1"
     tokenizer.train_from_iterator(sample_texts(), trainer)
+    number_anew(tokenizer, special)
     places = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template, pair=pair, special_tokens=places

@@ -163,7 +163,7 @@ def train(model: Path, folder: Path, **options: Any) -> Path:
 
 
 def test_a_run_leaves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
-    folder = train(tiny_model, tmp_path / "out")
+    folder = train(tiny_model, tmp_path / "out", total_epoch=4)
     settings = RerankSettings.read(folder)
     assert settings.calibration is not None
     assert settings.calibration["queries"] == 30
