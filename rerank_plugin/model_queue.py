@@ -65,6 +65,8 @@ class Job:
         batches: What of them is not scored yet.
         due: What the model has scored, in cost, when this job's turn has come at the latest.
         adapter: Which of the model's adapters scores it; a batch has one.
+        caller: Whose it is; a batch has no two jobs of a caller, so that what a lone caller gets
+            does not depend on how many of its jobs waited.
         progress: Told how many pairs have been scored, whenever more are.
     """
 
@@ -72,6 +74,7 @@ class Job:
     batches: deque[Batch]
     due: float
     adapter: str | None
+    caller: object
     progress: Callable[[int], Any] | None
     future: "Future[Logits]" = field(default_factory=Future)
     logits: Logits = field(init=False)
@@ -151,10 +154,12 @@ class ModelQueue:
         progress: Callable[[int], Any] | None = None,
         *,
         adapter: str | None = None,
+        caller: object = None,
     ) -> "Future[Logits]":
         """Encode pairs in this thread and hand them over; waits while there is no room.
 
-        A future that is cancelled frees its room, and what is not scored yet is dropped.
+        A future that is cancelled frees its room, and what is not scored yet is dropped. Jobs of
+        the same `caller` do not share batches; without one a job shares them with any other.
 
         Raises:
             QueueError: the process was forked, or the model is closed.
@@ -162,7 +167,7 @@ class ModelQueue:
         """
         with self._room(len(pairs)) as ticket:
             ticket.result()
-            return self._hand_over(*self._encode(pairs), progress, adapter)
+            return self._hand_over(*self._encode(pairs), adapter, caller or object(), progress)
 
     async def score(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """The raw logits of pairs, `[pairs]`, without blocking the event loop.
@@ -172,7 +177,7 @@ class ModelQueue:
         with self._room(len(pairs)) as ticket:
             await asyncio.wrap_future(ticket)
             encoded, batches = await self.beside_loop(self._encode, pairs)
-            future = self._hand_over(encoded, batches, None, adapter)
+            future = self._hand_over(encoded, batches, adapter, object(), None)
         return await asyncio.wrap_future(future)
 
     async def beside_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -230,13 +235,14 @@ class ModelQueue:
         self,
         encoded: EncodedPairs,
         batches: deque[Batch],
-        progress: Callable[[int], Any] | None,
         adapter: str | None,
+        caller: object,
+        progress: Callable[[int], Any] | None,
     ) -> "Future[Logits]":
         with self._changed:
             self.check()
             due = self._scored + sum(batch.cost for batch in batches)
-            job = Job(encoded, batches, due, adapter, progress)
+            job = Job(encoded, batches, due, adapter, caller, progress)
             job.future.add_done_callback(lambda _: self._leave(len(encoded.places)))
             self._insert(job)
             if self._thread is None:
@@ -280,9 +286,11 @@ class ModelQueue:
         """A batch of the first job, filled up from its next ones and from the jobs behind it."""
         adapter, room = self._waiting[0].adapter, float(self._scorer.token_budget)
         taken: list[tuple[Job, Batch]] = []
+        callers: set[object] = set()
         for job in self._waiting:
-            if job.adapter != adapter:
+            if job.adapter != adapter or job.caller in callers:
                 continue
+            callers.add(job.caller)
             while job.batches:
                 if taken and (job.batches[0].cost > room or not self._scorer.packs):
                     # Among pairs of other lengths a padded batch would only be padded more.

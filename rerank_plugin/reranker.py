@@ -214,9 +214,10 @@ class Reranker:
         adapter = self._checked(adapter)
         self._queue.check()
         coming: deque[Future[Logits]] = deque()
+        call = object()
         try:
             for part in parts(pairs):
-                coming.append(self._queue.submit(part, progress, adapter=adapter))
+                coming.append(self._queue.submit(part, progress, adapter=adapter, caller=call))
                 if len(coming) > 1:
                     yield coming[0].result()
                     coming.popleft()

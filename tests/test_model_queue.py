@@ -107,6 +107,17 @@ def test_what_waits_is_scored_together(reranker: Reranker) -> None:
     assert gate.batches == [1, 10]
 
 
+def test_parts_of_one_call_do_not_share_batches(reranker: Reranker) -> None:
+    """Or its scores' last digits would depend on how far ahead it was read."""
+    call = object()
+    with busy(reranker) as gate:
+        futures = [reranker._queue.submit(pairs(f"dog {i}", 2), caller=call) for i in range(3)]
+        futures.append(reranker._queue.submit(pairs("cat", 3)))
+    for future in futures:
+        future.result(60)
+    assert gate.batches == [1, 2 + 3, 2, 2]
+
+
 def test_three_documents_pass_ten_thousand(reranker: Reranker) -> None:
     done: list[str] = []
     with busy(reranker) as gate:
@@ -364,10 +375,11 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
         "torch.set_num_threads(1)\n"
         "from rerank_plugin import Reranker\n"
         "texts = [f'text {i} of some words' for i in range(100)]\n"
+        "many = [f'{i}' for i in range(20_000)]\n"
         "reranker = Reranker(sys.argv[1])\n"
         "queue = reranker._queue\n"
         "async def main():\n"
-        "    task = asyncio.create_task(reranker.arank('a', texts * 99))\n"
+        "    task = asyncio.create_task(reranker.arank('a', many))\n"
         "    while not queue._waiting: await asyncio.sleep(0)\n"
         "asyncio.run(main())\n"
         "def go_on():\n"
@@ -375,9 +387,9 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
         "    print(len(reranker.rank('a', texts)))\n"
         "threading.Thread(target=go_on).start()\n"
         "atexit.register(lambda: print(len(reranker.rank('b', texts))))\n"
-        "many = [('a', f'{i}') for i in range(20_000)]\n"
+        "many_pairs = [('a', text) for text in many]\n"
         "for _ in range(3):\n"
-        "    threading.Thread(target=reranker.score, args=(many,), daemon=True).start()\n"
+        "    threading.Thread(target=reranker.score, args=(many_pairs,), daemon=True).start()\n"
         "while not queue._waiting: pass\n"
     )
     assert ended(program, tiny_model) == (0, "100\n100\n", "")
