@@ -100,7 +100,7 @@ def scored(model: Path, groups: Path, work: Path) -> Any:
         assert logits is not None
         np.savez(place, logits=np.concatenate(logits))
     ends = np.cumsum([len(group.documents) for group in read])[:-1]
-    return Scored.of_groups(np.split(np.load(place)["logits"], ends), read)
+    return Scored.of_queries(np.split(np.load(place)["logits"], ends), read)
 
 
 def thresholds_kept(found: Any) -> dict[str, list[tuple[int, int, int]]]:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from rerank_plugin.normalization import sigmoid
 from rerank_plugin.scoring import Logits
 
-from .groups import Group, query_fingerprint
+from .groups import query_fingerprint
+from .judged import Judged
 from .split import Hashes, halves
 
 Numbers = npt.NDArray[np.float64]
@@ -40,7 +41,7 @@ STEPS = 100
 class Scored:
     """Logits of all candidates of some queries, whether each is right, and whose it is, `[pairs]`.
 
-    Every query counts as one group, whatever groups it stands in.
+    Every query counts as one, whatever groups it stands in.
     """
 
     logits: Numbers
@@ -48,15 +49,15 @@ class Scored:
     queries: Hashes
 
     @classmethod
-    def of_groups(cls, logits: Sequence[Logits], groups: Iterable[Group]) -> Self:
-        """The logits of every group's candidates, in their order."""
-        labels, queries = [], []
-        for group in groups:
-            labels.append(np.array(group.labels) > 0)
-            queries.append(np.full(len(group.labels), query_fingerprint(group.query), np.uint64))
+    def of_queries(cls, logits: Sequence[Logits], judged: Iterable[Judged]) -> Self:
+        """The logits of every query's candidates, in their order."""
+        right, queries = [], []
+        for own in judged:
+            right.append(np.array(own.labels) > 0)
+            queries.append(np.full(len(own.labels), query_fingerprint(own.query), np.uint64))
         return cls(
             np.concatenate(logits).astype(np.float64),
-            np.concatenate(labels),
+            np.concatenate(right),
             np.concatenate(queries),
         )
 

@@ -1,6 +1,8 @@
-"""`rerank-plugin evaluate`: how well a model ranks groups, alone or beside a baseline."""
+"""`rerank-plugin evaluate`: how well models rank what is judged, alone or beside a baseline."""
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,23 +11,51 @@ from rerank_plugin.errors import CheckFailedError, OptionError
 from rerank_plugin.jsonl import SkippedLines, write_json
 from rerank_plugin.options import check_choices, option, say
 
-from .groups import Group, read_groups
 from .progress import bar
-from .tables import print_comparison, print_metrics
+from .tables import print_comparison, print_differences, print_metrics, print_models, print_worst
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
+    from .judged import JudgedQueries
 
 logger = logging.getLogger(__name__)
+
+METRIC = "ndcg@10"
+
+#: What the order in which a run has its documents is called.
+RUN = "the run's order"
 
 
 @dataclass(kw_only=True)
 class EvaluateOptions:
-    """Measure how a model ranks the candidates of groups; ties count against the right ones."""
+    """Measure how models rank the candidates of groups or of a retriever's run.
 
-    model_dir: str = option(help="the model: a hub id, a folder or an adapter folder")
-    data_path: str | list[str] = option(help="groups: .jsonl or .jsonl.gz files, folders or globs")
+    Ties count against the right ones.
+    """
+
+    model_dir: str | list[str] = option(
+        help="the model, or several: hub ids, folders or adapter folders"
+    )
+    data_path: str | list[str] | None = option(
+        None, help="groups: .jsonl or .jsonl.gz files, folders or globs"
+    )
+    run: str | None = option(
+        None,
+        help="instead of groups a TREC run, what a retriever found; without --baseline its "
+        "own order is the baseline",
+    )
+    qrels: str | None = option(
+        None, help="judgements for --run, as trec_eval's or BEIR's; a passage without one is wrong"
+    )
+    queries: str | None = option(None, help="the queries of --run: .jsonl or .tsv")
+    corpus: str | None = option(None, help="the passages of --run: .jsonl or .tsv")
+    top_k: int | None = option(
+        None, help="of every query only the documents that --run puts first; default all"
+    )
     baseline: str | None = option(None, help="a model to compare with, query by query")
+    worst: int = option(
+        3, help="queries that lost most against the baseline, to be shown with their passages"
+    )
     output: str | None = option(None, help="a JSON file for the figures")
     report: str | None = option(
         None, help="a folder for report.html, on the model and its baseline, and its pictures"
@@ -33,31 +63,67 @@ class EvaluateOptions:
     on_bad_line: str = option(
         "error",
         choices=("error", "skip"),
-        help="what a bad line does: end the evaluation, or be skipped, counted and written down",
+        help="what a bad line of groups does: end the evaluation, or be skipped, counted and "
+        "written down",
     )
     max_length: int | None = option(
         None, help="the longest pair in tokens; default: what the model was trained with, else 512"
     )
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 …")
     dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
-    fail_below: float | None = option(None, help="exit code 3 if ndcg@10 is below this")
+    fail_below: float | None = option(None, help="exit code 3 if a model's ndcg@10 is below this")
     fail_if_not_better: bool = option(
-        False, help="exit code 3 if ndcg@10 is not above the baseline's"
+        False, help="exit code 3 if a model's ndcg@10 is not above the baseline's"
     )
     trust_remote_code: bool = option(False, help="run code that comes with the model")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.fail_if_not_better and not self.baseline:
+        self._check_data()
+        if self.fail_if_not_better and not self.has_baseline:
             raise OptionError("fail_if_not_better", "needs a --baseline to be better than")
-        if self.report and not self.baseline:
-            raise OptionError("report", "needs a --baseline to compare with")
-        if self.report and Path(self.report).exists() and not Path(self.report).is_dir():
-            raise OptionError("report", f"{self.report} is a file, a folder is needed")
+        if len(set(self.models)) < len(self.models):
+            raise OptionError("model_dir", "a model stands there twice")
+        if self.worst < 0:
+            raise OptionError("worst", f"{self.worst} is less than 0")
+        if self.report:
+            self._check_report(Path(self.report))
         if self.output and not Path(self.output).absolute().parent.is_dir():
             raise OptionError("output", f"no folder {Path(self.output).absolute().parent}")
         if self.output and Path(self.output).is_dir():
             raise OptionError("output", f"{self.output} is a folder, a file is needed")
+
+    def _check_data(self) -> None:
+        if (self.data_path is None) == (self.run is None):
+            raise OptionError("data_path", "either groups or a --run is needed")
+        for name in ("qrels", "queries", "corpus"):
+            if self.run and getattr(self, name) is None:
+                raise OptionError(name, "is needed for a --run")
+        for name in ("qrels", "queries", "corpus", "top_k"):
+            if not self.run and getattr(self, name) is not None:
+                raise OptionError(name, "is for a --run")
+        if self.top_k is not None and self.top_k < 1:
+            raise OptionError("top_k", f"{self.top_k} is less than 1")
+        if self.run and self.on_bad_line == "skip":
+            raise OptionError("on_bad_line", "skip is for groups")
+
+    def _check_report(self, folder: Path) -> None:
+        if not self.has_baseline:
+            raise OptionError("report", "needs a --baseline to compare with")
+        if len(self.models) > 1:
+            raise OptionError("report", "is on one model and its baseline")
+        if folder.exists() and not folder.is_dir():
+            raise OptionError("report", f"{self.report} is a file, a folder is needed")
+
+    @property
+    def models(self) -> list[str]:
+        """The models, one or several."""
+        return [self.model_dir] if isinstance(self.model_dir, str) else self.model_dir
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether models are compared with something."""
+        return self.baseline is not None or self.run is not None
 
     @property
     def skipped_lines(self) -> Path:
@@ -67,44 +133,129 @@ class EvaluateOptions:
 
 
 def main(options: EvaluateOptions) -> int:
-    """Evaluate, print a table, write the figures."""
+    """Evaluate, print tables, write the figures."""
     from rerank_plugin.loading import check_folder
 
     # Before the first model is measured: that takes time, a wrong name none.
-    for model in filter(None, (options.model_dir, options.baseline)):
+    for model in filter(None, (*options.models, options.baseline)):
         check_folder(model)
-    skipped = SkippedLines(options.skipped_lines) if options.on_bad_line == "skip" else None
-    groups = list(read_groups(options.data_path, skipped))
-    if skipped and skipped.count:
-        logger.warning("%d bad lines skipped, written down in %s", skipped.count, skipped.path)
-    found = evaluate_model(options.model_dir, groups, options)
-    means = found.means
-    record: dict[str, Any] = {"model": options.model_dir, **means, "after": means}
-    if options.baseline:
-        from .metrics import comparison
-
-        baseline = evaluate_model(options.baseline, groups, options)
-        record |= {"baseline": options.baseline, **comparison(baseline.values, found.values)}
-        print_comparison(record["before"], means, record["difference"])
-        if options.report:
-            write_report(options, groups, (baseline, found), record)
-    else:
-        print_metrics(means)
+    with judged_queries(options) as judged:
+        baseline = find_baseline(options, judged)
+        found = {model: evaluate_model(model, judged, options) for model in options.models}
+        records = [figures(model, own, baseline) for model, own in found.items()]
+        tell(records, baseline)
+        if baseline:
+            for model, own in found.items():
+                names = baseline.name, model
+                print_worst(judged, (baseline.evaluation, own), names, options.worst)
+            if options.report:
+                (own,) = found.values()
+                write_report(options, judged, baseline, own, records[0])
     if options.output:
-        write_json(Path(options.output), record)
+        write_json(Path(options.output), records[0] if len(records) == 1 else {"models": records})
         say(f"figures: {options.output}")
-    if options.fail_if_not_better and not record["improved"]:
-        raise CheckFailedError("--fail_if_not_better: the model is not above the baseline")
-    if options.fail_below is not None and means["ndcg@10"] < options.fail_below:
-        problem = f"ndcg@10 {means['ndcg@10']:.4f} is below {options.fail_below}"
-        raise CheckFailedError(f"--fail_below: {problem}")
+    check(options, records)
     return 0
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What models are compared with."""
+
+    name: str
+    evaluation: "Evaluation"
+    #: Whether its scores are a retriever's, on a scale of their own.
+    retrieved: bool
+
+
+@contextmanager
+def judged_queries(options: EvaluateOptions) -> "Iterator[JudgedQueries]":
+    """What models are measured on; every line of it is checked."""
+    if options.run is None:
+        from .dataset import GroupDataset
+        from .index_cache import cache_folder
+
+        assert options.data_path is not None
+        skipped = SkippedLines(options.skipped_lines) if options.on_bad_line == "skip" else None
+        groups = GroupDataset.build(options.data_path, cache_folder(), skipped)
+        if skipped and skipped.count:
+            logger.warning("%d bad lines skipped, written down in %s", skipped.count, skipped.path)
+        yield groups
+        return
+    from .trec_run import open_run
+
+    assert options.qrels and options.queries and options.corpus
+    with open_run(
+        options.run,
+        qrels=options.qrels,
+        queries=options.queries,
+        corpus=options.corpus,
+        top_k=options.top_k,
+    ) as found:
+        for kind, count in found.left_out.items():
+            logger.warning("%d %s are left out", count, kind)
+        yield found
+
+
+def find_baseline(options: EvaluateOptions, judged: "JudgedQueries") -> Baseline | None:
+    """What models are compared with, if anything."""
+    if options.baseline:
+        evaluation = evaluate_model(options.baseline, judged, options)
+        return Baseline(options.baseline, evaluation, retrieved=False)
+    if options.run is None:
+        return None
+    from .trec_run import TrecRun
+
+    assert isinstance(judged, TrecRun)
+    return Baseline(RUN, judged.own_order, retrieved=True)
+
+
+def figures(model: str, found: "Evaluation", baseline: Baseline | None) -> dict[str, Any]:
+    """What `--output` says of a model."""
+    from .metrics import comparison
+
+    means = found.means
+    record: dict[str, Any] = {"model": model, **means, "after": means}
+    if baseline:
+        record |= {
+            "baseline": baseline.name,
+            **comparison(baseline.evaluation.values, found.values),
+        }
+    return record
+
+
+def tell(records: list[dict[str, Any]], baseline: Baseline | None) -> None:
+    """Print the figures as tables."""
+    if len(records) > 1:
+        rows: dict[str, Mapping[str, float]] = {record["model"]: record for record in records}
+        if baseline:
+            rows = {baseline.name: baseline.evaluation.means, **rows}
+        print_models(rows)
+        if baseline:
+            print_differences(baseline.name, records, METRIC)
+    elif baseline:
+        (record,) = records
+        print_comparison(record["before"], record["after"], record["difference"])
+    else:
+        print_metrics(records[0]["after"])
+
+
+def check(options: EvaluateOptions, records: list[dict[str, Any]]) -> None:
+    """Raise a `CheckFailedError` if something that was asked for does not hold."""
+    for record in records:
+        if options.fail_if_not_better and not record["improved"]:
+            problem = f"{record['model']} is not above the baseline"
+            raise CheckFailedError(f"--fail_if_not_better: {problem}")
+        if options.fail_below is not None and record[METRIC] < options.fail_below:
+            problem = f"{METRIC} {record[METRIC]:.4f} of {record['model']}"
+            raise CheckFailedError(f"--fail_below: {problem} is below {options.fail_below}")
 
 
 def write_report(
     options: EvaluateOptions,
-    groups: list[Group],
-    evaluations: tuple["Evaluation", "Evaluation"],
+    judged: "JudgedQueries",
+    baseline: Baseline,
+    found: "Evaluation",
     record: dict[str, Any],
 ) -> None:
     """Write the report of a comparison."""
@@ -113,25 +264,27 @@ def write_report(
     from .calibration import Calibration
     from .report import Report
 
-    assert options.report and options.baseline
-    names = Path(options.baseline).name, Path(options.model_dir).name
+    assert options.report
+    (model,) = options.models
+    names = Path(baseline.name).name, Path(model).name
     if names[0] == names[1]:
-        names = options.baseline, options.model_dir
-    data = {"data_path": options.data_path, "queries": len(groups)}
+        names = baseline.name, model
+    data = {"data_path": options.data_path, "run": options.run, "queries": len(judged)}
     report = Report(
         title=f"{names[0]} and {names[1]}",
         names=names,
-        groups=groups,
-        evaluations=evaluations,
+        judged=judged,
+        evaluations=(baseline.evaluation, found),
         difference=record["difference"],
-        calibration=Calibration.of(evaluations[1].scored(groups)),
-        facts={"data": data, "of the second": asdict(RerankSettings.read(Path(options.model_dir)))},
+        retrieved_first=baseline.retrieved,
+        calibration=Calibration.of(found.scored(judged)),
+        facts={"data": data, "of the second": asdict(RerankSettings.read(Path(model)))},
     )
     report.write(Path(options.report))
     say(f"report: {Path(options.report) / 'report.html'}")
 
 
-def evaluate_model(model: str, groups: list[Group], options: EvaluateOptions) -> "Evaluation":
+def evaluate_model(model: str, judged: "JudgedQueries", options: EvaluateOptions) -> "Evaluation":
     """Evaluate one model, with a bar on stderr."""
     from rerank_plugin.reranker import Reranker
 
@@ -144,6 +297,6 @@ def evaluate_model(model: str, groups: list[Group], options: EvaluateOptions) ->
         max_length=options.max_length,
         trust_remote_code=options.trust_remote_code,
     )
-    pairs = sum(len(group.documents) for group in groups)
+    pairs = sum(len(own.documents) for own in judged)
     with bar(Path(model).name, "pair", pairs) as progress:
-        return evaluate_groups(reranker, groups, progress=progress.update)
+        return evaluate_groups(reranker, judged, progress=progress.update)

@@ -1,8 +1,7 @@
-"""How well a scorer ranks groups: metrics for every query, and the loss."""
+"""How well a scorer ranks the candidates of queries: metrics for every query, and the loss."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,13 +12,14 @@ from rerank_plugin.encoding import Pair
 from rerank_plugin.scoring import Logits
 
 from .calibration import Scored
-from .groups import Group
+from .corpus import in_batches
+from .judged import Judged
 from .losses.contract import Loss
-from .metrics import Values, mean_metrics, query_metrics
+from .metrics import METRICS, Ranking, Values, mean_metrics, query_metrics
 from .sampling import Sample
 
-#: Groups whose pairs are scored together; enough for the pairs to sort well by length.
-GROUPS_AT_ONCE = 256
+#: Queries whose pairs are scored together; enough for the pairs to sort well by length.
+QUERIES_AT_ONCE = 256
 
 
 class ScoresPairs(Protocol):
@@ -37,13 +37,13 @@ class Evaluation:
     values: dict[str, Values]
     #: 0 where no loss was asked for.
     loss: float
-    #: Of every group the logits of its candidates, in their order; not in every record.
+    #: Of every query the logits of its candidates, in their order; not in every record.
     logits: list[Logits] | None = None
 
-    def scored(self, groups: Iterable[Group]) -> Scored:
-        """The logits of all candidates of the groups that were evaluated."""
+    def scored(self, judged: Iterable[Judged]) -> Scored:
+        """The logits of all candidates of the queries that were evaluated."""
         assert self.logits is not None, "an evaluation without its logits"
-        return Scored.of_groups(self.logits, groups)
+        return Scored.of_queries(self.logits, judged)
 
     @property
     def means(self) -> dict[str, float]:
@@ -69,42 +69,41 @@ class Evaluation:
 
 def evaluate_groups(
     scorer: ScoresPairs,
-    groups: Iterable[Group],
+    judged: Iterable[Judged],
     loss: Loss | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Evaluation:
-    """Rank every group's candidates, and look where the right ones end up.
+    """Rank every query's candidates, and look where the right ones end up.
+
+    What has been evaluated is kept as scores, not as texts.
 
     Args:
         scorer: What is evaluated.
-        groups: All their candidates are scored, whatever size groups have in training.
-        loss: Its mean over groups is computed too, over all candidates of each.
+        judged: Groups, or what a retriever found; all their candidates are scored, whatever size
+            groups have in training.
+        loss: Its mean over queries is computed too, over all candidates of each.
         progress: Called with a number of pairs whenever that many more are scored.
     """
-    rankings: list[tuple[Logits, list[int]]] = []
+    values: list[dict[str, Values]] = []
+    logits_of_queries: list[Logits] = []
     loss_sum = 0.0
-    for part in in_parts(groups, GROUPS_AT_ONCE):
-        pairs = [pair for group in part for pair in group_pairs(group)]
+    for part in in_batches(judged, QUERIES_AT_ONCE):
+        pairs = [(own.query, document) for own in part for document in own.documents]
         logits = scorer.logits(pairs, progress)
-        sizes = [len(group.documents) for group in part]
-        labels = [label for group in part for label in group.labels]
+        sizes = [len(own.documents) for own in part]
+        labels = [own.labels for own in part]
         if loss:
-            tensors = torch.from_numpy(logits), torch.tensor(labels, dtype=torch.float32)
-            loss_sum += float(loss(*tensors, sizes, teacher_scores(part)))
-        start = 0
-        for group, size in zip(part, sizes, strict=True):
-            rankings.append((logits[start : start + size], group.labels))
-            start += size
-    logits_of_groups = [logits for logits, _ in rankings]
-    return Evaluation(query_metrics(rankings), loss_sum / len(rankings), logits_of_groups)
+            flat = torch.tensor([label for own in labels for label in own], dtype=torch.float32)
+            loss_sum += float(loss(torch.from_numpy(logits), flat, sizes, teacher_scores(part)))
+        found = np.split(logits, np.cumsum(sizes)[:-1])
+        logits_of_queries += found
+        missed = [own.missed for own in part]
+        values.append(query_metrics(map(Ranking, found, labels, missed)))
+    joined = {name: np.concatenate([part[name] for part in values]) for name in METRICS}
+    return Evaluation(joined, loss_sum / len(logits_of_queries), logits_of_queries)
 
 
-def group_pairs(group: Group) -> list[Pair]:
-    """A group's (query, document) pairs, the right ones first."""
-    return [(group.query, document) for document in group.documents]
-
-
-def teacher_scores(groups: Iterable[Group | Sample]) -> Tensor | None:
+def teacher_scores(groups: Iterable[Judged | Sample]) -> Tensor | None:
     """The teacher's scores of all pairs, float32 `[pairs]`; None if a group has none."""
     scores: list[float] = []
     for group in groups:
@@ -112,10 +111,3 @@ def teacher_scores(groups: Iterable[Group | Sample]) -> Tensor | None:
             return None
         scores += group.teacher
     return torch.tensor(scores, dtype=torch.float32)
-
-
-def in_parts(groups: Iterable[Group], size: int) -> Iterator[Sequence[Group]]:
-    """Groups in lists of at most `size`."""
-    iterator = iter(groups)
-    while part := list(islice(iterator, size)):
-        yield part

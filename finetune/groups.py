@@ -35,6 +35,11 @@ class Group:
         return [1] * len(self.pos) + [0] * len(self.neg)
 
     @property
+    def missed(self) -> list[int]:
+        """A group has all its right passages."""
+        return []
+
+    @property
     def teacher(self) -> list[float] | None:
         """The teacher's scores in the order of `documents`, where all of them have one."""
         if self.pos_scores is None or self.neg_scores is None:

@@ -1,7 +1,7 @@
 """Ranking metrics by trec_eval, and the paired comparison of two models."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +24,31 @@ TREC_MEASURES = {"ndcg_cut.10", "recip_rank", "map", "success.1,3", "recall.10"}
 EQUAL = 1e-9
 
 Values = npt.NDArray[np.float64]
-Candidates = tuple[npt.NDArray[np.float32], Sequence[int]]
 
 
-def query_metrics(rankings: Iterable[Candidates]) -> dict[str, Values]:
+class Ranking(NamedTuple):
+    """How a query's candidates were scored, and how good they are."""
+
+    #: `[candidates]`
+    scores: npt.NDArray[np.float32]
+    #: Of every candidate, 0 for a wrong one.
+    grades: Sequence[int]
+    #: Grades of judged documents that are not among the candidates.
+    missed: Sequence[int] = ()
+
+
+def query_metrics(rankings: Iterable[Ranking]) -> dict[str, Values]:
     """Every metric for every query, each an array `[queries]`.
 
-    Args:
-        rankings: For each query the scores of its candidates and their grades, 0 for a wrong one.
-            Ties are counted against the right ones, so that a model that gives every candidate the
-            same score looks as bad as it is.
+    Ties are counted against the better documents, so that a model that gives every candidate the
+    same score looks as bad as it is.
     """
     values: dict[str, list[float]] = {name: [] for name in METRICS}
-    for scores, grades in rankings:
+    for scores, grades, missed in rankings:
         worst_first = np.lexsort((np.asarray(grades), -scores))
         # trec_eval breaks ties its own way: places leave it none.
         run = {str(index): float(-place) for place, index in enumerate(worst_first)}
-        judged = {str(index): int(grade) for index, grade in enumerate(grades)}
+        judged = {str(index): int(grade) for index, grade in enumerate([*grades, *missed])}
         evaluator = pytrec_eval.RelevanceEvaluator({"query": judged}, TREC_MEASURES)
         found = evaluator.evaluate({"query": run})["query"]
         # trec_eval knows no cut for the reciprocal rank: behind place 10 it counts nothing.

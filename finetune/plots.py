@@ -1,7 +1,7 @@
 """Pictures of a run and of what two models make of the same queries."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,12 @@ def curves(history: Sequence[dict[str, float]]) -> Figure:
     return figure
 
 
-def distributions(scores: Sequence[Numbers], right: Flags, names: Sequence[str]) -> Figure:
-    """How the scores of right and wrong documents lie, one model above the other."""
-    figure = Figure(figsize=(SIZE[0], 4.2), layout="constrained")
-    for axes, own, name in zip(figure.subplots(2, 1, sharex=True), scores, names, strict=True):
-        edges = np.histogram_bin_edges(np.concatenate(scores), 40)
+def distributions(scores: Mapping[str, Numbers], right: Flags) -> Figure:
+    """How the scores of right and wrong documents lie, by names, one above the other."""
+    figure = Figure(figsize=(SIZE[0], 0.8 + 1.7 * len(scores)), layout="constrained")
+    edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), 40)
+    rows = figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, own) in zip(rows, scores.items(), strict=True):
         for flags, colour, label in ((right, RIGHT, "right"), (~right, WRONG, "wrong")):
             weights = np.full(int(flags.sum()), 1 / max(1, flags.sum()))
             axes.hist(own[flags], edges, weights=weights, color=colour, alpha=0.55, label=label)
@@ -66,11 +67,11 @@ def distributions(scores: Sequence[Numbers], right: Flags, names: Sequence[str])
     return figure
 
 
-def reliability_curves(found: Sequence[tuple[str, Numbers]], right: Flags) -> Figure:
-    """How often documents of a score are right, beside what the score says."""
+def reliability_curves(found: Mapping[str, Numbers], right: Flags) -> Figure:
+    """How often documents of a score are right, beside what the score says, by names."""
     figure, axes = empty()
     axes.plot((0, 1), (0, 1), color="#8a8f98", linestyle=":", label="as it should be")
-    for name, probabilities in found:
+    for name, probabilities in found.items():
         means, shares, _ = zip(*reliability(probabilities, right), strict=True)
         axes.plot(means, shares, marker="o", markersize=4, label=name)
     axes.set(xlabel="score", ylabel="share of right documents", xlim=(0, 1), ylim=(0, 1))

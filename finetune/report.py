@@ -14,22 +14,27 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rerank_plugin.jsonl import write_text
-from rerank_plugin.normalization import normalize, order, sigmoid
+from rerank_plugin.normalization import normalize, sigmoid
 from rerank_plugin.settings import RerankSettings
 
 from . import plots
 from .calibration import Calibration, crossed, meaning
 from .evaluation import Evaluation
-from .groups import Group
+from .judged import JudgedQueries
 from .metrics import METRICS
+from .side_by_side import (
+    METRIC,
+    SideBySide,
+    first_right,
+    gains,
+    most_hurt,
+    most_improved,
+    shortened,
+    side_by_side,
+)
 
 #: Queries whose rankings are shown, of the most improved ones and of the most hurt ones each.
 SHOWN = 10
-
-#: Documents of a ranking that are shown, and characters of each.
-PLACES, CHARACTERS = 3, 400
-
-METRIC = "ndcg@10"
 
 PACKAGES = ("rerank-plugin", "torch", "transformers", "peft")
 
@@ -56,16 +61,18 @@ footer { margin: 3rem 0 1rem; opacity: .7; font-size: .85rem }
 
 @dataclass(frozen=True)
 class Report:
-    """What is told of two models on the same groups."""
+    """What is told of two models on the same queries."""
 
     title: str
     #: What the first and the second model are called.
     names: tuple[str, str]
-    groups: Sequence[Group]
+    judged: JudgedQueries
     #: Of each model, with its logits.
     evaluations: tuple[Evaluation, Evaluation]
     #: `paired_difference` of both.
     difference: Mapping[str, Any]
+    #: Whether the first's scores are a retriever's, on a scale of their own.
+    retrieved_first: bool = False
     #: How logits become the scores that are shown.
     normalize: str = "sigmoid"
     #: That of the second model, if it has one.
@@ -85,38 +92,33 @@ class Report:
 
     def pictures(self) -> dict[str, Figure]:
         """All pictures by name."""
-        scored = [evaluation.scored(self.groups) for evaluation in self.evaluations]
-        right = scored[0].right
-        scores = [self.scores(own.logits) for own in scored]
+        second = self.evaluations[1].scored(self.judged)
+        scored = {self.names[1]: second}
+        if not self.retrieved_first:
+            scored = {self.names[0]: self.evaluations[0].scored(self.judged), **scored}
         found = {}
         if self.history:
             found["training_curves"] = plots.curves(self.history)
-        found["differences"] = plots.differences(self.delta)
-        found["scores"] = plots.distributions(scores, right, self.names)
-        curves = [
-            (f"{name}, sigmoid", sigmoid(own.logits))
-            for name, own in zip(self.names, scored, strict=True)
-        ]
-        calibrated = crossed(scored[1]) if self.calibration else None
+        found["differences"] = plots.differences(gains(self.evaluations))
+        scores = {name: self.scores(own.logits) for name, own in scored.items()}
+        found["scores"] = plots.distributions(scores, second.right)
+        curves = {f"{name}, sigmoid": sigmoid(own.logits) for name, own in scored.items()}
+        calibrated = crossed(second) if self.calibration else None
         if calibrated is not None:
-            curves.append((f"{self.names[1]}, calibrated", calibrated))
-        found["reliability"] = plots.reliability_curves(curves, right)
+            curves[f"{self.names[1]}, calibrated"] = calibrated
+        found["reliability"] = plots.reliability_curves(curves, second.right)
         return found
 
     def scores(self, logits: Any) -> Any:
         """Logits as the scores that are shown."""
         return normalize(np.asarray(logits, np.float32), self.normalize, RerankSettings())
 
-    @property
-    def delta(self) -> Any:
-        """What every query gains in nDCG@10, `[groups]`."""
-        return self.evaluations[1].values[METRIC] - self.evaluations[0].values[METRIC]
-
     def html(self, pictures: Mapping[str, bytes]) -> str:
         """The whole file."""
-        best = np.argsort(-self.delta, kind="stable")
-        gains = [place for place in best[:SHOWN] if self.delta[place] > 0]
-        losses = [place for place in best[::-1][:SHOWN] if self.delta[place] < 0]
+        improved, hurt = (
+            side_by_side(self.judged, self.evaluations, of(self.evaluations, SHOWN))
+            for of in (most_improved, most_hurt)
+        )
         sections = [
             self.verdict(),
             section("Figures", self.figures()),
@@ -125,8 +127,8 @@ class Report:
                 for name, contents in pictures.items()
             ),
             section("Scores as probabilities", self.meaning()) if self.calibration else "",
-            section("Most improved queries", "".join(self.query(place) for place in gains)),
-            section("Most hurt queries", "".join(self.query(place) for place in losses)),
+            section("Most improved queries", "".join(map(self.query, improved))),
+            section("Most hurt queries", "".join(map(self.query, hurt))),
             *(
                 section(title.capitalize(), facts_table(facts))
                 for title, facts in {**self.facts, "environment": environment()}.items()
@@ -151,7 +153,7 @@ class Report:
         told = words.get(kind, "no difference beyond chance")
         return (
             f'<p class="verdict {kind}">nDCG@10 {before:.4f} → <strong>{after:.4f}</strong> on '
-            f"{len(self.groups)} queries: {self.difference[METRIC]:+.4f} "
+            f"{len(self.judged)} queries: {self.difference[METRIC]:+.4f} "
             f"(95% interval {low:+.4f} to {high:+.4f}), {told}.</p>"
         )
 
@@ -185,30 +187,26 @@ class Report:
         rows = [(name, f"{score:.4f}") for name, score in found.items()]
         return text + (table(("threshold", "score (sigmoid)"), rows) if rows else "")
 
-    def query(self, place: int) -> str:
+    def query(self, own: SideBySide) -> str:
         """A query with the best documents of both models."""
-        group = self.groups[place]
-        values = [own.values[METRIC][place] for own in self.evaluations]
-        parts = [
-            f"<details><summary>{escape(group.query)} ({values[0]:.3f} → {values[1]:.3f})</summary>"
-        ]
-        for name, evaluation in zip(self.names, self.evaluations, strict=True):
+        change = f"{own.before.value:.3f} → {own.after.value:.3f}"
+        parts = [f"<details><summary>{escape(own.judged.query)} ({change})</summary>"]
+        models = zip(self.names, self.evaluations, (own.before, own.after), strict=True)
+        for number, (name, evaluation, ranked) in enumerate(models):
             assert evaluation.logits is not None
-            logits = evaluation.logits[place]
-            scores, ranking = self.scores(logits), order(logits)
-            first = next(i for i, index in enumerate(ranking, 1) if group.labels[index])
-            parts.append(f"<h4>{escape(name)}: first right document in place {first}</h4><ol>")
-            for index in ranking[:PLACES]:
-                kind = "right" if group.labels[index] else "wrong"
-                text = group.documents[index]
-                shown = text[:CHARACTERS] + ("…" if len(text) > CHARACTERS else "")
+            scores = evaluation.logits[own.place]
+            if number or not self.retrieved_first:
+                scores = self.scores(scores)
+            parts.append(f"<h4>{escape(name)}: {first_right(ranked)}</h4><ol>")
+            for index in ranked.best:
+                kind = "right" if own.judged.labels[index] > 0 else "wrong"
                 parts.append(
                     f'<li><span class="{kind}">{kind}, {scores[index]:.4f}</span> '
-                    f"{escape(shown)}</li>"
+                    f"{escape(shortened(own.judged.documents[index]))}</li>"
                 )
             parts.append("</ol>")
-        right = "</li><li>".join(escape(text[:CHARACTERS]) for text in group.pos)
-        parts.append(f"<h4>right documents</h4><ul><li>{right}</li></ul></details>")
+        right = "".join(f"<li>{escape(text)}</li>" for text in own.right)
+        parts.append(f"<h4>right documents</h4><ul>{right}</ul></details>")
         return "".join(parts)
 
 

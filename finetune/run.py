@@ -330,8 +330,7 @@ class Run:
         with saving(model.with_suffix(".new")):
             if config.merge:
                 merge_adapter(model, trust_remote_code=config.trust_remote_code)
-            groups = list(self.data.reporting)
-            calibration = Calibration.of(after.scored(groups))
+            calibration = Calibration.of(after.scored(self.data.reporting))
             if config.fold_calibration:
                 self.fold(calibration)
             meaning = calibration.settings(folded=config.fold_calibration) if calibration else {}
@@ -353,7 +352,7 @@ class Run:
             report = Report(
                 title=f"Reranker fine-tuned from {Path(config.model_name_or_path).name}",
                 names=("before", "after"),
-                groups=groups,
+                judged=self.data.reporting,
                 evaluations=(before, after),
                 difference=metrics["difference"],
                 normalize=settings.normalize,

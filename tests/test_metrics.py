@@ -3,11 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugin.finetune.metrics import METRICS, comparison, mean_metrics, query_metrics
+from rerank_plugin.finetune.metrics import (
+    METRICS,
+    Ranking,
+    comparison,
+    mean_metrics,
+    query_metrics,
+)
 
 
 def one(scores: list[float], grades: list[int]) -> dict[str, float]:
-    means = mean_metrics(query_metrics([(np.array(scores, np.float32), grades)]))
+    means = mean_metrics(query_metrics([Ranking(np.array(scores, np.float32), grades)]))
     assert means.pop("queries") == 1
     return means
 

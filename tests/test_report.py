@@ -15,7 +15,7 @@ from rerank_plugin.cli import main
 from rerank_plugin.finetune.calibration import Calibration, Scored
 from rerank_plugin.finetune.evaluation import Evaluation
 from rerank_plugin.finetune.groups import Group
-from rerank_plugin.finetune.metrics import paired_difference, query_metrics
+from rerank_plugin.finetune.metrics import Ranking, paired_difference, query_metrics
 from rerank_plugin.finetune.report import Report
 
 from .conftest import build_model, easy_groups, write_lines
@@ -29,7 +29,7 @@ def evaluation(groups: list[Group], seed: int, gain: float) -> Evaluation:
         (random.normal(0, 1, len(group.documents)) + gain * np.array(group.labels)).astype("f4")
         for group in groups
     ]
-    rankings = [(own, group.labels) for own, group in zip(logits, groups, strict=True)]
+    rankings = [Ranking(own, group.labels) for own, group in zip(logits, groups, strict=True)]
     return Evaluation(query_metrics(rankings), 0.0, logits)
 
 
@@ -49,10 +49,10 @@ def folder(groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> Pat
     Report(
         title="A report <of> mine",
         names=("before", "after"),
-        groups=groups,
+        judged=groups,
         evaluations=(before, after),
         difference=paired_difference(before.values, after.values),
-        calibration=Calibration.of(Scored.of_groups(after.logits, groups)),
+        calibration=Calibration.of(Scored.of_queries(after.logits, groups)),
         history=[{"step": 1, "loss": 2.0}, {"step": 1, "ndcg@10": 0.5}],
         facts={"options": {"lr": 2e-4, "note": "<i>"}},
     ).write(folder)
