@@ -4,6 +4,7 @@ from rerank_plugin.errors import CheckFailedError
 from rerank_plugin.options import say
 
 from .config import FinetuneConfig
+from .processes import rank
 from .tables import print_comparison
 
 __all__ = ["FinetuneConfig", "main"]
@@ -14,6 +15,8 @@ def main(config: FinetuneConfig) -> int:
     from .run import finetune
 
     result = finetune(config)
+    if rank() > 0:
+        return 0
     print_comparison(result.before, result.after, result.difference)
     folder = result.model_dir
     if not result.improved:

@@ -63,6 +63,8 @@ def train(model: Path, data: Path, folder: Path, *, processes: int, batch_size: 
         [*start, "train", *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    # One process speaks.
+    assert (done.stdout.count("won, lost"), done.stderr.count("\nmodel: ")) == (1, 1)
     return folder
 
 
