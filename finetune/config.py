@@ -8,7 +8,7 @@ from typing import Any
 from rerank_plugin.errors import OptionError
 from rerank_plugin.options import check_choices, option
 
-from .losses import LOSSES, parse_loss
+from .losses import DEFAULT_LOSS, LOSSES, parse_loss
 from .processes import world_size
 
 #: Our spellings of what transformers.TrainingArguments has under another name.
@@ -88,9 +88,11 @@ class FinetuneConfig:
     train_group_size: int = option(
         8, help="passages of a group in a step: one right one, the rest wrong ones"
     )
-    loss: str = option(
-        "softmax_cross_entropy",
-        help=f"{', '.join(LOSSES)}, or a weighted sum such as softmax_cross_entropy+0.1:ranknet",
+    loss: str | None = option(
+        None,
+        help=f"{', '.join(LOSSES)}, or a weighted sum such as softmax_cross_entropy+0.1:ranknet; "
+        f"default {DEFAULT_LOSS[True]} for a fresh head, {DEFAULT_LOSS[False]} for a trained "
+        "reranker",
     )
     temperature: float | None = option(
         None, help="of --loss kl_divergence: above 1 the teacher's scores are softer; default 1"
@@ -221,7 +223,7 @@ class FinetuneConfig:
         self._check("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1)")
 
     def _check_loss(self) -> None:
-        losses = [term.name for term in parse_loss(self.loss)]
+        losses = [] if self.loss is None else [term.name for term in parse_loss(self.loss)]
         if self.temperature is not None:
             self._check("temperature", "kl_divergence" in losses, "is for --loss kl_divergence")
             self._check("temperature", 0 < self.temperature < inf, "must be a number above 0")

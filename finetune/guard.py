@@ -4,7 +4,7 @@ From the raw loss of every step: transformers' log shows averages, and by defaul
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import isfinite
 from statistics import fmean, median
 from typing import Any
@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 #: Steps over which losses and spreads are averaged.
 WINDOW = 20
 
-#: A loss from this share on of what equal scores would give is no better than they are.
+#: A loss from this share on of what equal scores would give is no better than they are; both are
+#: counted from the lowest loss that there is.
 AT_CHANCE = 0.98
 
 #: A run whose loss was below this share and is back at chance has collapsed.
@@ -43,6 +44,8 @@ class StepRecord:
     chance: float
     #: Mean standard deviation of the logits of a group.
     spread: float
+    #: The mean loss that no scores go below.
+    lowest: float = 0.0
 
 
 class CollapseGuard(TrainerCallback):
@@ -102,7 +105,9 @@ class CollapseGuard(TrainerCallback):
         if len(self._steps) < WINDOW:
             return
         chance = fmean(record.chance for record in self._steps)
-        share = fmean(record.loss for record in self._steps) / chance if chance else 0.0
+        lowest_loss = fmean(record.lowest for record in self._steps)
+        above = fmean(record.loss for record in self._steps) - lowest_loss
+        share = above / (chance - lowest_loss) if chance > lowest_loss else 0.0
         spread = fmean(record.spread for record in self._steps)
         self._widest, lowest = max(self._widest, spread), self._lowest
         self._lowest = min(lowest, share)
@@ -124,7 +129,7 @@ class CollapseGuard(TrainerCallback):
     def as_record(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
         return {
-            "steps": [[step.loss, step.chance, step.spread] for step in self._steps],
+            "steps": [list(astuple(step)) for step in self._steps],
             "norms": list(self._norms),
             "exploding": self._exploding,
             "widest": self._widest,

@@ -38,7 +38,7 @@ from .heap import kept_memory
 from .interrupt import Interruption
 from .keep_best import METRIC, KeepBest
 from .learning_rate import default_learning_rate
-from .losses import make_loss
+from .losses import DEFAULT_LOSS, make_loss
 from .losses.contract import Loss
 from .metrics import comparison
 from .processes import first_process_first, gathered, is_sharded, rank, wait, world_size
@@ -130,15 +130,17 @@ class Run:
         self.config = config
         self.folder = folder
         stopwatch = Stopwatch()
-        loss = make_loss(config.loss, temperature=config.temperature)
+        given = make_loss(config.loss, temperature=config.temperature) if config.loss else None
         with first_process_first():
             self.data = load_data(config, folder)
-        if loss.needs_teacher:
+        if config.loss and given and given.needs_teacher:
             for groups in (self.data.train, self.data.choosing, self.data.reporting):
                 groups.require_teacher("loss", config.loss)
         # Before the model: a fresh head is drawn from this seed.
         transformers.set_seed(config.seed)
         loaded = load_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+        self.loss_name = config.loss or DEFAULT_LOSS[loaded.has_fresh_head]
+        loss = given or make_loss(self.loss_name)
         self.labels = int(loaded.model.config.num_labels or 1)
         self.max_length = resolve_max_length(
             config.max_len,
@@ -160,6 +162,7 @@ class Run:
             token_budget=config.token_budget or TOKEN_BUDGET[device.type],
             trained=model,
         )
+        logger.info("loss: %s", self.loss_name)
         rate = self.learning_rate(loaded, scorer, loss, device, dtype)
         arguments = training_arguments(
             config,
@@ -345,7 +348,7 @@ class Run:
                     "reporting_groups": len(self.data.reporting),
                     "skipped_lines": self.data.skipped,
                 },
-                options=config.as_record(),
+                options={**config.as_record(), "loss": self.loss_name},
                 metrics=metrics,
                 **meaning,
             )

@@ -93,7 +93,7 @@ class Sweep:
         table = ", ".join(
             f"{tried:.2g}: {loss:.3f}" for tried, loss in zip(rates, losses, strict=True)
         )
-        logger.info("--lr auto takes %.2g (loss by rate: %s)", rate, table)
+        logger.info("--lr auto takes %.2g (loss above the lowest, by rate: %s)", rate, table)
         return rate
 
     def measure(self, rate: float) -> float:
@@ -133,17 +133,19 @@ class Sweep:
         return total
 
     def loss_behind(self) -> float:
-        """The mean loss of the measured groups with the model as it is."""
+        """The mean loss of the measured groups with the model as it is, above the lowest."""
         pairs = [(sample.query, text) for sample in self.measured for text in sample.documents]
         try:
             with self.precision():
                 logits = torch.from_numpy(self.scorer.logits(pairs))
         except ScoringError:
             return inf
-        labels = torch.tensor([label for sample in self.measured for label in sample.labels])
+        labels = torch.tensor(
+            [label for sample in self.measured for label in sample.labels], dtype=torch.float32
+        )
         sizes = [len(sample.labels) for sample in self.measured]
-        found = self.loss(logits, labels.float(), sizes, teacher_scores(self.measured))
-        return float(found) / len(self.measured)
+        found = self.loss(logits, labels, sizes, teacher_scores(self.measured))
+        return float(found - self.loss.lowest(labels, sizes)) / len(self.measured)
 
     def precision(self) -> torch.autocast:
         """The precision of a run."""

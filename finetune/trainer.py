@@ -183,8 +183,9 @@ class RerankTrainer(Trainer):
         #: What goes from an interrupted run to the one that resumes it, by name.
         self.carried: dict[str, Carried] = {"stopwatch": stopwatch, "guard": guard}
         self._latest: Evaluation | None = None
-        #: Of the optimizer step: loss, loss at chance, spread of logits; sums over groups.
-        self._sums = torch.zeros(3)
+        #: Of the optimizer step: loss, loss at chance, spread of logits, lowest loss; sums over
+        #: groups.
+        self._sums = torch.zeros(4)
         self._step_groups = 1
         #: Pairs that training steps have seen.
         self.train_pairs = 0
@@ -285,21 +286,24 @@ class RerankTrainer(Trainer):
         if weight:
             self.train_pairs += len(logits)
             chance = self.loss(torch.zeros_like(logits), labels, sizes, teacher)
-            self._watch(logits.detach(), found.detach(), chance, sizes)
+            lowest = self.loss.lowest(labels, sizes)
+            self._watch(logits.detach(), sizes, found.detach(), chance, lowest)
         # The processes' gradients are averaged; the loss is a sum over all their groups.
         loss = found * self.args.world_size / groups
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def _watch(self, logits: Tensor, loss: Tensor, chance: Tensor, sizes: Sequence[int]) -> None:
+    def _watch(
+        self, logits: Tensor, sizes: Sequence[int], loss: Tensor, chance: Tensor, lowest: Tensor
+    ) -> None:
         """Add a part to what the guard is told of the step."""
         spread = sum(part.std(correction=0) for part in logits.split(list(sizes)))
-        self._sums += torch.stack([loss, chance, torch.as_tensor(spread)]).cpu()
+        self._sums += torch.stack([loss, chance, torch.as_tensor(spread), lowest]).cpu()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         # Every process has to stop at the same step.
         sums = torch.stack(gathered(self._sums)).sum(0) / self._step_groups
-        self._sums = torch.zeros(3)
+        self._sums = torch.zeros(4)
         self.guard.latest = StepRecord(*sums.tolist())
         self.guard.gradient_norm = None if norm is None else float(norm)
         return norm

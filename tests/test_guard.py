@@ -73,6 +73,19 @@ def test_a_loss_that_is_back_at_chance_is_a_collapse(spread: float) -> None:
         watch(guard, [CHANCE] * WINDOW, spread=spread, start=WINDOW)
 
 
+def test_a_loss_is_counted_from_the_lowest_there_is() -> None:
+    """That of soft targets never falls far: their own entropy is left."""
+    guard, lowest = CollapseGuard(), CHANCE - 0.08
+    guard.latest = StepRecord(lowest + 0.04, CHANCE, 1.0, lowest)
+    state: Any = SimpleNamespace(global_step=PATIENT_STEPS + 1, max_steps=PATIENT_STEPS)
+    for _ in range(2 * WINDOW):
+        guard.on_step_end(ARGS, state, CONTROL)
+    guard.latest = StepRecord(CHANCE - 1e-4, CHANCE, 1.0, lowest)
+    with pytest.raises(TrainingStoppedError, match="collapsed"):
+        for _ in range(WINDOW):
+            guard.on_step_end(ARGS, state, CONTROL)
+
+
 def test_a_run_that_never_learns_is_given_up_late() -> None:
     guard = CollapseGuard()
     watch(guard, [CHANCE] * (PATIENT_STEPS - 1), max_steps=300)

@@ -174,6 +174,19 @@ def test_the_order_of_groups_does_not_matter(
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "listnet+0.1:margin_mse"])
+@settings(max_examples=25)
+@given(plain_groups())
+def test_no_scores_go_below_the_lowest(name: str, groups: list[Plain]) -> None:
+    logits, labels, sizes, teacher = tensors(groups)
+    loss = make_loss(name)
+    lowest = loss.lowest(labels, sizes).item()
+    assert loss(logits, labels, sizes, teacher).item() >= lowest - 1e-9
+    if name == "listnet":
+        assert loss(labels + 3, labels, sizes).item() == pytest.approx(lowest)
+        assert lowest > 0 or max(sizes) == 1
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "listnet+0.1:margin_mse"])
 def test_gradients_agree_with_finite_differences(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = [4, 2, 5, 1]

@@ -15,6 +15,7 @@ from rerank_plugin.finetune.dropout import set_dropout
 from rerank_plugin.finetune.groups import read_groups
 from rerank_plugin.finetune.metrics import METRICS
 from rerank_plugin.loading import load_model
+from rerank_plugin.settings import RerankSettings
 
 from .conftest import build_model, easy_groups, write_lines
 
@@ -224,7 +225,7 @@ def test_factor_and_patience_follow_the_evaluation_loss(
     assert all(later <= earlier for earlier, later in pairwise(rates[2:]))
 
 
-def test_a_fresh_head_gets_a_rate_of_its_own(
+def test_a_fresh_head_gets_a_rate_and_a_loss_of_its_own(
     tiny_encoder: Path,
     tiny_model: Path,
     groups_file: Path,
@@ -242,9 +243,12 @@ def test_a_fresh_head_gets_a_rate_of_its_own(
             total_epoch=1,
             overwrite=True,
         )
+        losses.append(str(RerankSettings.read(result.model_dir).options["loss"]))
         return max(entry.get("learning_rate", 0) for entry in result.history)
 
+    losses: list[str] = []
     assert options(tiny_encoder) > options(tiny_model)
+    assert losses == ["listnet", "softmax_cross_entropy"]
     run(tiny_encoder, groups_file, tmp_path / "low", eval_data_path=str(eval_file), lr=1e-5)
     assert "is low for a fresh scoring head" in caplog.text
 

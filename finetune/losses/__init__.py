@@ -6,12 +6,12 @@ Nothing here loads torch before a loss is made: options are checked without it.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .spelling import LOSSES, LossTerm, parse_loss
+from .spelling import DEFAULT_LOSS, LOSSES, LossTerm, parse_loss
 
 if TYPE_CHECKING:
     from .contract import Loss
 
-__all__ = ["LOSSES", "LossTerm", "make_loss", "parse_loss"]
+__all__ = ["DEFAULT_LOSS", "LOSSES", "LossTerm", "make_loss", "parse_loss"]
 
 
 def make_loss(spelling: str, *, temperature: float | None = None) -> "Loss":

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .contract import Grid
+from .contract import Grid, Loss
 
 
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(Loss):
     """Binary cross-entropy of every pair, both sides of a group of the same weight.
 
     loss(group) = 1/2 mean over p in P of -log sigmoid(s_p)

@@ -26,6 +26,10 @@ class Loss(Protocol):
         """The sum of the groups' losses; `teacher` are a teacher's scores, `[pairs]`, float32."""
         ...
 
+    def lowest(self, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+        """What no scores can bring that sum below, a scalar."""
+        return labels.new_zeros(())
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .contract import Grid
+from .contract import Grid, Loss
 
 
-class KLDivergence:
+class KLDivergence(Loss):
     """Kullback-Leibler divergence from a teacher's softmax over a group to the model's.
 
     loss(group) = T^2 sum over i of softmax(t/T)_i (log softmax(t/T)_i - log softmax(s/T)_i)

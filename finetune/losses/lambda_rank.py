@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .contract import Grid, Opposites
+from .contract import Grid, Loss, Opposites
 
 #: Weight of the tighter bound against LambdaRank's, as in the paper.
 MU = 10.0
 
 
-class LambdaRank:
+class LambdaRank(Loss):
     """NDCG-Loss2++: logistic loss of pairs, weighted by what they are worth in nDCG.
 
     loss(group) = sum over p in P, n in N of

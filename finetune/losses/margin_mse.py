@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .contract import Opposites
+from .contract import Loss, Opposites
 
 
-class MarginMSE:
+class MarginMSE(Loss):
     """Squared difference between the model's margins and a teacher's.
 
     loss(group) = mean over p in P, n in N of ((s_p - s_n) - (t_p - t_n))^2

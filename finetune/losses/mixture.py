@@ -7,7 +7,7 @@ from torch import Tensor
 from .contract import Loss
 
 
-class Mixture:
+class Mixture(Loss):
     """A weighted sum of losses.
 
     loss(group) = sum over k of w_k loss_k(group)
@@ -28,4 +28,11 @@ class Mixture:
         total = values[0]
         for value in values[1:]:
             total = total + value
+        return total
+
+    def lowest(self, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The weighted sum of what is lowest for each."""
+        total = labels.new_zeros(())
+        for weight, loss in self.terms:
+            total = total + weight * loss.lowest(labels, sizes)
         return total

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .contract import Opposites
+from .contract import Loss, Opposites
 
 
-class RankNet:
+class RankNet(Loss):
     """Logistic loss of every right passage against every wrong one.
 
     loss(group) = mean over p in P, n in N of log(1 + exp(s_n - s_p))

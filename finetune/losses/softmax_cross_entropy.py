@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .contract import Grid
+from .contract import Grid, Loss
 
 
-class SoftmaxCrossEntropy:
+class SoftmaxCrossEntropy(Loss):
     """Softmax cross-entropy of each right passage against the wrong ones of its group.
 
     loss(group) = mean over p in P of -log( exp s_p / (exp s_p + sum over n in N of exp s_n) )
