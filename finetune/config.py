@@ -140,6 +140,9 @@ class FinetuneConfig:
         False, help="rank-stabilised: the adapter's scale falls with the root of its rank"
     )
     lora_dora: bool = option(False, help="DoRA: length and direction of weights apart; slower")
+    lora_4bit: bool = option(
+        False, help="QLoRA: keep the base in 4 bits; for CUDA GPUs, by bitsandbytes"
+    )
     merge: bool = option(False, help="with --lora: save a plain model, the adapter merged into it")
     fold_calibration: bool = option(
         False,
@@ -213,10 +216,11 @@ class FinetuneConfig:
         self._check("finetune_model_dir", folder.name != "", "must name a folder of its own")
 
     def _check_lora(self) -> None:
-        for name in ("merge", "lora_targets", "lora_rslora", "lora_dora"):
+        for name in ("merge", "lora_targets", "lora_rslora", "lora_dora", "lora_4bit"):
             self._check(name, self.lora or not getattr(self, name), "is for --lora")
         folds = self.fold_calibration and self.lora and not self.merge
         self._check("fold_calibration", not folds, "is for plain models: with --lora, --merge too")
+        self._check("lora_4bit", not (self.lora_4bit and self.lora_dora), "is not for --lora_dora")
         self._check("lora_rank", self.lora_rank > 0, "must be more than 0")
         alpha = self.lora_alpha
         self._check("lora_alpha", alpha is None or alpha > 0, "must be more than 0")

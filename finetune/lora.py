@@ -28,6 +28,7 @@ def add_adapter(
     rslora: bool = False,
     dora: bool = False,
     dtype: torch.dtype = torch.float32,
+    in_4bit: bool = False,
 ) -> Any:
     """Wrap a model in a PEFT model with adapters on its attention and feed-forward products.
 
@@ -46,6 +47,8 @@ def add_adapter(
         dora: Whether lengths and directions of weights are apart (Liu et al. 2024,
             arXiv:2402.09353).
         dtype: The precision that products are computed in; the frozen weights are kept in it.
+        in_4bit: Whether the frozen weights are kept in 4 bits instead, once the model is moved to
+            its device (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
 
     Raises:
         InputError: there is no layer to put an adapter on.
@@ -70,6 +73,8 @@ def add_adapter(
     with quiet_transformers():
         adapted = get_peft_model(model, config)
     keep_frozen_in(adapted, dtype)
+    if in_4bit:
+        quantize_frozen(adapted, dtype)
     return adapted
 
 
@@ -88,6 +93,27 @@ def keep_frozen_in(adapted: nn.Module, dtype: torch.dtype) -> None:
     for parameter in adapted.parameters():
         # A weight that lies in the mapped file of the checkpoint keeps all of it in memory.
         parameter.data = parameter.data.clone()
+
+
+def quantize_frozen(adapted: nn.Module, dtype: torch.dtype) -> None:
+    """Swap the layers beside adapters for those that keep their weights in 4 bits (NF4).
+
+    Weights become 4 bits wide when the model is moved to a device, the CPU included.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            layer = module.get_base_layer()
+            narrow = Linear4bit(
+                layer.in_features,
+                layer.out_features,
+                bias=layer.bias is not None,
+                compute_dtype=dtype,
+                quant_type="nf4",
+            )
+            narrow.load_state_dict(layer.state_dict())
+            module.base_layer = narrow.requires_grad_(False)
 
 
 def named_targets(model: PreTrainedModel, targets: str) -> list[str]:

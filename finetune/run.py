@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ class Run:
         #: Of what an adapter is put on.
         self.base_fingerprint = Base.of(loaded, config.model_name_or_path).fingerprint
         dtype = resolve_dtype(config.dtype, device)
-        model = with_adapter(config, loaded, dtype) if config.lora else loaded.model
+        model = with_adapter(config, loaded, device, dtype) if config.lora else loaded.model
         scorer = Scorer(
             loaded.model,
             encoder,
@@ -304,6 +305,11 @@ class Run:
 
     def say_what_it_is_worth(self, metrics: dict[str, Any]) -> None:
         """Tell of what the figures alone might hide."""
+        if self.config.lora_4bit:
+            logger.warning(
+                "the figures are those of a base in 4 bits, and the adapter will stand on the "
+                "whole one: `rerank-plugin evaluate` says what it is worth there"
+            )
         _, high = metrics["difference"]["interval_95"][METRIC]
         if metrics["improved"] and high < 0:
             logger.warning(
@@ -421,7 +427,9 @@ def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
     return config.lr
 
 
-def with_adapter(config: FinetuneConfig, loaded: LoadedModel, dtype: torch.dtype) -> Any:
+def with_adapter(
+    config: FinetuneConfig, loaded: LoadedModel, device: torch.device, dtype: torch.dtype
+) -> Any:
     """The model with a LoRA adapter to train."""
     from .lora import add_adapter
 
@@ -429,6 +437,8 @@ def with_adapter(config: FinetuneConfig, loaded: LoadedModel, dtype: torch.dtype
         raise OptionError(
             "lora", f"{config.model_name_or_path} is an adapter itself: merge it first"
         )
+    if config.lora_4bit:
+        check_4bit(device)
     return add_adapter(
         loaded,
         base=config.model_name_or_path,
@@ -440,4 +450,17 @@ def with_adapter(config: FinetuneConfig, loaded: LoadedModel, dtype: torch.dtype
         dora=config.lora_dora,
         # FSDP and DeepSpeed put weights of one precision together, and cast them on their own.
         dtype=torch.float32 if is_sharded() else dtype,
+        in_4bit=config.lora_4bit,
     )
+
+
+def check_4bit(device: torch.device) -> None:
+    """Check that a base can be kept in 4 bits here."""
+    if device.type != "cuda":
+        raise OptionError("lora_4bit", f"is for CUDA GPUs, this run is on {device.type}")
+    if is_sharded():
+        raise OptionError(
+            "lora_4bit", "is not for FSDP or DeepSpeed, which cut weights on their own"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise OptionError("lora_4bit", "needs bitsandbytes: pip install 'rerank-plugin[qlora]'")

@@ -313,6 +313,35 @@ def test_frozen_weights_in_bfloat16_change_nothing(
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def test_a_base_in_4_bits_trains_adapter_and_head(plain_encoder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    found = {}
+    for in_4bit in (False, True):
+        torch.manual_seed(0)
+        loaded = load_model(plain_encoder)
+        options: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "in_4bit": in_4bit}
+        model = add_adapter(loaded, base=str(plain_encoder), **options).to("cpu")
+        inputs = loaded.tokenizer(
+            [q for q, _ in PAIRS], [t for _, t in PAIRS], padding=True, return_tensors="pt"
+        )
+        logits = model(**inputs).logits
+        logits.square().sum().backward()
+        trained = {name for name, p in model.named_parameters() if p.grad is not None}
+        frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+        found[in_4bit] = logits.detach(), trained, frozen
+    assert found[True][1] == found[False][1]
+    assert found[True][2] < found[False][2]
+    assert not torch.equal(found[True][0], found[False][0])
+    torch.testing.assert_close(found[True][0], found[False][0], atol=0.3, rtol=0)
+    model.save_pretrained(tmp_path / "a")
+    assert len(Reranker(tmp_path / "a", dtype="float32").logits(PAIRS)) == len(PAIRS)
+
+
+def test_a_base_in_4_bits_is_for_gpus(tiny_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="lora_4bit: is for CUDA GPUs, this run is on cpu"):
+        lora_run(tiny_encoder, tmp_path / "a", lora_4bit=True)
+
+
 def test_targets_that_are_not_there_are_named(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"lora_targets: .* no linear layer called 'q_proj'"):
         lora_run(tiny_model, tmp_path / "a", lora_targets="query,q_proj")
