@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .calibration import Flags, Numbers, reliability
+from .metrics import METRICS
 
 #: Wide and low; letters stay readable on a telephone.
 SIZE = (5.4, 3.1)
@@ -34,19 +35,19 @@ def empty() -> tuple[Figure, Any]:
 
 
 def curves(history: Sequence[dict[str, float]]) -> Figure:
-    """Loss and nDCG@10 over the steps of a run."""
+    """Loss and metrics over the steps of a run."""
     figure = Figure(figsize=SIZE, layout="constrained")
-    loss, ndcg = figure.subplots(1, 2)
-    for name, axes in (("loss", loss), ("eval_loss", loss), ("ndcg@10", ndcg)):
+    loss, metrics = figure.subplots(1, 2)
+    lines = {"loss": (loss, "training", ""), "eval_loss": (loss, "held out", "o")}
+    lines |= {name: (metrics, name, "o") for name in METRICS}
+    for name, (axes, label, marker) in lines.items():
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
         if points:
-            marker = "" if name == "loss" else "o"
-            label = {"loss": "training", "eval_loss": "held out"}.get(name)
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label)
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
     loss.set(title="loss", xlabel="step")
-    loss.legend()
-    ndcg.set(title="nDCG@10, held out", xlabel="step", ylim=(0, 1))
-    for axes in (loss, ndcg):
+    metrics.set(title="held-out queries", xlabel="step", ylim=(0, 1))
+    for axes in (loss, metrics):
+        axes.legend(fontsize="x-small")
         axes.grid(alpha=0.3)
     return figure
 

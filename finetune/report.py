@@ -218,7 +218,7 @@ TITLES = {
 }
 
 TEXTS = {
-    "training_curves": "Loss in training; loss and nDCG@10 on the queries that choose the model.",
+    "training_curves": "Loss in training; loss and metrics on the queries that choose the model.",
     "differences": "A bar a query: what its nDCG@10 gains or loses.",
     "scores": "The further apart, the better a threshold works.",
     "reliability": "On the dotted line a score of 0.8 is right in 80 of 100 cases.",

@@ -111,7 +111,7 @@ def model_card(folder: Path, settings: RerankSettings, *, labels: int) -> str:
     if settings.metrics:
         parts.append(metrics_table(settings.metrics))
     if (folder / "training_curves.png").is_file():
-        parts.append("![loss and nDCG@10 over the run](training_curves.png)\n")
+        parts.append("![loss and metrics over the run](training_curves.png)\n")
     usage = "from rerank_plugin import Reranker\n\n"
     usage += 'reranker = Reranker("path/to/this/folder")\n'
     usage += 'reranker.rank("a question", ["a passage", "another passage"], top_n=3)\n'
