@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from . import resident
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from rerank_plugin import Reranker
     from rerank_plugin.encoding import Pair
     from rerank_plugin.scoring import Logits
@@ -178,23 +182,47 @@ class RankingSettings(ModelSettings):
             return []
         pairs = scored_pairs(requests)
         reranker = self.reranker
-        threshold = self._threshold(reranker)
-        scores = reranker.score(pairs, adapter=self._called)
-        return rankings(requests, scores, LOWEST[reranker.normalize], threshold, top_n)
+        lowest = self._lowest_logit(reranker)
+        logits = reranker.logits(pairs, adapter=self._called)
+        return self._rankings(requests, reranker, logits, lowest, top_n)
 
     async def _arank(self, requests: Sequence[Request], top_n: int | None) -> list[Ranking]:
         """`_rank`, without blocking the event loop."""
         pairs = scored_pairs(requests)
         reranker = await self._load()
-        threshold = self._threshold(reranker)
-        scores = await reranker.ascore(pairs, adapter=self._called)
-        return rankings(requests, scores, LOWEST[reranker.normalize], threshold, top_n)
+        lowest = self._lowest_logit(reranker)
+        logits = await reranker.alogits(pairs, adapter=self._called)
+        return self._rankings(requests, reranker, logits, lowest, top_n)
 
-    def _threshold(self, reranker: "Reranker") -> float | None:
-        """The threshold as a number."""
+    def _lowest_logit(self, reranker: "Reranker") -> float:
+        """The logit that a threshold's name stands for; what has it is kept."""
+        from rerank_plugin.normalization import threshold_logit
+
         if not isinstance(self.score_threshold, str):
-            return self.score_threshold
-        return reranker.threshold(self.score_threshold, adapter=self._called)
+            return -inf
+        return threshold_logit(self.score_threshold, reranker.settings(self._called))
+
+    def _rankings(
+        self,
+        requests: Sequence[Request],
+        reranker: "Reranker",
+        logits: "Logits",
+        lowest: float,
+        top_n: int | None,
+    ) -> list[Ranking]:
+        """The ranking of every request, by what the model gave its texts."""
+        score = -inf if not isinstance(self.score_threshold, float) else self.score_threshold
+        scores = reranker.normalized(logits, adapter=self._called)
+        kept = (logits >= lowest) & (scores >= score)
+        blank = LOWEST[reranker.normalize]
+        return rankings(
+            requests,
+            logits,
+            scores,
+            kept,
+            blank=blank if blank >= score and lowest == -inf else None,
+            top_n=top_n,
+        )
 
 
 def checked_query(query: str) -> str:
@@ -216,18 +244,21 @@ def scored_pairs(requests: Sequence[Request]) -> "list[Pair]":
 
 def rankings(
     requests: Sequence[Request],
+    logits: "Logits",
     scores: "Logits",
-    lowest: float,
-    threshold: float | None,
+    kept: "npt.NDArray[np.bool_]",
+    *,
+    blank: float | None,
     top_n: int | None,
 ) -> list[Ranking]:
     """The ranking of every request.
 
     Args:
         requests: Queries with their texts.
-        scores: Those of `scored_pairs`.
-        lowest: What blank texts get; they come last.
-        threshold: What a score must reach, if anything.
+        logits: Those of `scored_pairs`, by which texts are ranked.
+        scores: Their scores, which a ranking tells.
+        kept: Which of them are kept.
+        blank: The score of blank texts, which come last; None where they are left out.
         top_n: How many are kept at most; all by default.
     """
     from rerank_plugin.normalization import order
@@ -235,10 +266,11 @@ def rankings(
     found, start = [], 0
     for _, texts in requests:
         scored = [place for place, text in enumerate(texts) if not is_blank(text)]
-        own = scores[start : start + len(scored)]
+        own = slice(start, start + len(scored))
         start += len(scored)
-        ranking = [(scored[i], float(own[i])) for i in order(own)]
-        ranking += [(place, lowest) for place, text in enumerate(texts) if is_blank(text)]
-        kept = [item for item in ranking if threshold is None or item[1] >= threshold]
-        found.append(kept[:top_n])
+        best = [i for i in order(logits[own]) if kept[own][i]]
+        ranking = [(scored[i], float(scores[own][i])) for i in best]
+        if blank is not None:
+            ranking += [(place, blank) for place, text in enumerate(texts) if is_blank(text)]
+        found.append(ranking[:top_n])
     return found

@@ -56,15 +56,13 @@ def normalize(logits: Logits, name: str, settings: RerankSettings) -> Logits:
     return sigmoid(logits)
 
 
-def threshold(name: str, normalization: str, settings: RerankSettings) -> float:
-    """The score from which on a document is kept, by a name in the model's `thresholds`.
+def threshold_logit(name: str, settings: RerankSettings) -> float:
+    """The logit from which on a document is kept, by a name in the model's `thresholds`.
 
     Raises:
         InputError: the model carries none of that name.
     """
     score = settings.threshold(name)
-    if normalization == settings.normalize:
-        return score
     if settings.normalize != "none":
         # Of a score that rounds to 0 or 1 no logit is known but that it is far out.
         score = min(max(score, 1e-30), 1 - 1e-16)
@@ -72,9 +70,20 @@ def threshold(name: str, normalization: str, settings: RerankSettings) -> float:
     if settings.normalize == "calibrated":
         scale, bias = scale_and_bias(settings)
         score = (score - bias) / scale
-    return float(normalize(np.array([score], np.float32), normalization, settings)[0])
+    return score
 
 
-def order(scores: Logits) -> list[int]:
-    """Indices by falling score; ties keep their input order."""
-    return [int(index) for index in np.argsort(-scores, kind="stable")]
+def threshold(name: str, normalization: str, settings: RerankSettings) -> float:
+    """What `threshold_logit` gives, as a score."""
+    if normalization == settings.normalize:
+        return settings.threshold(name)
+    logit = np.array([threshold_logit(name, settings)], np.float32)
+    return float(normalize(logit, normalization, settings)[0])
+
+
+def order(logits: Logits) -> list[int]:
+    """Indices by falling logit; ties keep their input order.
+
+    Not by falling score: the sigmoids of two high logits are the same number.
+    """
+    return [int(index) for index in np.argsort(-logits, kind="stable")]

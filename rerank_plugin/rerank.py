@@ -127,29 +127,31 @@ def rank(
             for document in request.documents:
                 yield request.query, document_text(document)
 
-    def ready(scores: "Logits") -> tuple[list[dict[str, object]], "Logits"]:
+    def ready(logits: "Logits") -> tuple[list[dict[str, object]], "Logits"]:
         results = []
-        while waiting and len(waiting[0].documents) <= len(scores):
+        while waiting and len(waiting[0].documents) <= len(logits):
             request = waiting.popleft()
-            own, scores = np.split(scores, [len(request.documents)])
-            results.append(result(request, own, top_n))
-        return results, scores
+            own, logits = np.split(logits, [len(request.documents)])
+            results.append(result(request, own, reranker.normalized(own), top_n))
+        return results, logits
 
     left = np.empty(0, np.float32)
-    for scores in reranker.stream(pairs(), progress):
-        results, left = ready(np.concatenate([left, scores]))
+    for logits in reranker.stream_logits(pairs(), progress):
+        results, left = ready(np.concatenate([left, logits]))
         yield results
     yield ready(left)[0]
 
 
-def result(request: Request, scores: "Logits", top_n: int | None) -> dict[str, object]:
+def result(
+    request: Request, logits: "Logits", scores: "Logits", top_n: int | None
+) -> dict[str, object]:
     """What is printed for a request."""
     from rerank_plugin.normalization import order
 
     return {
         "query": request.query,
         "scores": scores.tolist(),
-        "ranking": [{"index": i, "score": float(scores[i])} for i in order(scores)[:top_n]],
+        "ranking": [{"index": i, "score": float(scores[i])} for i in order(logits)[:top_n]],
     }
 
 

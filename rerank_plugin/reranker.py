@@ -153,7 +153,8 @@ class Reranker:
         """
         return threshold(name, self.normalize, self.settings(adapter))
 
-    def _normalized(self, logits: Logits, adapter: str | None) -> Logits:
+    def normalized(self, logits: Logits, *, adapter: str | None = None) -> Logits:
+        """The scores of raw logits; equal ones may come of different logits far from 0."""
         return normalize(logits, self.normalize, self._settings[adapter])
 
     def _checked(self, adapter: str | None) -> str | None:
@@ -178,7 +179,7 @@ class Reranker:
         `adapters`, here as everywhere.
         """
         distinct, places = distinct_pairs(pairs)
-        found = list(self._stream(distinct, progress, adapter))
+        found = list(self.stream_logits(distinct, progress, adapter=adapter))
         if progress and len(distinct) < len(pairs):
             progress(len(pairs) - len(distinct))
         return joined(found)[places]
@@ -201,16 +202,17 @@ class Reranker:
 
         The pairs are read while the model works, a few thousand ahead.
         """
-        for logits in self._stream(pairs, progress, adapter):
-            yield self._normalized(logits, adapter)
+        for logits in self.stream_logits(pairs, progress, adapter=adapter):
+            yield self.normalized(logits, adapter=adapter)
 
-    def _stream(
+    def stream_logits(
         self,
         pairs: Iterable[Pair],
-        progress: Callable[[int], Any] | None,
-        adapter: str | None,
+        progress: Callable[[int], Any] | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Iterator[Logits]:
-        """Raw logits, part by part; one part is encoded here while the one before is scored."""
+        """`stream` for raw logits; one part is encoded here while the one before is scored."""
         adapter = self._checked(adapter)
         self._queue.check()
         coming: deque[Future[Logits]] = deque()
@@ -230,11 +232,11 @@ class Reranker:
 
     def score(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """Scores of (query, document) pairs, float32 `[pairs]`, in their order."""
-        return self._normalized(self.logits(pairs, adapter=adapter), adapter)
+        return self.normalized(self.logits(pairs, adapter=adapter), adapter=adapter)
 
     async def ascore(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """`score`, without blocking the event loop."""
-        return self._normalized(await self.alogits(pairs, adapter=adapter), adapter)
+        return self.normalized(await self.alogits(pairs, adapter=adapter), adapter=adapter)
 
     def rank(
         self,
@@ -244,7 +246,7 @@ class Reranker:
         *,
         adapter: str | None = None,
     ) -> list[Ranked[Document]]:
-        """The documents by falling score; ties keep their input order.
+        """The documents by falling logit; ties keep their input order.
 
         Args:
             query: What is looked for; not blank.
@@ -263,7 +265,8 @@ class Reranker:
     ) -> list[list[Ranked[Document]]]:
         """Rank the documents of many queries at once; faster than one after the other."""
         pairs = checked_pairs(requests, top_n)
-        return ranked(requests, self.score(pairs, adapter=adapter), top_n)
+        logits = self.logits(pairs, adapter=adapter)
+        return ranked(requests, logits, self.normalized(logits, adapter=adapter), top_n)
 
     async def arank(
         self,
@@ -275,8 +278,8 @@ class Reranker:
     ) -> list[Ranked[Document]]:
         """`rank`, without blocking the event loop; cancelled, it stops scoring."""
         requests = [(query, documents)]
-        scores = await self.ascore(checked_pairs(requests, top_n), adapter=adapter)
-        return ranked(requests, scores, top_n)[0]
+        logits = await self.alogits(checked_pairs(requests, top_n), adapter=adapter)
+        return ranked(requests, logits, self.normalized(logits, adapter=adapter), top_n)[0]
 
 
 def warn_of_random_scores(model: str | Path, loaded: LoadedModel) -> None:
@@ -317,15 +320,18 @@ def checked_pairs(
 
 
 def ranked(
-    requests: Sequence[tuple[str, Sequence[Document]]], scores: Logits, top_n: int | None
+    requests: Sequence[tuple[str, Sequence[Document]]],
+    logits: Logits,
+    scores: Logits,
+    top_n: int | None,
 ) -> list[list[Ranked[Document]]]:
-    """The documents of each request by the falling scores of its pairs."""
+    """The documents of each request by the falling logits of its pairs, with their scores."""
     rankings, start = [], 0
     for _, documents in requests:
-        own = scores[start : start + len(documents)]
+        own = slice(start, start + len(documents))
         start += len(documents)
-        best = order(own)[:top_n]
-        rankings.append([Ranked(i, float(own[i]), documents[i]) for i in best])
+        best = order(logits[own])[:top_n]
+        rankings.append([Ranked(i, float(scores[own][i]), documents[i]) for i in best])
     return rankings
 
 

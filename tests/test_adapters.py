@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from rerank_plugin import Reranker
 from rerank_plugin.finetune import FinetuneConfig, finetune
@@ -164,17 +165,39 @@ def test_the_threshold_comes_before_top_n_and_may_leave_nothing(
 def test_a_threshold_by_name_is_the_models(kit: Any, tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "calibrated")
     everything = kit.rank(kit.build(model=folder, top_n=None), QUERY, TEXTS)
-    RerankSettings(thresholds={"precision@0.9": everything[4][1]}).write(folder)
+    between = (everything[4][1] + everything[5][1]) / 2
+    RerankSettings(thresholds={"precision@0.9": between}).write(folder)
     named = kit.build(model=folder, top_n=None, score_threshold="precision@0.9")
     assert kit.rank(named, QUERY, TEXTS) == everything[:5]
     assert asyncio.run(kit.arank(named, QUERY, TEXTS)) == everything[:5]
     with pytest.raises(ValueError, match=r"no calibrated threshold 'recall@1'.*has precision@0.9"):
         kit.rank(kit.build(model=folder, score_threshold="recall@1"), QUERY, TEXTS)
-    RerankSettings(thresholds={"precision@0.9": everything[4][1] - 1e-6}).write(folder)
     raw = kit.build(model=folder, normalize="none", top_n=None, score_threshold="precision@0.9")
     assert places(kit.rank(raw, QUERY, TEXTS)) == places(everything[:5])
     with pytest.raises(ValueError, match=r"no calibrated threshold .* none at all"):
         kit.rank(kit.build(model=tiny_model, score_threshold="precision@0.9"), QUERY, TEXTS)
+
+
+@pytest.mark.parametrize("normalize", ["sigmoid", "none", "calibrated"])
+def test_scores_that_round_to_the_same_number_change_nothing(
+    kit: Any, tiny_model: Path, tmp_path: Path, normalize: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "sure")
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    save_file(
+        {**weights, "classifier.bias": weights["classifier.bias"] + 25}, file, {"format": "pt"}
+    )
+    logits = Reranker(folder, dtype="float32").logits([(QUERY, text) for text in TEXTS])
+    best = [int(place) for place in np.argsort(-logits, kind="stable")]
+    middle = float(logits[best[1:3]].astype(float).mean())
+    calibration = {"scale": 2.0, "bias": 1.0}
+    RerankSettings(None, "only_second", "none", calibration, {"best": middle}).write(folder)
+    options = {"model": folder, "normalize": normalize, "dtype": "float32", "top_n": None}
+    assert places(kit.rank(kit.build(**options), QUERY, TEXTS)) == best
+    kept = kit.build(**options, score_threshold="best")
+    assert places(kit.rank(kept, QUERY, TEXTS)) == best[:2]
+    assert places(asyncio.run(kit.arank(kept, QUERY, TEXTS))) == best[:2]
 
 
 @pytest.mark.parametrize(("normalize", "lowest"), [("sigmoid", 0.0), ("none", -3.4e38)])
