@@ -27,8 +27,9 @@ FEWEST_QUERIES = 20
 #: Bins of equal width in which a calibration error is measured.
 BINS = 15
 
-#: A threshold rests on so many documents at least.
-FEWEST_KEPT = 20
+#: A threshold rests on so many documents at least: of fewer, those that chance put on top promise
+#: more than others will hold.
+FEWEST_KEPT = 50
 
 PRECISIONS = (0.5, 0.8, 0.9, 0.95)
 RECALLS = (0.9, 0.95)
@@ -207,12 +208,11 @@ class Calibration:
             thresholds(scored),
         )
 
-    @property
-    def record(self) -> dict[str, float]:
-        """What `rerank.json` says of it."""
+    def record(self, *, folded: bool = False) -> dict[str, float]:
+        """What `rerank.json` says of it; `folded` if the fit is part of the weights."""
         return {
-            "scale": self.fit.scale,
-            "bias": self.fit.bias,
+            "scale": 1.0 if folded else self.fit.scale,
+            "bias": 0.0 if folded else self.fit.bias,
             "prior": self.prior,
             "queries": self.queries,
             "pairs": self.pairs,
@@ -227,7 +227,7 @@ class Calibration:
             name: float(sigmoid(np.array(scale * logit + bias)))
             for name, logit in self.thresholds.items()
         }
-        return {"calibration": None if folded else self.record, "thresholds": scores}
+        return {"calibration": self.record(folded=folded), "thresholds": scores}
 
 
 def meaning(calibration: Mapping[str, float]) -> str:

@@ -95,13 +95,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 def write_optimizer(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """Write the tensors of an optimizer's `state_dict`; the rest comes back, as JSON."""
     tensors: dict[str, Tensor] = {}
-    rest: dict[str, dict[str, Any]] = {}
-    for number, values in state["state"].items():
+
+    def rest_of(values: Mapping[Any, Any], path: str) -> dict[str, Any]:
+        rest: dict[str, Any] = {}
         for name, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"{number}.{name}"] = value.detach().contiguous()
+                tensors[f"{path}{name}"] = value.detach().contiguous()
+            elif isinstance(value, Mapping):
+                rest[str(name)] = rest_of(value, f"{path}{name}.")
             else:
-                rest.setdefault(str(number), {})[name] = value
+                rest[str(name)] = value
+        return rest
+
+    rest = rest_of(state["state"], "")
     save_file(tensors, folder / OPTIMIZER)
     return {"state": rest, "param_groups": state["param_groups"]}
 
@@ -112,8 +118,11 @@ def read_optimizer(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         int(number): dict(values) for number, values in record["state"].items()
     }
     for key, tensor in load_file(folder / OPTIMIZER).items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = tensor
+        number, *path, name = key.split(".")
+        values = state.setdefault(int(number), {})
+        for part in path:
+            values = values.setdefault(part, {})
+        values[name] = tensor
     return {"state": state, "param_groups": record["param_groups"]}
 
 

@@ -1,14 +1,15 @@
 """`rerank-plugin evaluate`: how well models rank what is judged, alone or beside a baseline."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rerank_plugin.errors import CheckFailedError, OptionError
-from rerank_plugin.jsonl import SkippedLines, write_json
+from rerank_plugin.jsonl import SkippedLines, fingerprint, write_json
 from rerank_plugin.options import check_choices, option, say
 
 from .progress import bar
@@ -84,14 +85,14 @@ class EvaluateOptions:
             raise OptionError("fail_if_not_better", "needs a --baseline to be better than")
         if len(set(self.models)) < len(self.models):
             raise OptionError("model_dir", "a model stands there twice")
+        if self.fail_below is not None and not 0 <= self.fail_below <= 1:
+            raise OptionError("fail_below", f"{self.fail_below} is not from 0 to 1")
         if self.worst < 0:
             raise OptionError("worst", f"{self.worst} is less than 0")
         if self.report:
             self._check_report(Path(self.report))
-        if self.output and not Path(self.output).absolute().parent.is_dir():
-            raise OptionError("output", f"no folder {Path(self.output).absolute().parent}")
-        if self.output and Path(self.output).is_dir():
-            raise OptionError("output", f"{self.output} is a folder, a file is needed")
+        if self.output:
+            self._check_output(Path(self.output).absolute())
 
     def _check_data(self) -> None:
         if (self.data_path is None) == (self.run is None):
@@ -107,6 +108,14 @@ class EvaluateOptions:
         if self.run and self.on_bad_line == "skip":
             raise OptionError("on_bad_line", "skip is for groups")
 
+    def _check_output(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            raise OptionError("output", f"no folder {path.parent}")
+        if path.is_dir():
+            raise OptionError("output", f"{self.output} is a folder, a file is needed")
+        if not os.access(path.parent, os.W_OK):
+            raise OptionError("output", f"nothing can be written in {path.parent}")
+
     def _check_report(self, folder: Path) -> None:
         if not self.has_baseline:
             raise OptionError("report", "needs a --baseline to compare with")
@@ -114,6 +123,9 @@ class EvaluateOptions:
             raise OptionError("report", "is on one model and its baseline")
         if folder.exists() and not folder.is_dir():
             raise OptionError("report", f"{self.report} is a file, a folder is needed")
+        there = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise OptionError("report", f"nothing can be written in {there}")
 
     @property
     def models(self) -> list[str]:
@@ -142,18 +154,19 @@ def main(options: EvaluateOptions) -> int:
     with judged_queries(options) as judged:
         baseline = find_baseline(options, judged)
         found = {model: evaluate_model(model, judged, options) for model in options.models}
-        records = [figures(model, own, baseline) for model, own in found.items()]
+        records = [record_of(model, own, baseline) for model, own in found.items()]
         tell(records, baseline)
         if baseline:
             for model, own in found.items():
                 names = baseline.name, model
                 print_worst(judged, (baseline.evaluation, own), names, options.worst)
-            if options.report:
-                (own,) = found.values()
-                write_report(options, judged, baseline, own, records[0])
-    if options.output:
-        write_json(Path(options.output), records[0] if len(records) == 1 else {"models": records})
-        say(f"figures: {options.output}")
+        if options.output:
+            figures = records[0] if len(records) == 1 else {"models": records}
+            write_json(Path(options.output), figures)
+            say(f"figures: {options.output}")
+        if baseline and options.report:
+            (own,) = found.values()
+            write_report(options, judged, baseline, own, records[0])
     check(options, records)
     return 0
 
@@ -210,12 +223,13 @@ def find_baseline(options: EvaluateOptions, judged: "JudgedQueries") -> Baseline
     return Baseline(RUN, judged.own_order, retrieved=True)
 
 
-def figures(model: str, found: "Evaluation", baseline: Baseline | None) -> dict[str, Any]:
+def record_of(model: str, found: "Evaluation", baseline: Baseline | None) -> dict[str, Any]:
     """What `--output` says of a model."""
     from .metrics import comparison
 
     means = found.means
     record: dict[str, Any] = {"model": model, **means, "after": means}
+    record["of_queries"] = {name: column.tolist() for name, column in found.values.items()}
     if baseline:
         record |= {
             "baseline": baseline.name,
@@ -261,7 +275,6 @@ def write_report(
     """Write the report of a comparison."""
     from rerank_plugin.settings import RerankSettings
 
-    from .calibration import Calibration
     from .report import Report
 
     assert options.report
@@ -269,7 +282,19 @@ def write_report(
     names = Path(baseline.name).name, Path(model).name
     if names[0] == names[1]:
         names = baseline.name, model
-    data = {"data_path": options.data_path, "run": options.run, "queries": len(judged)}
+    if names[0] == names[1]:
+        names = f"{names[0]} (first)", f"{names[1]} (second)"
+    settings = RerankSettings.read(Path(model).expanduser())
+    carried = None if baseline.retrieved else settings.calibration
+    data = {
+        "data_path": options.data_path,
+        "run": options.run,
+        "queries": len(judged),
+        "fingerprint": fingerprint(options.data_path or str(options.run)),
+        "max_length": options.max_length or settings.max_length,
+        "precision": options.dtype,
+        "device": options.device,
+    }
     report = Report(
         title=f"{names[0]} and {names[1]}",
         names=names,
@@ -277,19 +302,46 @@ def write_report(
         evaluations=(baseline.evaluation, found),
         difference=record["difference"],
         retrieved_first=baseline.retrieved,
-        calibration=Calibration.of(found.scored(judged)),
-        facts={"data": data, "of the second": asdict(RerankSettings.read(Path(model)))},
+        carried=carried,
+        facts={
+            "data": data,
+            **{
+                name: carried_facts(Path(own).expanduser())
+                for name, own in zip(names, (baseline.name, model), strict=True)
+                if own != RUN
+            },
+        },
     )
     report.write(Path(options.report))
     say(f"report: {Path(options.report) / 'report.html'}")
 
 
+def carried_facts(folder: Path) -> dict[str, Any]:
+    """What a model folder says of itself."""
+    from rerank_plugin.settings import RerankSettings
+
+    settings = RerankSettings.read(folder)
+    return {
+        "folder or hub id": folder,
+        "base": settings.base_model,
+        "normalize": settings.normalize,
+        "trained on": settings.data.get("fingerprint"),
+        "training groups": settings.data.get("train_groups"),
+        "loss": settings.options.get("loss"),
+        "thresholds": ", ".join(settings.thresholds) or None,
+    }
+
+
 def evaluate_model(model: str, judged: "JudgedQueries", options: EvaluateOptions) -> "Evaluation":
     """Evaluate one model, with a bar on stderr."""
+    import torch
+
     from rerank_plugin.reranker import Reranker
 
     from .evaluation import evaluate_groups
 
+    # A head that nobody has trained is drawn: the same one in every evaluation.
+    torch.manual_seed(0)
     reranker = Reranker(
         model,
         device=options.device,

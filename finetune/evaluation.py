@@ -39,6 +39,13 @@ class Evaluation:
     loss: float
     #: Of every query the logits of its candidates, in their order; not in every record.
     logits: list[Logits] | None = None
+    #: Whether they are a retriever's scores, whose ties it has broken itself.
+    in_order: bool = False
+
+    def ranking(self, place: int, judged: Judged) -> Ranking:
+        """How the candidates of one of the queries were scored."""
+        assert self.logits is not None, "an evaluation without its logits"
+        return Ranking(self.logits[place], judged.labels, judged.missed, self.in_order)
 
     def scored(self, judged: Iterable[Judged]) -> Scored:
         """The logits of all candidates of the queries that were evaluated."""

@@ -35,20 +35,29 @@ class Ranking(NamedTuple):
     grades: Sequence[int]
     #: Grades of judged documents that are not among the candidates.
     missed: Sequence[int] = ()
+    #: Whether equal scores rank as the candidates come, as a retriever has put them.
+    in_order: bool = False
 
 
-def query_metrics(rankings: Iterable[Ranking]) -> dict[str, Values]:
-    """Every metric for every query, each an array `[queries]`.
+def best_first(ranking: Ranking) -> npt.NDArray[np.intp]:
+    """The places of the candidates, the best one first, `[candidates]`.
 
     Ties are counted against the better documents, so that a model that gives every candidate the
     same score looks as bad as it is.
     """
+    if ranking.in_order:
+        return np.argsort(-ranking.scores, kind="stable")
+    return np.lexsort((np.asarray(ranking.grades), -ranking.scores))
+
+
+def query_metrics(rankings: Iterable[Ranking]) -> dict[str, Values]:
+    """Every metric for every query, each an array `[queries]`."""
     values: dict[str, list[float]] = {name: [] for name in METRICS}
-    for scores, grades, missed in rankings:
-        worst_first = np.lexsort((np.asarray(grades), -scores))
+    for ranking in rankings:
         # trec_eval breaks ties its own way: places leave it none.
-        run = {str(index): float(-place) for place, index in enumerate(worst_first)}
-        judged = {str(index): int(grade) for index, grade in enumerate([*grades, *missed])}
+        run = {str(index): float(-place) for place, index in enumerate(best_first(ranking))}
+        grades = [*ranking.grades, *ranking.missed]
+        judged = {str(index): int(grade) for index, grade in enumerate(grades)}
         evaluator = pytrec_eval.RelevanceEvaluator({"query": judged}, TREC_MEASURES)
         found = evaluator.evaluate({"query": run})["query"]
         # trec_eval knows no cut for the reciprocal rank: behind place 10 it counts nothing.
@@ -130,7 +139,7 @@ def comparison(before: Mapping[str, Values], after: Mapping[str, Values]) -> dic
     """What `metrics.json` holds: `improved`, `before`, `after` and their paired `difference`."""
     means = mean_metrics(before), mean_metrics(after)
     return {
-        "improved": means[1]["ndcg@10"] > means[0]["ndcg@10"],
+        "improved": means[1]["ndcg@10"] > means[0]["ndcg@10"] + EQUAL,
         "before": means[0],
         "after": means[1],
         "difference": paired_difference(before, after),

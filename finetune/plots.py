@@ -16,6 +16,9 @@ SIZE = (5.4, 3.1)
 #: The first model, and the second.
 COLOURS = ("#8a8f98", "#0b6e99")
 
+#: Characters of a name.
+LABEL = 40
+
 RIGHT, WRONG = "#1a7f4b", "#b3402e"
 
 
@@ -61,7 +64,7 @@ def distributions(scores: Mapping[str, Numbers], right: Flags) -> Figure:
         for flags, colour, label in ((right, RIGHT, "right"), (~right, WRONG, "wrong")):
             weights = np.full(int(flags.sum()), 1 / max(1, flags.sum()))
             axes.hist(own[flags], edges, weights=weights, color=colour, alpha=0.55, label=label)
-        axes.set(title=name, ylabel="share")
+        axes.set(title=label_of(name), ylabel="share")
         axes.legend()
         axes.grid(alpha=0.3)
     axes.set(xlabel="score")
@@ -74,18 +77,29 @@ def reliability_curves(found: Mapping[str, Numbers], right: Flags) -> Figure:
     axes.plot((0, 1), (0, 1), color="#8a8f98", linestyle=":", label="as it should be")
     for name, probabilities in found.items():
         means, shares, _ = zip(*reliability(probabilities, right), strict=True)
-        axes.plot(means, shares, marker="o", markersize=4, label=name)
+        axes.plot(means, shares, marker="o", markersize=4, label=label_of(name))
     axes.set(xlabel="score", ylabel="share of right documents", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     return figure
+
+
+def label_of(name: str) -> str:
+    """A name as a picture shows it: short, nothing of it taken for a formula or left out."""
+    shown = name if len(name) <= LABEL else f"…{name[1 - LABEL :]}"
+    # The font has Latin, Greek and Cyrillic letters.
+    shown = "".join(letter if letter < "\u0530" or letter == "…" else "?" for letter in shown)
+    # A legend leaves out what begins with an underscore.
+    return shown.replace("$", r"\$").replace("_", "\u2009_", 1 if shown.startswith("_") else 0)
 
 
 def differences(delta: Numbers) -> Figure:
     """What every query gains or loses, in order."""
     figure, axes = empty()
     ordered = np.sort(delta)[::-1]
-    colours = [RIGHT if value > 0 else WRONG for value in ordered]
-    axes.bar(np.arange(len(ordered)), ordered, width=1.0, color=colours)
+    # One area for any number of queries, as steps a query wide.
+    edges, heights = np.arange(len(ordered) + 1) - 0.5, np.append(ordered, ordered[-1:])
+    for kept, colour in ((heights > 0, RIGHT), (heights < 0, WRONG)):
+        axes.fill_between(edges, np.where(kept, heights, 0), step="post", color=colour)
     axes.axhline(0, color="#8a8f98", linewidth=0.8)
     axes.set(xlabel="queries, by what they gain", ylabel="nDCG@10, after minus before")
     return figure

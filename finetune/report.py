@@ -1,6 +1,7 @@
 """`report.html`: what two models make of the same queries, in one file that needs no network."""
 
 import base64
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from rerank_plugin.jsonl import write_text
@@ -18,7 +20,15 @@ from rerank_plugin.normalization import normalize, sigmoid
 from rerank_plugin.settings import RerankSettings
 
 from . import plots
-from .calibration import Calibration, crossed, meaning
+from .calibration import (
+    Calibration,
+    Fit,
+    Numbers,
+    Scored,
+    calibration_error,
+    crossed,
+    meaning,
+)
 from .evaluation import Evaluation
 from .judged import JudgedQueries
 from .metrics import METRICS
@@ -36,11 +46,15 @@ from .side_by_side import (
 #: Queries whose rankings are shown, of the most improved ones and of the most hurt ones each.
 SHOWN = 10
 
+#: The permutation test's p from which on a difference may be chance.
+LEVEL = 0.05
+
 PACKAGES = ("rerank-plugin", "torch", "transformers", "peft")
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; --good: #1a7f4b; --bad: #b3402e }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1, h4 { overflow-wrap: anywhere }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 .verdict { font-size: 1.15rem; padding: .8rem 1rem; background: var(--soft);
            border-left: 4px solid var(--line) }
@@ -75,8 +89,10 @@ class Report:
     retrieved_first: bool = False
     #: How logits become the scores that are shown.
     normalize: str = "sigmoid"
-    #: That of the second model, if it has one.
+    #: What was fitted on these queries for the second model, if anything.
     calibration: Calibration | None = None
+    #: What the second model carries, fitted on others: `scale` and `bias`.
+    carried: Mapping[str, float] | None = None
     #: Entries of `history.jsonl`.
     history: Sequence[dict[str, float]] = ()
     #: Tables of facts, by their titles.
@@ -103,11 +119,17 @@ class Report:
         scores = {name: self.scores(own.logits) for name, own in scored.items()}
         found["scores"] = plots.distributions(scores, second.right)
         curves = {f"{name}, sigmoid": sigmoid(own.logits) for name, own in scored.items()}
-        calibrated = crossed(second) if self.calibration else None
+        calibrated = self.calibrated(second)
         if calibrated is not None:
             curves[f"{self.names[1]}, calibrated"] = calibrated
         found["reliability"] = plots.reliability_curves(curves, second.right)
         return found
+
+    def calibrated(self, scored: Scored) -> Numbers | None:
+        """The second model's calibrated scores of what they were not fitted on, if it has any."""
+        if self.carried:
+            return Fit(self.carried["scale"], self.carried["bias"]).probabilities(scored.logits)
+        return crossed(scored) if self.calibration else None
 
     def scores(self, logits: Any) -> Any:
         """Logits as the scores that are shown."""
@@ -126,7 +148,7 @@ class Report:
                 section(TITLES[name], picture(contents, TITLES[name]), TEXTS[name])
                 for name, contents in pictures.items()
             ),
-            section("Scores as probabilities", self.meaning()) if self.calibration else "",
+            section("Scores as probabilities", self.meaning()),
             section("Most improved queries", "".join(map(self.query, improved))),
             section("Most hurt queries", "".join(map(self.query, hurt))),
             *(
@@ -148,7 +170,9 @@ class Report:
         """What came out, in a sentence."""
         before, after = (own.means[METRIC] for own in self.evaluations)
         low, high = self.difference["interval_95"][METRIC]
-        kind = "better" if low > 0 else "worse" if high < 0 else ""
+        # The interval of a few queries is too narrow: the test must find the same.
+        chance = self.difference["p_value"][METRIC] >= LEVEL
+        kind = "" if chance else "better" if low > 0 else "worse" if high < 0 else ""
         words = {"better": "better beyond chance", "worse": "worse beyond chance"}
         told = words.get(kind, "no difference beyond chance")
         return (
@@ -181,16 +205,33 @@ class Report:
 
     def meaning(self) -> str:
         """What calibrated scores and thresholds are."""
-        assert self.calibration is not None
+        if self.carried:
+            return f"<p>{escape(self.carried_meaning())}</p>"
+        if self.calibration is None:
+            return ""
         found = self.calibration.settings(folded=False)["thresholds"]
-        text = f"<p>{escape(meaning(self.calibration.record))}</p>"
+        text = f"<p>{escape(meaning(self.calibration.record()))}</p>"
         rows = [(name, f"{score:.4f}") for name, score in found.items()]
         return text + (table(("threshold", "score (sigmoid)"), rows) if rows else "")
+
+    def carried_meaning(self) -> str:
+        """What the second model's own calibration is worth on these queries."""
+        second = self.evaluations[1].scored(self.judged)
+        calibrated = self.calibrated(second)
+        assert calibrated is not None
+        plain, own = (
+            calibration_error(scores, second.right)
+            for scores in (sigmoid(second.logits), calibrated)
+        )
+        return (
+            f"The calibration that {self.names[1]} carries has an expected calibration error of "
+            f"{own:.4f} here; the plain sigmoid has {plain:.4f}."
+        )
 
     def query(self, own: SideBySide) -> str:
         """A query with the best documents of both models."""
         change = f"{own.before.value:.3f} → {own.after.value:.3f}"
-        parts = [f"<details><summary>{escape(own.judged.query)} ({change})</summary>"]
+        parts = [f"<details><summary>{escape(shortened(own.judged.query))} ({change})</summary>"]
         models = zip(self.names, self.evaluations, (own.before, own.after), strict=True)
         for number, (name, evaluation, ranked) in enumerate(models):
             assert evaluation.logits is not None
@@ -259,4 +300,7 @@ def picture(contents: bytes, title: str) -> str:
 def environment() -> dict[str, str]:
     """What the report was made with."""
     versions = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "system": platform.system(), **versions}
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return {"python": platform.python_version(), "machine": machine, **versions}

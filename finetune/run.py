@@ -155,7 +155,7 @@ class Run:
         set_dropout(loaded.model, config.dropout)
         #: Of what an adapter is put on.
         self.base_fingerprint = Base.of(loaded, config.model_name_or_path).fingerprint
-        dtype = resolve_dtype(config.dtype, device)
+        self.dtype = dtype = resolve_dtype(config.dtype, device)
         model = with_adapter(config, loaded, device, dtype) if config.lora else loaded.model
         scorer = Scorer(
             loaded.model,
@@ -318,6 +318,20 @@ class Run:
                 metrics["difference"][METRIC],
             )
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the run found out by itself, and how long it took."""
+        last, scorer = self.history.entries[-1], self.trainer.scorer
+        return {
+            "learning rate": self.folder.state["lr"],
+            "device": scorer.device,
+            "precision of products": self.dtype,
+            "steps": self.trainer.state.global_step,
+            "kept step": self.best.step,
+            "training seconds": f"{last['train_seconds']:.1f}",
+            "pairs a second": f"{last['train_pairs_per_second']:.1f}",
+        }
+
     def fold(self, calibration: Calibration | None) -> None:
         """Put the calibration into the weights of the kept model."""
         if calibration is None:
@@ -367,7 +381,11 @@ class Run:
                 normalize=settings.normalize,
                 calibration=calibration,
                 history=self.history.entries,
-                facts={"data": settings.data, "options": settings.options},
+                facts={
+                    "data": settings.data,
+                    "run": self.facts,
+                    "options": settings.options,
+                },
             )
             report.write(model)
             write_records(model, settings, labels=self.labels)

@@ -1,21 +1,22 @@
 """A query as two models rank it: what reports and terminals show of it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from rerank_plugin.normalization import order
-
 from .evaluation import Evaluation
 from .judged import Judged, JudgedQueries
-from .metrics import Values
+from .metrics import EQUAL, Values, best_first
 
 METRIC = "ndcg@10"
 
 #: Documents of a ranking that are shown, and characters of each.
 PLACES, CHARACTERS = 3, 400
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Two = tuple[Evaluation, Evaluation]
 
@@ -58,7 +59,7 @@ def most_improved(evaluations: Two, count: int) -> npt.NDArray[np.intp]:
     """The places of the queries that gain most, at most `count`."""
     delta = gains(evaluations)
     best = np.argsort(-delta, kind="stable")[:count]
-    return best[delta[best] > 0]
+    return best[delta[best] > EQUAL]
 
 
 def most_hurt(evaluations: Two, count: int) -> npt.NDArray[np.intp]:
@@ -73,16 +74,15 @@ def side_by_side(
     found = []
     for place in map(int, places):
         own = judged[place]
-        before, after = (ranked(evaluation, place, own.labels) for evaluation in evaluations)
+        before, after = (ranked(evaluation, place, own) for evaluation in evaluations)
         found.append(SideBySide(place, own, before, after))
     return found
 
 
-def ranked(evaluation: Evaluation, place: int, labels: Sequence[int]) -> Ranked:
+def ranked(evaluation: Evaluation, place: int, judged: Judged) -> Ranked:
     """What a model made of one query."""
-    assert evaluation.logits is not None, "an evaluation without its logits"
-    ranking = [int(index) for index in order(evaluation.logits[place])]
-    first = next((rank for rank, index in enumerate(ranking, 1) if labels[index] > 0), None)
+    ranking = best_first(evaluation.ranking(place, judged)).tolist()
+    first = next((rank for rank, index in enumerate(ranking, 1) if judged.labels[index] > 0), None)
     return Ranked(float(evaluation.values[METRIC][place]), ranking[:PLACES], first)
 
 
@@ -94,5 +94,6 @@ def first_right(ranked: Ranked) -> str:
 
 
 def shortened(text: str) -> str:
-    """A document as it is shown."""
+    """A text as it is shown; a terminal obeys control characters."""
+    text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= CHARACTERS else text[:CHARACTERS] + "…"

@@ -79,15 +79,15 @@ def print_worst(
     """The queries that lose most from the first model to the second, with passages, on stdout."""
     from .side_by_side import first_right, most_hurt, shortened, side_by_side
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False, markup=False)
     for own in side_by_side(judged, evaluations, most_hurt(evaluations, count)):
         change = f"{own.before.value:.3f} → {own.after.value:.3f}"
-        console.print(f"\n[bold]{escape(own.judged.query)}[/bold]  nDCG@10 {change}")
+        console.print(f"\n{shortened(own.judged.query)}  nDCG@10 {change}", style="bold")
         for name, ranked in zip(names, (own.before, own.after), strict=True):
-            console.print(f"  {escape(name)}: {first_right(ranked)}")
+            console.print(f"  {name}: {first_right(ranked)}")
             for place, index in enumerate(ranked.best, 1):
                 kind = "right" if own.judged.labels[index] > 0 else "wrong"
                 text = shortened(own.judged.documents[index])
-                console.print(f"    {place}. {kind}: {escape(text)}")
+                console.print(f"    {place}. {kind}: {text}")
         for text in own.right:
-            console.print(f"  right: {escape(text)}")
+            console.print(f"  right: {text}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath, Line, read_lines
@@ -20,6 +19,9 @@ from .evaluation import Evaluation
 from .metrics import Ranking, query_metrics
 from .progress import bar
 from .records import decoded, read_qrels, read_queries
+
+#: trec_eval counts documents of every grade up to the highest there is.
+HIGHEST_GRADE = 1000
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,14 @@ class Found:
     places: "array[int]" = field(default_factory=lambda: array("l"))
     scores: "array[float]" = field(default_factory=lambda: array("f"))
 
-    def best(self, count: int | None) -> tuple[npt.NDArray[np.int64], Logits]:
-        """Places and scores, the best first; `count` of them at most."""
-        scores = np.array(self.scores, np.float32)
-        order = np.argsort(-scores, kind="stable")[:count]
-        return np.array(self.places, np.int64)[order], scores[order]
+    def best(self, names: Sequence[str], count: int | None) -> tuple[list[str], Logits]:
+        """Documents, of all `names`, and scores, the best first; `count` of them at most.
+
+        Documents of one score stand as trec_eval has them, the last by name first.
+        """
+        documents = (names[place] for place in self.places)
+        found = sorted(zip(self.scores, documents, strict=True), reverse=True)[:count]
+        return [name for _, name in found], np.array([score for score, _ in found], np.float32)
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,9 @@ class TrecRun:
     @property
     def own_order(self) -> Evaluation:
         """How well the run itself ranks; its scores stand for logits."""
-        rankings = [Ranking(own.scores, own.labels, own.missed) for own in self.candidates]
-        return Evaluation(query_metrics(rankings), 0.0, [own.scores for own in self.candidates])
+        rankings = [Ranking(own.scores, own.labels, own.missed, True) for own in self.candidates]
+        scores = [own.scores for own in self.candidates]
+        return Evaluation(query_metrics(rankings), 0.0, scores, in_order=True)
 
 
 @contextmanager
@@ -134,8 +140,7 @@ def open_run(
             if query not in texts:
                 raise InputError(f"{queries}: no query has the id {query!r}, which {run} ranks for")
             judged = dict(grades[query])
-            numbers, scores = own.best(top_k)
-            ranked = [names[number] for number in numbers]
+            ranked, scores = own.best(names, top_k)
             lacking = next((name for name in ranked if name not in passages.places), None)
             if lacking is not None:
                 raise InputError(
@@ -149,6 +154,8 @@ def open_run(
             )
         if not candidates:
             raise InputError(f"{run}: none of its queries is judged in {qrels}")
+        if not any(max([*own.labels, *own.missed]) > 0 for own in candidates):
+            raise InputError(f"{qrels}: no passage is judged right for a query of {run}")
         yield TrecRun(candidates, passages, +left_out)
         passages.close()
 
@@ -196,9 +203,11 @@ def read_grades(qrels: DataPath) -> dict[str, dict[str, int]]:
     """
     grades: dict[str, dict[str, int]] = {}
     for judgement in read_qrels(qrels):
+        if abs(judgement.grade) > HIGHEST_GRADE or judgement.grade % 1:
+            raise judgement.line.error(
+                f"the grade {judgement.grade:g} is not a whole number up to {HIGHEST_GRADE}"
+            )
         grade = int(judgement.grade)
-        if grade != judgement.grade:
-            raise judgement.line.error(f"the grade {judgement.grade:g} is not a whole number")
         own = grades.setdefault(judgement.query, {})
         if own.setdefault(judgement.passage, grade) != grade:
             raise judgement.line.error(

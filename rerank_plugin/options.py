@@ -132,13 +132,14 @@ def add_fields(parser: argparse.ArgumentParser, options: Any) -> list[Any]:
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(item)}
         kinds = [kind for kind in union_members(hints[item.name]) if kind is not type(None)]
         if any(typing.get_origin(kind) is list for kind in kinds):
-            settings |= {"nargs": "+", "type": str, "action": OneOrMore}
+            settings |= {"nargs": "+", "type": text, "action": OneOrMore}
         elif bool in kinds:
             settings |= {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
         elif {float, str} <= set(kinds):
             settings["type"] = number_or_word
         else:
-            settings["type"] = next(kind for kind in (int, float, str) if kind in kinds)
+            kind = next(kind for kind in (int, float, str) if kind in kinds)
+            settings["type"] = text if kind is str else kind
         if item.metadata["choices"]:
             settings["metavar"] = "{" + ",".join(item.metadata["choices"]) + "}"
         parser.add_argument(f"--{option_name(item)}", dest=item.name, **settings)
@@ -172,6 +173,13 @@ def boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return values[text.lower()]
+
+
+def text(value: str) -> str:
+    """An option's text; that of a variable of a shell that is not set is no text."""
+    if not value:
+        raise argparse.ArgumentTypeError("empty: leave the option out, or give a value")
+    return value
 
 
 def number_or_word(text: str) -> float | str:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,11 @@ ADAPTER = "adapter_config.json"
 def is_adapter(folder: str | Path) -> bool:
     """Whether there is an adapter folder."""
     return (Path(folder).expanduser() / ADAPTER).is_file()
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ class RerankSettings:
             raise InputError(f"{path}: 'max_length' is no whole number")
         calibration = settings.calibration
         if calibration is not None and not all(
-            isinstance(calibration, dict) and isinstance(calibration.get(name), int | float)
+            isinstance(calibration, dict) and is_number(calibration.get(name))
             for name in ("scale", "bias")
         ):
             raise InputError(f"{path}: 'calibration' has no numbers 'scale' and 'bias'")
+        if calibration is not None and calibration["scale"] <= 0:
+            raise InputError(f"{path}: the 'scale' of 'calibration' is not above 0")
         if not isinstance(settings.thresholds, dict) or not all(
-            isinstance(score, int | float) for score in settings.thresholds.values()
+            map(is_number, settings.thresholds.values())
         ):
             raise InputError(f"{path}: 'thresholds' are no names with numbers")
         return settings

@@ -136,6 +136,17 @@ def test_a_threshold_keeps_the_same_documents_on_every_scale(
         Reranker(tiny_model, normalize="calibrated")
 
 
+def test_what_would_turn_the_order_is_refused(tmp_path: Path) -> None:
+    for scale in (-2.0, 0.0):
+        record = {"calibration": {"scale": scale, "bias": 0.0}}
+        (tmp_path / "rerank.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match="'scale' of 'calibration' is not above 0"):
+            RerankSettings.read(tmp_path)
+    (tmp_path / "rerank.json").write_text('{"thresholds": {"best": NaN}}')
+    with pytest.raises(InputError, match="'thresholds' are no names with numbers"):
+        RerankSettings.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     "calibration", [3, {"scale": 1.0}, {"scale": 1.0, "bias": "0"}, {"scale": None, "bias": 0.0}]
 )
@@ -147,7 +158,7 @@ def test_a_broken_calibration_is_named(calibration: Any, tmp_path: Path) -> None
 
 def train(model: Path, folder: Path, **options: Any) -> Path:
     data = write_lines(folder.with_suffix(".train.jsonl"), easy_groups(24))
-    held_out = write_lines(folder.with_suffix(".dev.jsonl"), easy_groups(60, start=100))
+    held_out = write_lines(folder.with_suffix(".dev.jsonl"), easy_groups(130, start=100))
     config = FinetuneConfig(
         model_name_or_path=str(model),
         data_path=str(data),
@@ -166,7 +177,7 @@ def test_a_run_leaves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
     folder = train(tiny_model, tmp_path / "out", total_epoch=4)
     settings = RerankSettings.read(folder)
     assert settings.calibration is not None
-    assert settings.calibration["queries"] == 30
+    assert settings.calibration["queries"] == 65
     assert settings.calibration["prior"] == 0.25
     assert "precision@0.9" in settings.thresholds
     raw = Reranker(folder, dtype="float32", normalize="none").score(PAIRS)
@@ -189,7 +200,10 @@ def test_folded_it_is_there_for_every_loader(labels: int, tmp_path: Path) -> Non
     reranker = Reranker(folded, dtype="float32")
     np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-5)
     before, after = RerankSettings.read(plain), RerankSettings.read(folded)
-    assert after.calibration is None
+    assert before.calibration and after.calibration
+    assert after.calibration == {**before.calibration, "scale": 1.0, "bias": 0.0}
+    found = Reranker(folded, dtype="float32", normalize="calibrated").score(PAIRS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     calibrated = Reranker(plain, normalize="calibrated")
     for name in before.thresholds:
         assert reranker.threshold(name) == pytest.approx(calibrated.threshold(name), abs=1e-4)

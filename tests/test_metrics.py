@@ -64,6 +64,13 @@ def test_agrees_with_the_definitions(rows: list[tuple[float, int]]) -> None:
     assert found["recall@10"] == pytest.approx(sum(ranked[:10]) / sum(grades), abs=1e-6)
 
 
+def test_rounding_is_no_gain() -> None:
+    values = np.random.default_rng(0).random(50)
+    for seed in range(20):
+        turned = np.random.default_rng(seed).permutation(values)
+        assert not comparison({"ndcg@10": values}, {"ndcg@10": turned})["improved"]
+
+
 def test_the_comparison_is_paired() -> None:
     draws = np.random.default_rng(0)
     before = {name: draws.random(200) for name in METRICS}

@@ -51,6 +51,7 @@ def test_flags_and_lists() -> None:
         (("--path", "a", "--loud", "maybe"), "neither true nor false"),
         (("a",), "unexpected argument 'a'"),
         (("--path",), "expected at least one argument"),
+        (("--path", "a", ""), "argument --path: empty: leave the option out"),
     ],
 )
 def test_misuse_is_one_line(argv: tuple[str, ...], expected: str) -> None:

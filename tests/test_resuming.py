@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from rerank_plugin.finetune.checkpoint import read_optimizer, write_optimizer
 
 from .conftest import easy_groups, write_lines
 
@@ -154,3 +157,16 @@ def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
     done = finish(command(tiny_model, data, folder))
     assert done.returncode == 0, done.stderr
     assert same_model(folder, whole)
+
+
+def test_the_state_of_any_optimizer_comes_back(tmp_path: Path) -> None:
+    """Some keep tensors in mappings of their own."""
+    own = {"step": 3, "mean": torch.arange(3.0), "narrow": {"codes": torch.arange(4), "bits": 8}}
+    state = {"state": {0: own, 11: {"step": 4}}, "param_groups": [{"lr": 1e-3, "params": [0, 11]}]}
+    record = json.loads(json.dumps(write_optimizer(tmp_path, state)))
+    found = read_optimizer(tmp_path, record)
+    assert found["param_groups"] == state["param_groups"] and found["state"].keys() == {0, 11}
+    again = found["state"][0]
+    assert torch.equal(again.pop("mean"), torch.arange(3.0))
+    assert torch.equal(again["narrow"].pop("codes"), torch.arange(4))
+    assert again == {"step": 3, "narrow": {"bits": 8}} and found["state"][11] == {"step": 4}

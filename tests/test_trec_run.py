@@ -77,7 +77,8 @@ def files(tmp_path: Path) -> dict[str, Any]:
     runs, judged = [], []
     for number in range(31):
         for place, document in enumerate(random.permutation(60)[:20]):
-            runs.append(f"q{number} Q0 d{document} {place + 1} {20 - place} bm25")
+            # Three of a score.
+            runs.append(f"q{number} Q0 d{document} {place + 1} {20 - place // 3} bm25")
     for number in [*range(30), 31]:
         for document in random.permutation(60)[:15]:
             judged.append(f"q{number}\t0\td{document}\t{random.integers(0, 4)}")
@@ -159,6 +160,7 @@ def test_models_are_measured_beside_the_run(
         ("run", "q0 Q0 d1 1 high bm25", "run.trec:621: the score 'high' is no finite number"),
         ("run", "q9 Q0 d777 1 2.0 bm25", "no passage with a text has the id 'd777'"),
         ("qrels", "q0\t0\td0\t0.5", "qrels.tsv:466: the grade 0.5 is not a whole number"),
+        ("qrels", "q0\t0\td0\t3000000000", "the grade 3e+09 is not a whole number up to 1000"),
         ("qrels", "q0\t0\td0\t1\nq0\t0\td0\t2", "'d0' is judged twice for query 'q0', 1 and 2"),
     ],
 )
@@ -181,9 +183,19 @@ def test_a_document_that_comes_twice(cli: Run, files: dict[str, Path], tiny_mode
     assert "comes twice for query 'q0'" in err
 
 
+def test_judgements_without_a_right_passage_say_nothing(
+    cli: Run, files: dict[str, Path], tiny_model: Path
+) -> None:
+    files["qrels"].write_text("".join(f"q{i}\t0\td0\t0\n" for i in range(30)))
+    code, _, err = cli("evaluate", "--model_dir", tiny_model, *options(files))
+    assert code == 2
+    assert "qrels.tsv: no passage is judged right for a query of" in err
+
+
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
+        ({"fail_below": float("nan")}, "fail_below: nan is not from 0 to 1"),
         ({"data_path": "x.jsonl"}, "data_path: either groups or a --run is needed"),
         ({"qrels": None}, "qrels: is needed for a --run"),
         ({"run": None, "data_path": "x.jsonl"}, "qrels: is for a --run"),
