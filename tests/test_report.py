@@ -18,6 +18,7 @@ from rerank_plugin.finetune.evaluation import Evaluation
 from rerank_plugin.finetune.groups import Group
 from rerank_plugin.finetune.metrics import Ranking, paired_difference, query_metrics
 from rerank_plugin.finetune.report import Report
+from rerank_plugin.settings import RerankSettings
 
 from .conftest import build_model, easy_groups, write_lines
 
@@ -133,6 +134,7 @@ def test_a_browser_shows_it_without_a_complaint(folder: Path, tmp_path: Path, wi
 def test_compare_writes_a_report_and_figures(tmp_path: Path, capsys: Any) -> None:
     models = [build_model(tmp_path / "a"), build_model(tmp_path / "b", hidden_size=64)]
     data = write_lines(tmp_path / "dev.jsonl", easy_groups(30))
+    RerankSettings(calibration={"scale": 2.0, "bias": -1.0}).write(models[1])
     output, report = tmp_path / "figures.json", tmp_path / "some" / "report"
     arguments = ["compare", *map(str, models), "--data_path", str(data)]
     arguments += ["--output", str(output), "--report", str(report)]
@@ -145,6 +147,8 @@ def test_compare_writes_a_report_and_figures(tmp_path: Path, capsys: Any) -> Non
     assert 0 < difference["p_value"]["ndcg@10"] <= 1
     page = Page((report / "report.html").read_text("utf-8"))
     assert "a and b" in page.text and "30 queries" in page.text
+    assert "The calibration that b carries has an expected calibration error of" in page.text
+    assert len(record["of_queries"]["ndcg@10"]) == 30
     assert main(["compare", str(models[0]), "--data_path", str(data)]) == 2
     assert "missing option: --model_dir" in capsys.readouterr().err
     one = ["evaluate", "--model_dir", str(models[0]), "--data_path", str(data)]
