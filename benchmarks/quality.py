@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from machine import set_environment
 from places import add_places
 from rich.console import Console
@@ -163,11 +164,26 @@ def work(who: str, task: Task, judged: Path, log: Path) -> None:
     from rerank_plugin.jsonl import write_json
 
     reranker = Reranker(task.folder, max_length=MAX_LENGTH, device="cpu")
-    found = evaluate_groups(reranker, list(read_groups(judged))).values
-    values = {name: column.tolist() for name, column in found.items()}
-    write_json(task.folder.with_suffix(".json"), {"seconds": seconds, "values": values})
+    groups = list(read_groups(judged))
+    found = evaluate_groups(reranker, groups)
+    record = {
+        "seconds": seconds,
+        "values": {name: column.tolist() for name, column in found.values.items()},
+        "pooled": pooled_precision(found.scored(groups)),
+    }
+    write_json(task.folder.with_suffix(".json"), record)
     for suffix in ("", ".work", ".cache"):
         shutil.rmtree(task.folder.with_suffix(suffix), ignore_errors=True)
+
+
+def pooled_precision(scored: Any) -> float:
+    """Average precision over the pairs of all queries together.
+
+    It says how well scores compare between queries, which a threshold asks for and nDCG does not.
+    """
+    right = scored.right[np.argsort(-scored.logits, kind="stable")]
+    precisions = right.cumsum() / np.arange(1, len(right) + 1)
+    return float(precisions[right].mean())
 
 
 class Quality:
@@ -228,7 +244,7 @@ class Quality:
     def table(self) -> Table:
         """Everybody on every set: means over seeds, and the lowest and highest."""
         table = Table(title=f"{METRIC} on test queries, {self.options.groups} groups")
-        for title in ("set", "who", "rate", METRIC, "of seeds", "seconds"):
+        for title in ("set", "who", "rate", METRIC, "of seeds", "pooled AP", "seconds"):
             table.add_column(title)
         for name in self.options.sets.split(","):
             for who in self.options.who.split(","):
@@ -238,7 +254,9 @@ class Quality:
                 seconds = statistics.median(record["seconds"] for record in found)
                 spread = f"{min(means):.3f} – {max(means):.3f}"
                 mean = f"{statistics.fmean(means):.3f}"
-                table.add_row(name, who, f"{rate:g}", mean, spread, f"{seconds:.0f}")
+                pooled = statistics.fmean(record["pooled"] for record in found)
+                figures = mean, spread, f"{pooled:.3f}", f"{seconds:.0f}"
+                table.add_row(name, who, f"{rate:g}", *figures)
         return table
 
 
