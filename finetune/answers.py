@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from .bm25 import Bm25
 from .corpus import Corpus
-from .words import is_unspaced, normalize, words
+from .words import is_unspaced, normalize, text_key
 
 #: How far down its ranking a passage with the answer is looked for.
 SEARCHED = 100
@@ -17,18 +17,20 @@ class Answers:
         self.texts = texts
 
     def are_in(self, text: str) -> bool:
-        """Whether a text contains one of the answers: whole words, in any case and spacing."""
-        joined = f" {' '.join(words(text))} "
-        return any(contains(text, joined, answer) for answer in self.texts)
+        """Whether a text contains one of the answers: whole words and signs, in any case."""
+        key = f" {text_key(text)} "
+        return any(contains(text, key, answer) for answer in self.texts)
 
 
-def contains(text: str, joined: str, answer: str) -> bool:
-    """Whether an answer is in a text, of which `joined` are the words between spaces."""
-    answer_words = words(answer)
-    if not answer_words or is_unspaced(answer):
-        # No words to compare: characters, whatever the spaces between them.
+def contains(text: str, key: str, answer: str) -> bool:
+    """Whether an answer is in a text, of which `key` is the `text_key` between spaces."""
+    if not any(character.isalnum() for character in answer):
+        # Punctuation, which keys do not have.
         return "".join(normalize(answer).split()) in "".join(normalize(text).split())
-    return f" {' '.join(answer_words)} " in joined
+    if is_unspaced(answer):
+        # No words to compare: characters, whatever the spaces between them.
+        return text_key(answer).replace(" ", "") in key.replace(" ", "")
+    return f" {text_key(answer)} " in key
 
 
 def find_answers(

@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -10,6 +9,8 @@ from math import nan
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath, Line, SkippedLines, json_type, read_lines
+
+from .words import text_key
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class Problem:
 
 
 def query_key(query: str) -> str:
-    """What makes two queries the same: their text without case, width and spacing."""
-    return " ".join(unicodedata.normalize("NFKC", query).casefold().split())
+    """What makes two queries the same, as `text_key`."""
+    return text_key(query)
 
 
 def query_hash(query: str, seed: int) -> str:

@@ -22,8 +22,9 @@ from rerank_plugin.jsonl import reading, write_json
 from .group_file import GroupFile, Stamp, changed, stamp_of
 from .indexing import BLOCK, index_file
 
-#: To be raised when an index holds something else, or when what makes a usable line changes.
-FORMAT = 1
+#: To be raised when an index holds something else, or when what makes a line usable or two queries
+#: the same changes.
+FORMAT = 2
 
 #: Entries that were not used for so long are removed,
 KEEP_SECONDS = 30 * 24 * 3600

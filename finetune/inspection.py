@@ -10,7 +10,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath, Line, input_files, read_lines
 
 from .groups import Group, find_problems, parse_group, query_key
-from .near_duplicates import SimilarTexts, shingles
+from .near_duplicates import SimilarTexts, profile
 from .scripts import main_script
 from .words import text_key, words
 
@@ -150,7 +150,7 @@ class Inspection:
         try:
             record = line.record()
         except InputError as error:
-            kind = "not UTF-8" if "UTF-8" in str(error) else "broken JSON or no object"
+            kind = "broken JSON or no object" if is_utf8(line.raw) else "not UTF-8"
             self.problems.add(kind, str(error))
             return None
         problems = find_problems(record)
@@ -201,6 +201,15 @@ class Inspection:
             )
 
 
+def is_utf8(raw: bytes) -> bool:
+    """Whether a line can be decoded."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def read_inspected(data_path: DataPath, found: Inspection) -> Iterator[tuple[Line, Group]]:
     """The usable groups of all files with their lines; what is wrong goes into `found`."""
     try:
@@ -218,6 +227,11 @@ def read_inspected(data_path: DataPath, found: Inspection) -> Iterator[tuple[Lin
             found.problems.add("unusable file", str(error))
 
 
+def query_words(query: str) -> frozenset[str]:
+    """What nearly equal queries share."""
+    return frozenset(words(query_key(query)))
+
+
 class Overlap:
     """What training data shares with evaluation data.
 
@@ -228,12 +242,10 @@ class Overlap:
     def __init__(self, groups: Sequence[tuple[str, list[str]]]) -> None:
         self._texts = [query for query, _ in groups]
         self._queries = {digest(query_key(query)) for query in self._texts}
-        self._similar = SimilarTexts(
-            [frozenset(words(query)) for query in self._texts], least=SIMILAR
-        )
+        self._similar = SimilarTexts([query_words(query) for query in self._texts], least=SIMILAR)
         positives = {text_digest(text): text for _, own in groups for text in own}
         self._positives = SimilarTexts(
-            [frozenset(shingles(words(text))) for text in positives.values()], least=SIMILAR
+            [profile(text).shingles for text in positives.values()], least=SIMILAR
         )
         #: Evaluation queries that are training queries, by their numbers.
         self.same: set[int] = set()
@@ -257,7 +269,7 @@ class Overlap:
         for text in group.pos:
             number = text_digest(text)
             if number not in self._seen:
-                self._seen[number] = self._positives.find(frozenset(shingles(words(text))))
+                self._seen[number] = self._positives.find(profile(text).shingles)
             found = self._seen[number]
             self.shared |= set() if found is None else {found}
 
@@ -267,7 +279,7 @@ class Overlap:
 
     def nearest(self, query: str) -> int | None:
         """The place of an evaluation query that a training query nearly is."""
-        return self._similar.find(frozenset(words(query)))
+        return self._similar.find(query_words(query))
 
     def leaks(self, query: str) -> bool:
         """Whether a training query is an evaluation query, or nearly."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
-from .words import words, words_key
+from .words import text_key, words
 
 #: Words of a shingle: a run of so many is rarely shared by chance.
 SHINGLE = 3
@@ -45,8 +45,8 @@ class Profile:
 @lru_cache(maxsize=1024)
 def profile(text: str) -> Profile:
     """What a text is compared by; kept for a while, as the same passage comes for many queries."""
-    own = words(text)
-    return Profile(words_key(text, own), shingles(own))
+    key = text_key(text)
+    return Profile(key, shingles(words(key)))
 
 
 class Duplicates:

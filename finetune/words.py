@@ -25,12 +25,23 @@ UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 
+#: Signs that tell texts apart where punctuation does not: C from C#, 5 from 5%. A minus is one where
+#: it stands before a number and behind no word.
+SIGNS = "#%&@$+<=>"
+
 ASCII_WORD = re.compile(r"[a-z0-9]+")
+ASCII_TOKEN = re.compile(rf"[a-z0-9]+|[{SIGNS}]|(?<![a-z0-9])-(?=[0-9])")
+
+#: The same minus in other texts, and what stands for it until they are taken apart.
+NEGATIVE = re.compile(r"(?<!\w)-(?=\d)")
+MINUS = "\u2212"
 
 
 def normalize(text: str) -> str:
-    """A text without case and width: NFKC, then case folding."""
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    """A text without case, width and characters that nobody sees: NFKC, then case folding."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", invisible().sub("", text)).casefold()
 
 
 def words(text: str) -> list[str]:
@@ -81,11 +92,36 @@ def patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     return re.compile(rf"[\w{marks}]+"), re.compile(f"([{unspaced}]+)")
 
 
+@cache
+def invisible() -> re.Pattern[str]:
+    """Soft hyphens, zero-width spaces and other characters of category Cf."""
+    # Up to 0xFFFF: with others the pattern would take several times as long.
+    characters = map(chr, range(0x80, 0x10000))
+    return re.compile(f"[{''.join(c for c in characters if unicodedata.category(c) == 'Cf')}]")
+
+
+@cache
+def token_patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What a word or a sign is, and a space between characters of scripts without spaces."""
+    word, unspaced = patterns()
+    characters = map(chr, range(0x80, 0x3000))
+    signs = "".join(c for c in characters if unicodedata.category(c) in ("Sc", "Sm"))
+    between = f"(?<={unspaced.pattern[1:-2]}) (?={unspaced.pattern[1:-2]})"
+    return re.compile(f"{word.pattern}|[{SIGNS}{signs}]"), re.compile(between)
+
+
 def text_key(text: str) -> str:
-    """What makes two texts copies: their words, so neither case, width, spacing nor punctuation."""
-    return words_key(text, words(text))
+    """What makes two texts the same: neither case, width, spacing nor punctuation.
 
-
-def words_key(text: str, own: list[str]) -> str:
-    """The same for a text whose words are known."""
-    return " ".join(own) or " ".join(normalize(text).split())
+    Its words and signs with a space between them, and none between characters of scripts without
+    spaces, whatever stands between them.
+    """
+    text = normalize(text)
+    if text.isascii():
+        return " ".join(ASCII_TOKEN.findall(text)) or "".join(text.split())
+    unspaced = patterns()[1]
+    token, between = token_patterns()
+    apart = text.replace("_", " ")
+    apart = " ".join(unspaced.split(NEGATIVE.sub(MINUS, apart) if "-" in apart else apart))
+    key = between.sub("", " ".join(token.findall(apart)))
+    return key.replace(MINUS, "-") or "".join(text.split())

@@ -45,12 +45,31 @@ def test_contradictions(cli: Run, tmp_path: Path) -> None:
             group("where?", [b], [c]),
         ],
     )
-    dev = write_lines(tmp_path / "dev.jsonl", [group("where?", [d], [b])])
+    dev = write_lines(tmp_path / "dev.jsonl", [group("Where", [d], [b])])
     out = warned(cli, "--data_path", train, "--eval_data_path", dev)
     assert "2 pairs are right in one place, wrong in another" in out
     assert f"{train}:2: 'When?'" in out and f"{train}:3: 'where?'" in out
     assert "1 queries stand in several groups, up to 2" in out
     assert "1 evaluation queries are training queries: 'where?'" in out
+
+
+def test_copies_in_scripts_without_spaces(cli: Run, tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "a.jsonl",
+        [
+            group("他在哪里", ["他在北京工作。", "好"], ["否"]),
+            group("他 在哪里？", ["好"], ["他在，北京工作"]),
+        ],
+    )
+    assert "1 pairs are right in one place, wrong in another" in warned(cli, "--data_path", path)
+
+
+def test_broken_json_is_not_called_something_else(cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "UTF-8.jsonl"
+    path.write_bytes(b'{"query": \n\xef\xbb\xbf{}\n{"query": "\xff"}\n')
+    code, out, _ = cli("check", "--data_path", path)
+    assert code == 2
+    assert "2 × broken JSON or no object" in out and "1 × not UTF-8" in out
 
 
 def test_near_duplicates_across_splits(cli: Run, tmp_path: Path) -> None:

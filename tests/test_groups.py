@@ -95,4 +95,6 @@ def test_any_record_is_a_group_or_has_a_problem(record: dict[str, object]) -> No
 
 def test_the_same_query_in_another_dress() -> None:
     assert query_key("  What IS\tＡ ferry ") == query_key("what is a ferry")
-    assert query_key("a") != query_key("b")
+    assert query_key("北京 在哪里？") == query_key("北京在哪里")
+    assert query_key("When does it sail?") == query_key("when does it sail")
+    assert query_key("What is C#?") != query_key("What is C?")

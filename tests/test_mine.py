@@ -207,6 +207,13 @@ def test_positives_by_answers(cli: Run, tmp_path: Path) -> None:
         ("在 北京 市", "北京市", True),
         ("三月", "三", True),
         ("nothing", "!", False),
+        ("it was 5 in all", "-5%", False),
+        ("It fell by -5 % then", "-5%", True),
+        ("a letter C", "C++", False),
+        ("I like C++, a lot", "c++", True),
+        ("Washington D.C.", "Washington, D.C", True),
+        ("他（在北京）", "在北京，", True),
+        ("价格是5 USD左右", "5 usd", True),
     ],
 )
 def test_answers(text: str, answer: str, expected: bool) -> None:

@@ -40,6 +40,33 @@ def test_words_do_not_depend_on_case_width_and_spacing(text: str) -> None:
     assert text_key(f"\t{text} ") == text_key(text)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("他在北京工作。", "他在，\n北 京工作！", True),
+        ("iPhone好用吗", "iPhone 好 用、吗？", True),
+        ("กรุงเทพ", "กรุง เทพ", True),
+        ("THE CAT, SAT!", "the cat sat", True),
+        ("soft\u00adware\u200b é", "software é", True),
+        ("the cat", "thecat", False),
+        ("C", "C++", False),
+        ("5 %", "５％ –", True),
+        ("-5", "5", False),
+        ("\u22125", "- -5", True),
+        ("…", "!", False),
+        ("＿—", "", False),
+    ],
+)
+def test_what_makes_two_texts_the_same(one: str, other: str, same: bool) -> None:
+    assert (text_key(one) == text_key(other)) is same
+
+
+def test_near_copies_in_scripts_without_spaces() -> None:
+    text = "香港是中华人民共和国的一个特别行政区位于南中国海沿岸"
+    assert Duplicates([text]).has("，".join(text[i : i + 5] for i in range(0, len(text), 5)) + "等")
+    assert not Duplicates([text]).has("上海是一座城市，位于长江口。")
+
+
 def test_copies_and_windows_are_duplicates_and_other_texts_are_not() -> None:
     first, *others = sample_texts()[:30]
     known = Duplicates([first])
