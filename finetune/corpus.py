@@ -36,12 +36,21 @@ class Corpus:
         starts: Where in it each passage begins, and where the last one ends, `[passages + 1]`.
         places: The places of the passages whose ids were asked for.
         blank: How many passages were left out because they have no text.
+        blank_ids: The ids of those that were asked for.
     """
 
-    def __init__(self, path: Path, starts: Places, places: dict[str, int], blank: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        starts: Places,
+        places: dict[str, int],
+        blank: int,
+        blank_ids: frozenset[str],
+    ) -> None:
         self.starts = starts
         self.places = places
         self.blank = blank
+        self.blank_ids = blank_ids
         self._path = path
         self._file = path.open("rb")
 
@@ -69,6 +78,7 @@ class Corpus:
         places: dict[str, int] = {}
         seen: set[str] = set()
         blank = 0
+        blank_ids: set[str] = set()
         with path.open("wb") as file:
             for passage in read_passages(data_path):
                 if passage.id in seen:
@@ -78,13 +88,14 @@ class Corpus:
                     progress(1)
                 if not passage.text.strip():
                     blank += 1
+                    blank_ids |= {passage.id} & wanted
                     continue
                 if passage.id in wanted:
                     places[passage.id] = len(lengths) - 1
                 lengths.append(file.write(passage.text.encode()))
         if len(lengths) < 3:
             raise InputError(f"{data_path}: a corpus of at least two passages is needed")
-        return cls(path, np.cumsum(lengths), places, blank)
+        return cls(path, np.cumsum(lengths), places, blank, frozenset(blank_ids))
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -78,6 +78,7 @@ class Dense:
     ) -> None:
         self._model = model
         self._normalized = model.similarity_fn_name == "cosine"
+        self._known: dict[str, Embeddings] = {}
         path = folder / "embeddings.float16"
         with path.open("wb") as file:
             for texts in in_batches(corpus, TEXTS_AT_ONCE):
@@ -91,7 +92,7 @@ class Dense:
         """The `count` passages nearest to each query."""
         import torch
 
-        wanted = torch.from_numpy(self._embed(self._model.encode_query, queries))
+        wanted = torch.from_numpy(self._embed_queries(queries))
         scores = torch.empty(len(queries), 0)
         places = torch.empty(len(queries), 0, dtype=torch.long)
         for start in range(0, len(self._embeddings), BLOCK):
@@ -107,9 +108,16 @@ class Dense:
 
     def score(self, queries: Sequence[str], places: Sequence[Sequence[int]]) -> list[Scores]:
         """The similarities of given passages to each query."""
-        wanted = self._embed(self._model.encode_query, queries)
+        wanted = self._embed_queries(queries)
         own = [self._embeddings[np.asarray(of)].astype(np.float32) for of in places]
         return [found @ query for found, query in zip(own, wanted, strict=True)]
+
+    def _embed_queries(self, queries: Sequence[str]) -> Embeddings:
+        """Embeddings of queries; kept until others come, as a batch is searched, then scored."""
+        if not all(query in self._known for query in queries):
+            found = self._embed(self._model.encode_query, queries)
+            self._known = dict(zip(queries, found, strict=True))
+        return np.stack([self._known[query] for query in queries])
 
     def _embed(self, encode: Callable[..., Any], texts: Sequence[str]) -> Embeddings:
         found: Embeddings = encode(

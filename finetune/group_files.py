@@ -1,6 +1,7 @@
 """Groups into files: one, or several among which queries are split."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -18,11 +19,14 @@ from .split import deal
 #: What the files of a split are called.
 SIDES = ("train", "dev", "test")
 
+#: The first of them in a file's name, not as a part of a longer word.
+TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
+
 
 def group_line(group: Group) -> str:
     """A group as a line of a jsonl file; what it does not have is left out."""
     record = {name: value for name, value in asdict(group).items() if value is not None}
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
@@ -38,7 +42,9 @@ def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
         shares = [float(part) for part in parts]
     except ValueError:
         shares = []
-    if len(shares) not in (2, 3) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    positive = all(share > 0 for share in shares)
+    # So written, what is no number fails as well.
+    if len(shares) not in (2, 3) or not positive or not abs(sum(shares) - 1) <= 1e-6:
         expected = "two or three positive numbers whose sum is 1, as 0.8,0.1,0.1"
         raise OptionError("split", f"{value!r} is not {expected}")
     return shares
@@ -47,13 +53,12 @@ def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
 def split_files(output: Path, shares: Sequence[float]) -> list[Path]:
     """The files of a split: `train.jsonl` has `dev.jsonl` and `test.jsonl` beside it.
 
-    Where `train` is not in the name of the output, the side goes behind it: `mined-dev.jsonl`.
+    Where `train` is no part of the output's name, the side goes behind it: `mined-dev.jsonl`.
     """
     files = [output]
     for side in SIDES[1 : len(shares)]:
-        stem, dot, rest = output.name.partition(".")
-        name = stem.replace("train", side) if "train" in stem else f"{stem}-{side}"
-        files.append(output.with_name(name + dot + rest))
+        name, found = TRAIN.subn(side, output.name)
+        files.append(output.with_name(name if found else f"{output.stem}-{side}{output.suffix}"))
     return files
 
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -70,8 +71,10 @@ class MineOptions:
         help="a reranker that drops wrong passages which it finds as good as the right ones; its "
         "logits are kept as pos_scores and neg_scores",
     )
-    filter_margin: float = option(
-        0.0, help="how far below the best right passage it must score a wrong one, in logits"
+    filter_margin: float | None = option(
+        None,
+        help="how far below the best right passage it must score a wrong one, in logits; "
+        "default: 0, only not as high",
     )
     max_length: int | None = option(
         None, help="the longest pair that --filter_model reads, in tokens; default: the model's"
@@ -97,8 +100,7 @@ class MineOptions:
             raise OptionError("range_min", problem)
         if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
             raise OptionError("relative_margin", f"{self.relative_margin} is not from 0 to below 1")
-        if self.max_length is not None and not self.filter_model:
-            raise OptionError("max_length", "is for a --filter_model, and there is none")
+        self._check_filter()
         if self.retrieval is None:
             self.retrieval = "both" if self.embedding_model else "bm25"
         if self.retrieval == "bm25" and self.embedding_model:
@@ -106,6 +108,13 @@ class MineOptions:
         if self.retrieval != "bm25" and not self.embedding_model:
             raise OptionError("retrieval", f"{self.retrieval} needs an --embedding_model")
         check_files(self.files, overwrite=self.overwrite)
+
+    def _check_filter(self) -> None:
+        for name in ("max_length", "filter_margin"):
+            if getattr(self, name) is not None and not self.filter_model:
+                raise OptionError(name, "is for a --filter_model, and there is none")
+        if self.filter_margin is not None and not isfinite(self.filter_margin):
+            raise OptionError("filter_margin", f"{self.filter_margin} is no finite number")
 
     @property
     def shares(self) -> list[float]:
@@ -126,7 +135,7 @@ class MineOptions:
 def main(options: MineOptions) -> int:
     """Mine, write the groups, print the summary."""
     judged = positives_by_query(options.qrels) if options.qrels else None
-    queries = list(read_queries(options.queries))
+    queries = list(read_queries(options.queries, by_id=judged is not None))
     if judged is None:
         without = next((query for query in queries if not query.answers), None)
         if without:
@@ -148,7 +157,8 @@ def main(options: MineOptions) -> int:
             options, embedding_model, corpus, folder, answers=judged is None
         )
         if judged is not None:
-            targets = judged_targets(queries, judged, corpus, summary)
+            assert options.qrels
+            targets = judged_targets(queries, judged, corpus, summary, options.qrels)
         else:
             assert bm25
             targets = answered_targets(queries, bm25, corpus, summary)
@@ -172,7 +182,9 @@ def main(options: MineOptions) -> int:
 def nothing_left(options: MineOptions, summary: Summary) -> str:
     """Why there is no group, in one line."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.queries.most_common())
-    return f"{options.queries}: no query gives a group ({reasons})"
+    return (
+        f"{options.queries}: no query gives a group ({reasons}{''.join(summary.examples.values())})"
+    )
 
 
 def load_embedding_model(options: MineOptions) -> "SentenceTransformer":
@@ -269,6 +281,6 @@ def take_groups(
         selections,
         options.negatives,
         teacher,
-        margin=options.filter_margin,
+        margin=options.filter_margin or 0.0,
         dropped=summary.dropped,
     )

@@ -17,6 +17,8 @@ class Summary:
     dropped: "Counter[str]" = field(default_factory=Counter)
     #: Things to know that lose nothing.
     notes: "Counter[str]" = field(default_factory=Counter)
+    #: The first passage that is left out for a reason, and where that is said.
+    examples: dict[str, str] = field(default_factory=dict)
     #: The first of the queries whose passage was not found.
     not_found: list[str] = field(default_factory=list)
 
@@ -35,7 +37,10 @@ class Summary:
             found = [(reason, count) for reason, count in counter.most_common() if count]
             if found:
                 shown.append(f"{title}:")
-                shown += [f"  {count} × {reason}" for reason, count in found]
+                shown += [
+                    f"  {count} × {reason}{self.examples.get(reason, '')}"
+                    for reason, count in found
+                ]
         if self.not_found:
             shown.append("not found, for example:")
             shown += [f"  {query}" for query in self.not_found]

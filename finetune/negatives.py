@@ -8,13 +8,15 @@ from itertools import islice
 import numpy as np
 
 from .candidates import Candidates, Retriever, fuse
-from .corpus import Corpus
-from .groups import Group, query_hash
+from .corpus import Corpus, in_batches
+from .groups import Group, query_hash, query_key
 from .near_duplicates import Duplicates, profile
 from .targets import Target
 
-#: Where candidates run out, so many times the passages that are wanted are drawn at random.
-DRAWN = 4
+#: Where candidates run out, at most so many passages are drawn at random, as none of them may do,
+LOOKED_AT = 1000
+#: and so many times those that are wanted are given, as a reranker may drop all of them.
+GIVEN = 4
 
 SAMPLING_STRATEGIES = ("top", "random")
 
@@ -38,7 +40,7 @@ class Window:
 class Selection:
     """One query's way from candidates to wrong passages; iterating gives one after the other.
 
-    What is given differs from every right passage and from what was given before.
+    What is given differs from the query, every right passage and what was given before.
     """
 
     target: Target
@@ -49,6 +51,9 @@ class Selection:
     #: Passages that may not be drawn at random either.
     barred: set[int]
     corpus: Corpus
+    window: Window
+    #: What scores passages for the window's margin.
+    retriever: Retriever
     random: np.random.Generator
     negatives: int
     dropped: "Counter[str]"
@@ -62,13 +67,21 @@ class Selection:
             (text,) = self.corpus.texts([place])
             if self._is_wrong(text, right):
                 yield text
+        wanted = (text for text in self._draws() if self._is_wrong(text, right))
+        for text in islice(wanted, GIVEN * self.negatives):
+            self.drawn += 1
+            yield text
+
+    def _draws(self) -> Iterator[str]:
+        """Passages at random, none that is a candidate, right, barred or outside of the margin."""
         seen = self.barred.union(self.places, self.target.positives)
-        count = min(len(self.corpus), DRAWN * self.negatives)
-        for place in self.random.choice(len(self.corpus), count, replace=False).tolist():
-            (text,) = self.corpus.texts([place])
-            if place not in seen and self._is_wrong(text, right):
-                self.drawn += 1
-                yield text
+        count = min(len(self.corpus), LOOKED_AT + len(seen))
+        drawn = self.random.choice(len(self.corpus), count, replace=False).tolist()
+        for places in in_batches((place for place in drawn if place not in seen), self.negatives):
+            if self.window.relative_margin is not None:
+                margin = self.window.relative_margin
+                (places,) = within_margin([self.target], [places], self.retriever, margin)
+            yield from self.corpus.texts(places)
 
     def take(self, count: int) -> Group:
         """A group with the first `count` wrong passages; perhaps with none at all."""
@@ -79,6 +92,8 @@ class Selection:
         key = profile(text).key
         if key in self._keys:
             self.dropped["copies of another wrong passage"] += 1
+        elif key == query_key(self.target.query):
+            self.dropped["copies of the query itself"] += 1
         elif right.has(text):
             self.dropped["copies or near-duplicates of a right passage"] += 1
         elif self.target.answers and self.target.answers.are_in(text):
@@ -108,9 +123,10 @@ def select(
         for found, target in zip(zip(*lists, strict=True), targets, strict=True)
     ]
     kept = [places[window.range_min : window.range_max] for places in ranked]
+    # The last one: similarities of embeddings are on one scale for all queries.
+    retriever = retrievers[-1]
     if window.relative_margin is not None:
-        # The last one: similarities of embeddings are on one scale for all queries.
-        kept = within_margin(targets, kept, retrievers[-1], window.relative_margin)
+        kept = within_margin(targets, kept, retriever, window.relative_margin)
     selections = []
     for target, places, all_places in zip(targets, kept, ranked, strict=True):
         random = np.random.default_rng(int(query_hash(target.query, seed)[:16], 16))
@@ -121,7 +137,16 @@ def select(
         right = {profile(text).key: text for text in corpus.texts(target.positives)}
         selections.append(
             Selection(
-                target, list(right.values()), places, close, corpus, random, negatives, dropped
+                target=target,
+                positives=list(right.values()),
+                places=places,
+                barred=close,
+                corpus=corpus,
+                window=window,
+                retriever=retriever,
+                random=random,
+                negatives=negatives,
+                dropped=dropped,
             )
         )
     return selections

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath, Line, input_files, json_type, read_lines
@@ -13,6 +14,23 @@ IDS = ("_id", "id")
 PASSAGE_TEXTS = ("text", "passage", "document")
 QUERY_TEXTS = ("text", "query", "question")
 ANSWERS = ("answer", "answers")
+
+#: What the columns of a `.tsv` file are called, where its first line says so.
+ID_COLUMNS = (
+    *IDS,
+    "pid",
+    "qid",
+    "docid",
+    "doc_id",
+    "passage_id",
+    "query_id",
+    "query-id",
+    "corpus-id",
+)
+TEXT_COLUMNS = (*PASSAGE_TEXTS, *QUERY_TEXTS, "contents")
+
+#: What the last column of judgements is called, where their first line says so.
+GRADES = ("score", "grade", "label", "relevance", "rel", "relevancy", "judgement", "judgment")
 
 
 @dataclass(frozen=True)
@@ -51,15 +69,19 @@ def read_passages(data_path: DataPath) -> Iterator[Record]:
         yield Record(id_of(line, record), text, line)
 
 
-def read_queries(data_path: DataPath) -> Iterator[Record]:
-    """The queries of a file, as passages are read; without an id their place is it.
+def read_queries(data_path: DataPath, *, by_id: bool = True) -> Iterator[Record]:
+    """The queries of a file, as passages are read.
+
+    Args:
+        data_path: Where they are.
+        by_id: Judgements name them; otherwise a query without an id has its place as one.
 
     Raises:
-        InputError: a blank query, or two with the same id.
+        InputError: a blank query, one without an id, or two with the same.
     """
     seen: set[str] = set()
     for place, (line, record) in enumerate(read_records(data_path)):
-        name = id_of(line, record, default=f"{place}")
+        name = id_of(line, record, default=None if by_id else f"{place}")
         text = text_of(line, record, QUERY_TEXTS)
         if not text.strip():
             raise line.error("the query is blank, expected a text")
@@ -74,7 +96,9 @@ def read_records(data_path: DataPath) -> Iterator[tuple[Line, dict[str, object]]
     for path in input_files(data_path):
         is_table = path.name.removesuffix(".gz").endswith(".tsv")
         for line in read_lines(path):
-            yield line, tab_separated(line) if is_table else line.record()
+            record = tab_separated(line) if is_table else line.record()
+            if not (is_table and line.number == 1 and is_header(record)):
+                yield line, record
 
 
 def tab_separated(line: Line) -> dict[str, object]:
@@ -83,6 +107,12 @@ def tab_separated(line: Line) -> dict[str, object]:
     if len(fields) != 2:
         raise line.error(f"expected an id and a text with a tab between, found {len(fields)} parts")
     return {"id": fields[0], "text": fields[1]}
+
+
+def is_header(record: dict[str, object]) -> bool:
+    """Whether a tab-separated line has the names of its columns."""
+    name, text = (str(record[column]).strip().lower() for column in ("id", "text"))
+    return name in ID_COLUMNS and text in TEXT_COLUMNS
 
 
 def decoded(line: Line) -> str:
@@ -94,11 +124,15 @@ def decoded(line: Line) -> str:
 
 
 def id_of(line: Line, record: dict[str, object], default: str | None = None) -> str:
-    """The id of a record, as text."""
-    found = next((record[name] for name in IDS if record.get(name) is not None), default)
+    """The id of a record, as text without spaces around it."""
+    name = next((name for name in IDS if record.get(name) is not None), None)
+    found = default if name is None else record[name]
+    if found is None and not any(name in record for name in IDS):
+        raise line.error("field 'id' is missing, expected a text or a whole number")
     if isinstance(found, bool) or not isinstance(found, str | int):
-        raise line.error(f"field 'id' is {json_type(found)}, expected a text or a whole number")
-    return str(found)
+        problem = f"field '{name or 'id'}' is {json_type(found)}"
+        raise line.error(f"{problem}, expected a text or a whole number")
+    return str(found).strip()
 
 
 def text_of(line: Line, record: dict[str, object], names: tuple[str, ...]) -> str:
@@ -113,13 +147,15 @@ def text_of(line: Line, record: dict[str, object], names: tuple[str, ...]) -> st
 
 
 def answers_of(line: Line, record: dict[str, object]) -> tuple[str, ...]:
-    """The answers of a record, where it has some: a text or a list of texts, no blank one."""
+    """The answers of a record: a text or a list of texts; none where it is blank or empty."""
     name = next((name for name in ANSWERS if record.get(name) is not None), None)
     if name is None:
         return ()
     found = record[name]
     texts = found if isinstance(found, list) else [found]
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+    if isinstance(found, str) and not found.strip():
+        return ()
+    if not all(isinstance(text, str) and text.strip() for text in texts):
         raise line.error(f"field '{name}' is no text and no list of texts, none of them blank")
     return tuple(texts)
 
@@ -127,23 +163,33 @@ def answers_of(line: Line, record: dict[str, object]) -> tuple[str, ...]:
 def read_qrels(data_path: DataPath) -> Iterator[Judgement]:
     """Judgements, a line each: query, passage and grade (BEIR), or trec_eval's four columns.
 
-    A first line whose grade is no number is a header.
+    A first line that ends in the name of a grade, such as `score`, is a header.
     """
     for path in input_files(data_path):
         for line in read_lines(path):
-            text = decoded(line)
-            fields = text.split("\t") if "\t" in text else text.split()
+            text = decoded(line).rstrip()
+            fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
             if len(fields) == 4:
                 del fields[1]
-            if len(fields) != 3:
-                raise line.error(f"expected query, passage and grade, found {len(fields)} columns")
-            try:
-                grade = float(fields[2])
-            except ValueError:
-                if line.number == 1:
-                    continue
-                raise line.error(f"the grade {fields[2]!r} is no number") from None
-            yield Judgement(fields[0], fields[1], grade, line)
+            if len(fields) != 3 or not all(fields):
+                blank = ", one of them blank" if len(fields) == 3 else ""
+                raise line.error(
+                    f"expected query, passage and grade, found {len(fields)} columns{blank}"
+                )
+            if line.number == 1 and fields[2].lower() in GRADES:
+                continue
+            yield Judgement(fields[0], fields[1], grade_of(line, fields[2]), line)
+
+
+def grade_of(line: Line, text: str) -> float:
+    """A grade as a number."""
+    try:
+        grade = float(text)
+    except ValueError:
+        raise line.error(f"the grade {text!r} is no number") from None
+    if not isfinite(grade):
+        raise line.error(f"the grade {text!r} is no finite number")
+    return grade
 
 
 def positives_by_query(data_path: DataPath) -> dict[str, list[str]]:

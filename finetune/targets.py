@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rerank_plugin.jsonl import DataPath
+
 from .answers import Answers, find_answers
 from .bm25 import Bm25
 from .corpus import Corpus, in_batches
 from .groups import query_key
 from .mining_summary import Summary
 from .progress import bar
-from .records import Record
+from .records import Record, read_qrels
 
 #: Queries that are searched for at once, and whose pairs a reranker gets at once.
 QUERIES_AT_ONCE = 512
@@ -27,24 +29,47 @@ class Target:
     answers: Answers | None = None
 
 
+#: Why a right passage is in no group, in the summary.
+UNKNOWN = "right passages that are not in the corpus"
+BLANK = "right passages that are blank"
+
+
 def judged_targets(
-    queries: Sequence[Record], judged: dict[str, list[str]], corpus: Corpus, summary: Summary
+    queries: Sequence[Record],
+    judged: dict[str, list[str]],
+    corpus: Corpus,
+    summary: Summary,
+    qrels: DataPath,
 ) -> list[Target]:
     """The queries that have a right passage in the corpus."""
     targets = []
     for query in queries:
         passages = judged.pop(query.id, [])
         places = [corpus.places[passage] for passage in passages if passage in corpus.places]
-        summary.dropped["right passages that are not in the corpus"] += len(passages) - len(places)
+        for passage in passages:
+            if passage not in corpus.places:
+                reason = BLANK if passage in corpus.blank_ids else UNKNOWN
+                summary.dropped[reason] += 1
+                if reason not in summary.examples:
+                    summary.examples[reason] = judged_at(qrels, query.id, passage)
         if places:
-            targets.append(Target(query.id, query.text, list(dict.fromkeys(places))))
+            answers = Answers(query.answers) if query.answers else None
+            targets.append(Target(query.id, query.text, list(dict.fromkeys(places)), answers))
         elif passages:
-            summary.queries["queries whose right passages are not in the corpus"] += 1
+            summary.queries["queries whose right passages are not in the corpus, or blank"] += 1
             summary.miss(query.text)
         else:
             summary.queries["queries without a right passage in --qrels"] += 1
     summary.notes["queries of --qrels that --queries does not have"] = len(judged)
     return targets
+
+
+def judged_at(qrels: DataPath, query: str, passage: str) -> str:
+    """A passage with file and line of its judgement, for messages."""
+    # Read again: to keep the places of all judgements would take much memory.
+    found = (of.line for of in read_qrels(qrels) if (of.query, of.passage) == (query, passage))
+    line = next(found)
+    return f", for example {passage!r} ({line.path}:{line.number})"
 
 
 def answered_targets(

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from rerank_plugin.encoding import Pair
+from rerank_plugin.scoring import Logits
 
 from .evaluation import ScoresPairs
 from .groups import Group
@@ -27,7 +28,7 @@ def take_scored(
     dropped: "Counter[str]",
     progress: Callable[[int], Any] | None = None,
 ) -> list[Group]:
-    """Groups without passages that score within a margin of the best right one, with scores.
+    """Groups of passages that score below the best right one by more than a margin, with scores.
 
     What a round of scoring drops is replaced by the next candidates in the next round, so no more
     is scored than is needed.
@@ -36,12 +37,12 @@ def take_scored(
         selections: Where the wrong passages come from.
         negatives: How many a group gets at most.
         scorer: The teacher; its logits become `pos_scores` and `neg_scores`.
-        margin: How far below the best right passage a wrong one must score, in logits.
+        margin: By more than this a wrong passage must score below the best right one, in logits.
         dropped: Counts what was dropped, by reason.
         progress: Called with a number of pairs whenever so many more are scored.
     """
     pairs = [(of.target.query, text) for of in selections for text in of.positives]
-    right = cut(scorer.logits(pairs, progress).tolist(), [len(of.positives) for of in selections])
+    right = cut(rounded(scorer.logits(pairs, progress)), [len(of.positives) for of in selections])
     coming = [iter(selection) for selection in selections]
     kept: list[list[tuple[str, float]]] = [[] for _ in selections]
     unfilled = list(range(len(selections)))
@@ -52,10 +53,10 @@ def take_scored(
             for i, texts in zip(unfilled, tried, strict=True)
             for text in texts
         ]
-        scores = cut(scorer.logits(asked, progress).tolist(), [len(texts) for texts in tried])
+        scores = cut(rounded(scorer.logits(asked, progress)), [len(texts) for texts in tried])
         for i, texts, own in zip(unfilled, tried, scores, strict=True):
             limit = max(right[i]) - margin
-            good = [(text, score) for text, score in zip(texts, own, strict=True) if score <= limit]
+            good = [(text, score) for text, score in zip(texts, own, strict=True) if score < limit]
             dropped[AS_GOOD] += len(texts) - len(good)
             kept[i] += good
         unfilled = [
@@ -68,12 +69,17 @@ def take_scored(
             query=selection.target.query,
             pos=selection.positives,
             neg=[text for text, _ in own],
-            pos_scores=[round(score, DIGITS) for score in scores],
-            neg_scores=[round(score, DIGITS) for _, score in own],
+            pos_scores=scores,
+            neg_scores=[score for _, score in own],
             id=selection.target.id,
         )
         for selection, scores, own in zip(selections, right, kept, strict=True)
     ]
+
+
+def rounded(logits: Logits) -> list[float]:
+    """Logits as they are written down and compared."""
+    return [round(score, DIGITS) for score in logits.tolist()]
 
 
 def cut(values: list[float], sizes: Sequence[int]) -> list[list[float]]:

@@ -25,8 +25,8 @@ UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 
-#: Signs that tell texts apart where punctuation does not: C from C#, 5 from 5%. A minus is one where
-#: it stands before a number and behind no word.
+#: Signs that tell texts apart where punctuation does not: C from C#, 5 from 5%. A minus is one
+#: before a number and behind no word.
 SIGNS = "#%&@$+<=>"
 
 ASCII_WORD = re.compile(r"[a-z0-9]+")
