@@ -49,6 +49,8 @@ class CheckOptions:
     def __post_init__(self) -> None:
         if self.max_len is not None and self.max_len < 1:
             raise OptionError("max_len", f"{self.max_len} is less than 1")
+        if self.max_len is not None and self.model_name_or_path is None:
+            raise OptionError("max_len", "counts tokens of a --model_name_or_path: give one")
         if self.fix:
             check_files([Path(self.fix)], overwrite=self.overwrite, option="fix")
 
@@ -58,14 +60,7 @@ def main(options: CheckOptions) -> int:
     report, labels = Report(), Labels()
     lengths = start_lengths(options, report)
     found, other = Inspection(), Inspection()
-    overlap = None
-    if options.eval_data_path:
-        # First, so that training groups can be compared with it as they come.
-        held_out = [
-            (group.query, group.pos)
-            for _, group in inspected(options.eval_data_path, other, labels, lengths)
-        ]
-        overlap = Overlap(held_out)
+    overlap = start_overlap(options, other, labels, lengths)
     for place, group in inspected(options.data_path, found, labels, lengths):
         if overlap:
             overlap.add(group, place)
@@ -101,6 +96,18 @@ def inspected(
             progress.update()
 
 
+def start_overlap(
+    options: CheckOptions, found: Inspection, labels: Labels, lengths: Lengths | None
+) -> Overlap | None:
+    """What compares with the evaluation data; None where there is none or not all can be read."""
+    if not options.eval_data_path:
+        return None
+    # Read first, so that training groups can be compared with it as they come.
+    inspection = inspected(options.eval_data_path, found, labels, lengths)
+    held_out = [(group.query, group.pos) for _, group in inspection]
+    return Overlap(held_out) if found.is_whole else None
+
+
 def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
     """What counts lengths; None, and a line in the report, if the model or the length is wrong."""
     if options.model_name_or_path is None:
@@ -128,6 +135,9 @@ def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
 
 def write_fixed(options: CheckOptions, found: Inspection, fixer: Fixer) -> None:
     """Write the fixed copy, and say what is different in it."""
+    if options.eval_data_path and not fixer.overlap:
+        sys.stdout.write("--fix: not written, as --eval_data_path cannot be read\n")
+        return
     output = Path(str(options.fix))
     groups = (group for _, group in read_inspected(options.data_path, Inspection()))
     with group_writer([output], {}) as writer:

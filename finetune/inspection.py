@@ -26,6 +26,9 @@ CONSTANT, ENOUGH = 0.5, 10
 
 RIGHT, WRONG = 1, 2
 
+#: Kinds of problems that keep a file from being read.
+MISSING, UNREADABLE = "missing file", "unusable file"
+
 
 def digest(text: str) -> int:
     """A number of 8 bytes for a text: millions of them fit in memory, their texts would not."""
@@ -144,6 +147,11 @@ class Inspection:
     equal_scores: int = 0
     wrong_best: int = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all files could be read, and hold groups."""
+        return self.groups > 0 and not self.problems.keys() & {MISSING, UNREADABLE}
+
     def add_line(self, line: Line) -> Group | None:
         """Take one more line; returns its group, if it is one."""
         self.lines += 1
@@ -215,7 +223,7 @@ def read_inspected(data_path: DataPath, found: Inspection) -> Iterator[tuple[Lin
     try:
         files = input_files(data_path)
     except InputError as error:
-        found.problems.add("missing file", str(error))
+        found.problems.add(MISSING, str(error))
         return
     for file in files:
         try:
@@ -224,7 +232,7 @@ def read_inspected(data_path: DataPath, found: Inspection) -> Iterator[tuple[Lin
                 if group:
                     yield line, group
         except InputError as error:
-            found.problems.add("unusable file", str(error))
+            found.problems.add(UNREADABLE, str(error))
 
 
 def query_words(query: str) -> frozenset[str]:

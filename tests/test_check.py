@@ -169,3 +169,19 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
     assert code == 2
     assert "--fix:" in err and "fixed.jsonl exists" in err
     assert len(list(read_groups(fixed))) == 3
+
+
+def test_nothing_is_fixed_without_the_evaluation_data(cli: Run, tmp_path: Path) -> None:
+    train = write_lines(tmp_path / "train.jsonl", [group("q", [TEXTS[0]], [TEXTS[1]])])
+    fixed, lacking = tmp_path / "fixed.jsonl", tmp_path / "dev.jsonl"
+    code, out, _ = cli("check", "--data_path", train, "--eval_data_path", lacking, "--fix", fixed)
+    assert code == 2
+    assert "1 × missing file" in out and "--fix: not written" in out
+    assert "stands on both sides" not in out
+    assert not fixed.exists()
+
+
+def test_a_length_needs_a_model(cli: Run, groups_file: Path) -> None:
+    code, _, err = cli("check", "--data_path", groups_file, "--max_len", 9)
+    assert code == 2
+    assert "--max_len: counts tokens of a --model_name_or_path" in err
