@@ -53,6 +53,7 @@ class Line:
         """
         try:
             value = json.loads(self.raw.decode("utf-8-sig" if self.number == 1 else "utf-8"))
+            whole = is_unicode(value)
         except UnicodeDecodeError as error:
             raise self.error(f"not UTF-8 (byte {error.start + 1} of the line)") from None
         except json.JSONDecodeError as error:
@@ -61,7 +62,7 @@ class Line:
             raise self.error(f"broken JSON: {error}") from None
         if not isinstance(value, dict):
             raise self.error(f"expected one JSON object a line, found {json_type(value)}")
-        if not is_unicode(value):
+        if not whole:
             raise self.error("a text holds half a surrogate pair (\\ud800 to \\udfff)")
         return value
 

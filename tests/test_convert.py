@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
@@ -71,6 +73,13 @@ def msmarco_files(folder: Path) -> dict[str, Path]:
     frame.to_csv(folder / "python.csv", index=False)
     assert "array(" in (folder / "numpy.csv").read_text("utf-8")
     files = [original, hub, columns]
+    for name, text in (
+        ("lines.json", f"{json.dumps(RECORD)}\n\n{json.dumps(RECORD)}\n"),
+        ("list.json", json.dumps([RECORD], indent=1)),
+        ("record.json", json.dumps(RECORD)),
+    ):
+        (folder / name).write_text(text)
+        files.append(folder / name)
     names = ("hub.parquet", "saved", "numpy.csv", "json.csv", "python.csv")
     return {file.name: file for file in (*files, *(folder / name for name in names))}
 
@@ -94,6 +103,9 @@ def test_msmarco_triples(cli: Run, tmp_path: Path) -> None:
     ]
     path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
     first, second = convert(cli, "msmarco", path)
+    with_names = tmp_path / "named.tsv"
+    with_names.write_text(f"query\tpositive\tnegative\n{path.read_text('utf-8')}", encoding="utf-8")
+    assert convert(cli, "msmarco", with_names) == [first, second]
     assert first == {
         "query": lines[0][0],
         "pos": [lines[0][1]],
@@ -132,6 +144,14 @@ def test_beir(cli: Run, tmp_path: Path) -> None:
     assert first["neg"] == [f"Title 2 {texts[2]}"]
     # Nothing is judged wrong: drawn from the other queries' passages.
     assert second["neg"][0] in (first["pos"][0], first["neg"][0])
+    (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-99\t1\n")
+    code, _, err = cli(
+        *("convert", "--from", "beir", "--data_path", folder, "--split", "dev"),
+        *("--output", tmp_path / "x.jsonl"),
+    )
+    assert code == 2
+    assert "1 × judged passages that are not in corpus.jsonl, left out" in err
+    (folder / "qrels" / "dev.tsv").unlink()
     code, _, err = cli(
         *("convert", "--from", "beir", "--data_path", folder, "--split", "dev"),
         *("--output", tmp_path / "x.jsonl"),
@@ -299,6 +319,11 @@ def test_more_text_than_memory_goes_through_files(
     assert {file.name for file in tmp_path.iterdir()} == {"rows.jsonl", "converted.jsonl"}
 
 
+DEEP = "[" * 5000 + "]" * 5000
+INFINITE = '{"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [Infinity]}'
+MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
+
+
 @pytest.mark.parametrize(
     ("source", "name", "content", "expected"),
     [
@@ -314,7 +339,23 @@ def test_more_text_than_memory_goes_through_files(
         ("sentence-transformers", "a.csv", "q,d,label\na,b,c\n", ":2: column 'label' is 'c'"),
         ("msmarco", "a.csv", 'query,passages\nq,"[1, ..., 2]"\n', ": its middle was left out"),
         ("msmarco", "a.jsonl", '{"query": "q", "passages": [1]}', "has no 'passage_text'"),
-        ("msmarco", "a.json", "[1]", "a.json: expected an object with 'query' and 'passages'"),
+        ("msmarco", "a.json", "[1]", "a.json: expected records with 'query' and 'passages'"),
+        ("msmarco", "a.json", DEEP, "a.json: broken JSON"),
+        ("msmarco", "a.json", '["\\ud800"]', "a.json: broken JSON: a text holds half a surrogate"),
+        ("msmarco", "a.csv", f'query,passages\nq,"{DEEP}"\n', ":2: column 'passages' is neither"),
+        ("msmarco", "a.csv", "query,passages\nq,{[1]: 2}\n", ":2: column 'passages' is neither"),
+        ("msmarco", "a.csv", "query,passages\nq,['\\ud800']\n", ":2: column 'passages' holds half"),
+        ("table", "a.csv", 'query,passage,label\nq,p,1\nq,"p,1\nr,p,0\n', ":3: cannot be read: a"),
+        ("table", "a.csv", "query,passage,query,label\n", ":1: two columns are called 'query'"),
+        ("table", "a.csv", "query,passage,label\nq,p,nan\n", ":2: column 'label' is 'nan'"),
+        ("flagembedding", "a.jsonl", INFINITE, ":1: column 'pos_scores' is 'inf'"),
+        (
+            "sentence-transformers",
+            "a.jsonl",
+            MARGIN,
+            ":1: 'label' is one number for the 2 passages",
+        ),
+        ("sentence-transformers", "a.tsv", "wo ist er\tHier.\nwann\tDann.\n", ":1: 'wo ist er' is"),
         ("groups", "a.jsonl", "{}", "--to: groups are groups already"),
     ],
 )
@@ -328,6 +369,60 @@ def test_bad_input_is_one_line(
     assert (code, out) == (2, "")
     assert expected in err.strip().splitlines()[-1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_encodings_are_told_with_their_line(cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for text, line in (("query,passage,label\nq,p,1\nq,\xe9,0\n", 3), ("\xe9\n", 1)):
+        path.write_bytes(text.encode("latin-1"))
+        code, _, err = cli(
+            *("convert", "--from", "table", "--data_path", path, "--output", tmp_path / "o.jsonl")
+        )
+        assert code == 2
+        assert f"{path}:{line}: not UTF-8" in err and "Traceback" not in err
+
+
+def test_bad_thresholds_and_several_data_sets(cli: Run, tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([FLAG])}).save_to_disk(tmp_path / "d")
+    output = ("--output", tmp_path / "o.jsonl")
+    code, _, err = cli("convert", "--from", "table", "--data_path", tmp_path / "d", *output)
+    assert code == 2
+    assert f"several data sets are saved there: give one, as {tmp_path / 'd' / 'train'}" in err
+    code, _, err = cli(
+        *("convert", "--from", "table", "--data_path", "x.csv", "--threshold", "nan", *output)
+    )
+    assert code == 2
+    assert "--threshold: nan is no finite number" in err
+
+
+def test_copies_of_right_passages_are_not_wrong(cli: Run, tmp_path: Path) -> None:
+    rows = [
+        {"query": "q?", "passage": "The cat sat on the mat", "label": 1},
+        {"query": "Q", "passage": "THE CAT, SAT ON THE MAT!", "label": 0},
+        {"query": "q", "passage": "a dog", "label": 0},
+        {"query": "q", "passage": "A dog.", "label": 0},
+        {"query": "r", "passage": "R?", "label": 1},
+        {"query": "R?", "passage": "Q", "label": 0},
+        {"query": "a dog", "passage": "a", "label": 1},
+    ]
+    first, second, third = convert(cli, "table", write_lines(tmp_path / "t.jsonl", rows))
+    assert first == {"query": "q?", "pos": ["The cat sat on the mat"], "neg": ["a dog"]}
+    assert second == {"query": "r", "pos": ["R?"], "neg": ["Q"]}
+    assert set(third["neg"]) == {"The cat sat on the mat", "R?", "Q"}
+
+
+def test_ids_are_no_queries(cli: Run, tmp_path: Path) -> None:
+    rows = [{"id": f"q{place}", "anchor": f"a {place}", "positive": f"p {place}"} for place in "12"]
+    first, _ = convert(cli, "sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
+    assert first == {"query": "a 1", "pos": ["p 1"], "neg": ["p 2"]}
+
+
+def test_decimal_labels(cli: Run, tmp_path: Path) -> None:
+    rows = {"query": ["q", "q"], "passage": ["a", "b"], "label": [Decimal("0.9"), Decimal("0.1")]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
+    assert convert(cli, "table", tmp_path / "t.parquet") == [
+        {"query": "q", "pos": ["a"], "neg": ["b"]}
+    ]
 
 
 def test_nothing_in_a_csv_is_run() -> None:

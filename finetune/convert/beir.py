@@ -3,6 +3,7 @@
 A relevant passage is right, one judged 0 is wrong; what is not judged is left to drawing.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +15,11 @@ from ..records import read_qrels, read_queries
 from .judged import Judged, judged
 
 
-def read(folder: Path, split: str) -> Iterator[Judged]:
-    """The judged queries of a split, in the order of the judgements."""
+def read(folder: Path, split: str, notes: "Counter[str]") -> Iterator[Judged]:
+    """The judged queries of a split, in the order of the judgements.
+
+    What is left out is counted in `notes`.
+    """
     files = [folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / f"{split}.tsv"]
     for file in files:
         if not file.is_file():
@@ -34,6 +38,11 @@ def read(folder: Path, split: str) -> Iterator[Judged]:
             known = [
                 (corpus.places[name], right) for name, right in passages if name in corpus.places
             ]
+            for name, _ in passages:
+                if name in corpus.blank_ids:
+                    notes["judged passages that are blank, left out"] += 1
+                elif name not in corpus.places:
+                    notes["judged passages that are not in corpus.jsonl, left out"] += 1
             texts = corpus.texts([place for place, _ in known])
             yield judged(queries[query], zip(texts, (right for _, right in known), strict=True))
         corpus.close()

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -69,6 +70,8 @@ class ConvertOptions:
             raise OptionError("to", "groups are groups already: choose sentence-transformers")
         if self.negatives < 1:
             raise OptionError("negatives", f"{self.negatives} is less than 1")
+        if not isfinite(self.threshold):
+            raise OptionError("threshold", f"{self.threshold} is no finite number")
         if self.from_ == "beir" and not isinstance(self.data_path, str | Path):
             raise OptionError("data_path", "one BEIR folder is needed")
         check_files([Path(self.output)], overwrite=self.overwrite)
@@ -114,7 +117,7 @@ def read(options: ConvertOptions, work: Path, notes: "Counter[str]") -> Iterator
         return
     if options.from_ == "beir":
         # What is judged is little beside the corpus.
-        size, parts = 0, beir.read(Path(str(options.data_path)), options.split)
+        size, parts = 0, beir.read(Path(str(options.data_path)), options.split, notes)
     elif options.from_ in READERS:
         size, parts = bytes_of(options.data_path), READERS[options.from_](options.data_path)
     else:
@@ -144,4 +147,4 @@ def output_lines(found: Group, options: ConvertOptions) -> Iterator[str]:
         yield group_line(found)
         return
     for row in rows(found, options.output_format):
-        yield json.dumps(row, ensure_ascii=False) + "\n"
+        yield json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

@@ -11,7 +11,9 @@ from typing import IO
 import numpy as np
 
 from ..groups import Group, query_hash, query_key
+from ..inspection import text_digest
 from ..near_duplicates import Duplicates
+from ..words import text_key
 from .judged import Judged, Passage
 
 #: What is grouped in memory at once, in bytes of text; more goes through files on disk.
@@ -23,17 +25,20 @@ DRAWN = 4
 
 @dataclass
 class Collected:
-    """What all records say about a query."""
+    """What all records say about a query: passages by `text_digest`."""
 
     query: str
-    pos: dict[str, Passage] = field(default_factory=dict)
-    neg: dict[str, Passage] = field(default_factory=dict)
+    pos: dict[int, Passage] = field(default_factory=dict)
+    neg: dict[int, Passage] = field(default_factory=dict)
 
-    def add(self, judged: Judged) -> None:
-        """Take what one more record says; the first score of a passage counts."""
+    def add(self, judged: Judged, notes: "Counter[str]") -> None:
+        """Take what one more record says; of copies the first one and its score count."""
         for mine, theirs in ((self.pos, judged.pos), (self.neg, judged.neg)):
             for passage in theirs:
-                mine.setdefault(passage.text, passage)
+                if passage.text.strip():
+                    mine.setdefault(text_digest(passage.text), passage)
+                else:
+                    notes["blank passages, left out"] += 1
 
 
 def group(
@@ -93,16 +98,19 @@ def group_in_memory(
     """The groups of records, all of them in memory."""
     collected: dict[str, Collected] = {}
     for part in parts:
-        collected.setdefault(query_key(part.query), Collected(part.query)).add(part)
-    pool = list(dict.fromkeys(text for own in collected.values() for text in (*own.pos, *own.neg)))
+        collected.setdefault(query_key(part.query), Collected(part.query)).add(part, notes)
+    texts_by_digest: dict[int, str] = {}
+    for own in collected.values():
+        for number, passage in (*own.pos.items(), *own.neg.items()):
+            texts_by_digest.setdefault(number, passage.text)
+    pool = list(texts_by_digest.values())
     for own in collected.values():
         both = own.pos.keys() & own.neg.keys()
-        if both:
-            notes["wrong passages that are right in another record, left out"] += len(both)
-        pos = [passage for passage in own.pos.values() if passage.text.strip()]
-        neg = [text for name, text in own.neg.items() if name not in both and name.strip()]
-        blank = len(own.pos) + len(own.neg) - len(pos) - len(neg) - len(both)
-        notes["blank passages, left out"] += blank
+        notes["wrong passages that are right as well, or copies of right ones, left out"] += len(
+            both
+        )
+        pos = list(own.pos.values())
+        neg = [passage for key, passage in own.neg.items() if key not in both]
         if not pos:
             notes["queries without a right passage, left out"] += 1
             continue
@@ -132,10 +140,14 @@ def scores_of(passages: Sequence[Passage]) -> list[float] | None:
 def draw(
     query: str, pos: Sequence[Passage], pool: Sequence[str], count: int, seed: int
 ) -> list[Passage]:
-    """Passages of other queries, none of them close to a right one; the same for the same seed."""
+    """Passages of other queries, none of them close to a right one; the same for the same seed.
+
+    The query itself is none of them.
+    """
     right = Duplicates(passage.text for passage in pos)
     random = np.random.default_rng(int(query_hash(query, seed)[:16], 16))
     places = random.choice(len(pool), min(len(pool), DRAWN * count), replace=False)
     drawn = (pool[place] for place in places.tolist())
-    wrong = (text for text in drawn if text.strip() and not right.has(text))
+    key = query_key(query)
+    wrong = (text for text in drawn if not right.has(text) and text_key(text) != key)
     return [Passage(text) for text, _ in zip(wrong, range(count), strict=False)]

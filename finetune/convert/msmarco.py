@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import DataPath, json_type, reading
+from rerank_plugin.jsonl import DataPath, is_unicode, json_type, read_lines, reading
 
 from .judged import Judged, Passage, judged
 from .rows import Row, plain_rows, read_rows, table_files
@@ -24,20 +24,31 @@ def read(data_path: DataPath) -> Iterator[Judged]:
         if path.name.removesuffix(".gz").endswith(".tsv"):
             yield from read_triples(path)
         elif path.suffix == ".json":
-            yield from (record(row) for row in columns_of(path))
+            yield from (record(row) for row in json_rows(path))
         else:
             yield from (record(row) for row in read_rows(path))
 
 
 def read_triples(path: Path) -> Iterator[Judged]:
     """A query, a right and a wrong passage a line, as in `triples.train.small.tsv`."""
-    for row in plain_rows(path):
+    for place, row in enumerate(plain_rows(path)):
+        if place == 0 and is_header(row):
+            continue
         if len(row.values) != 3:
             raise row.error(f"expected query, right and wrong passage, has {len(row.values)} parts")
         query, right, wrong = (row.text(column) for column in ("0", "1", "2"))
         if query.isdecimal() and right.isdecimal() and wrong.isdecimal():
             raise row.error("these are ids: the triples of texts are needed")
         yield Judged(query, [Passage(right)], [Passage(wrong)])
+
+
+def is_header(row: Row) -> bool:
+    """Whether a row of triples has the names of its columns."""
+    names = [str(name).lower() for name in row.values.values()]
+    begins = zip(names, ("query", "pos", "neg"), strict=False)
+    return len(names) == 3 and all(
+        name.startswith(begin) and " " not in name for name, begin in begins
+    )
 
 
 def record(row: Row) -> Judged:
@@ -61,36 +72,67 @@ def record(row: Row) -> Judged:
     return judged(row.text("query"), zip(texts, map(bool, selected), strict=True))
 
 
-def columns_of(path: Path) -> Iterator[Row]:
-    """The rows of one JSON object of columns, each an object by row number (MS MARCO v2)."""
+def json_rows(path: Path) -> Iterator[Row]:
+    """The rows of a `.json` file: JSON Lines, a list of records, or an object of columns."""
     with reading(path) as file:
         try:
-            columns = json.loads(file.read())
-        except ValueError as error:
-            raise InputError(f"{path}: broken JSON: {error}") from None
-    queries = columns.get("query") if isinstance(columns, dict) else None
-    passages = columns.get("passages") if isinstance(columns, dict) else None
-    if not isinstance(queries, dict) or not isinstance(passages, dict):
+            value = json.loads(file.readline())
+        except (ValueError, RecursionError):
+            value = None
+        has_more = any(not line.isspace() for line in file)
+    if value is not None and has_more:
+        yield from (Row(line.record(), f"{path}:{line.number}") for line in read_lines(path))
+        return
+    try:
+        if value is None:
+            with reading(path) as file:
+                value = json.load(file)
+        if not is_unicode(value):
+            raise ValueError("a text holds half a surrogate pair (\\ud800 to \\udfff)")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: broken JSON: {error}") from None
+    yield from value_rows(path, value)
+
+
+def value_rows(path: Path, value: object) -> Iterator[Row]:
+    """The rows of one JSON value; MS MARCO v2 is columns, each an object by row number."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        yield from (Row(item, f"{path}, record {place}") for place, item in enumerate(value, 1))
+        return
+    columns = value if isinstance(value, dict) else {}
+    queries, passages = columns.get("query"), columns.get("passages")
+    if isinstance(queries, str):
+        yield Row(columns, f"{path}:1")
+    elif isinstance(queries, dict) and isinstance(passages, dict):
+        for key, query in queries.items():
+            yield Row({"query": query, "passages": passages.get(key)}, f"{path}, row {key}")
+    else:
         raise InputError(
-            f"{path}: expected an object with 'query' and 'passages', each an object by row; "
-            f"found {json_type(columns)}"
+            f"{path}: expected records with 'query' and 'passages', or an object of both, each an "
+            f"object by row; found {json_type(value)}"
         )
-    for key, query in queries.items():
-        yield Row({"query": query, "passages": passages.get(key)}, f"{path}, row {key}")
 
 
 def parse(row: Row, text: str) -> Any:
     """The passages in a CSV value: JSON, or a Python value whose lists may be numpy arrays."""
+    message = "column 'passages' is neither JSON nor a Python value"
+    try:
+        value = json_or_literal(text)
+        if is_unicode(value):
+            return value
+        message = "column 'passages' holds half a surrogate pair (\\ud800 to \\udfff)"
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        if "..." in text:
+            message += ": its middle was left out when it was written"
+    raise row.error(message)
+
+
+def json_or_literal(text: str) -> Any:
+    """The value that a text writes in JSON or in Python."""
     try:
         return json.loads(text)
     except ValueError:
-        pass
-    try:
         return literal(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        message = "column 'passages' is neither JSON nor a Python value"
-        more = ": its middle was left out when it was written" if "..." in text else ""
-        raise row.error(message + more) from None
 
 
 def literal(node: ast.expr) -> Any:

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
@@ -22,7 +24,8 @@ from rerank_plugin.jsonl import (
 Values = dict[str, object]
 
 #: Kinds of files beside JSON Lines, by what their names end with.
-TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+DELIMITED = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+TABLES = (*DELIMITED, ".parquet")
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,17 @@ class Row:
 
 
 def number(row: Row, value: object, column: str) -> float:
-    """A value as a number."""
+    """A value as a finite number."""
     try:
-        if not isinstance(value, str | int | float):
+        if not isinstance(value, str | int | float | Decimal):
             raise ValueError
-        return float(value)
-    except ValueError:
-        shown = repr(value) if isinstance(value, str) else json_type(value)
-        raise row.error(f"column {column!r} is {shown}, expected a number") from None
+        found = float(value)
+        if not isfinite(found):
+            raise ValueError
+        return found
+    except (ValueError, OverflowError):
+        shown = json_type(value) if isinstance(value, list | dict | None) else repr(str(value))
+        raise row.error(f"column {column!r} is {shown}, expected a finite number") from None
 
 
 def read_rows(data_path: DataPath) -> Iterator[Row]:
@@ -92,7 +98,7 @@ def read_rows(data_path: DataPath) -> Iterator[Row]:
                 yield Row(line.record(), f"{path}:{line.number}")
         elif path.suffix == ".parquet":
             yield from parquet_rows(path)
-        elif path.name.endswith(TABLES):
+        elif path.name.endswith(DELIMITED):
             yield from csv_rows(path)
         else:
             known = ", ".join((*SUFFIXES, *TABLES))
@@ -104,6 +110,10 @@ def table_files(data_path: DataPath) -> list[Path]:
     if not isinstance(data_path, str | Path):
         return [file for path in data_path for file in table_files(path)]
     path = Path(data_path).expanduser()
+    if (path / "dataset_dict.json").is_file():
+        raise InputError(
+            f"{path}: several data sets are saved there: give one, as {path / 'train'}"
+        )
     if not path.is_dir() or (path / "dataset_info.json").is_file():
         return input_files(path) if not path.is_dir() else [path]
     endings = (*SUFFIXES, *TABLES)
@@ -116,15 +126,30 @@ def table_files(data_path: DataPath) -> list[Path]:
 def csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV or TSV file; TSV has tabs between values and no quotes."""
     with text_of(path) as file:
-        reader = csv_reader(path, file)
-        columns = next(reader, None)
-        if not columns:
-            raise InputError(f"{path}: the file is empty")
-        for values in numbered(path, reader):
+        rows = numbered(path, csv_reader(path, file))
+        columns = header(path, rows)
+        for values in rows:
             if len(values.values) != len(columns):
-                problem = f"{len(values.values)} values for {len(columns)} columns"
-                raise InputError(f"{values.where}: {problem}")
+                raise values.error(f"{len(values.values)} values for {len(columns)} columns")
             yield Row(dict(zip(columns, values.values.values(), strict=True)), values.where)
+
+
+def column_names(path: Path) -> list[str]:
+    """The column names of a CSV or TSV file."""
+    with text_of(path) as file:
+        return header(path, numbered(path, csv_reader(path, file)))
+
+
+def header(path: Path, rows: Iterator[Row]) -> list[str]:
+    """The column names of which the first row consists, each of them once."""
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{path}: the file is empty")
+    names = [str(name) for name in first.values.values()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise first.error(f"two columns are called {twice!r}: rename one, or take it out")
+    return names
 
 
 def plain_rows(path: Path) -> Iterator[Row]:
@@ -145,18 +170,36 @@ def csv_reader(path: Path, file: io.TextIOWrapper) -> "csv._reader":  # type: ig
     csv.field_size_limit(sys.maxsize)
     if path.name.removesuffix(".gz").endswith(".tsv"):
         return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return csv.reader(file)
+    return csv.reader(file, strict=True)
 
 
 def numbered(path: Path, reader: "csv._reader") -> Iterator[Row]:  # type: ignore[name-defined]
-    """What a reader gives, without blank lines, each row with its place."""
+    """What a reader gives, without blank lines, each row with the place of its first line."""
+    line = 1
     try:
         for values in reader:
             if values:
                 columns = {str(place): value for place, value in enumerate(values)}
-                yield Row(columns, f"{path}:{reader.line_num}")
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}:{reader.line_num + 1}: cannot be read: {error}") from None
+                yield Row(columns, f"{path}:{line}")
+            line = reader.line_num + 1
+    except UnicodeDecodeError:
+        raise undecodable(path) from None
+    except csv.Error as error:
+        unclosed = "a quote in this row is never closed"
+        reason = unclosed if str(error) == "unexpected end of data" else str(error)
+        raise InputError(f"{path}:{line}: cannot be read: {reason}") from None
+
+
+def undecodable(path: Path) -> InputError:
+    """What is said of a file that is not UTF-8, with the first line that is not."""
+    with reading(path) as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                raw.decode()
+            except UnicodeDecodeError as error:
+                place = f"byte {error.start + 1} of the line"
+                return InputError(f"{path}:{number}: not UTF-8 ({place}): save it as UTF-8")
+    return InputError(f"{path}: not UTF-8")
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
@@ -171,7 +214,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                 for values in batch.to_pylist():
                     place += 1
                     yield Row(values, f"{path}, row {place}")
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
