@@ -129,7 +129,9 @@ class FinetuneConfig:
     )
     lora: bool = option(False, help="train a LoRA adapter and the head instead of all weights")
     lora_rank: int = option(16, help="rank of the adapter")
-    lora_alpha: int | None = option(None, help="scale of the adapter; default twice its rank")
+    lora_alpha: int = option(
+        32, help="scale of the adapter, over its rank: the learning rate then suits every rank"
+    )
     lora_dropout: float = option(0.0, help="dropout in front of the adapter")
     lora_targets: str | None = option(
         None,
@@ -222,8 +224,7 @@ class FinetuneConfig:
         self._check("fold_calibration", not folds, "is for plain models: with --lora, --merge too")
         self._check("lora_4bit", not (self.lora_4bit and self.lora_dora), "is not for --lora_dora")
         self._check("lora_rank", self.lora_rank > 0, "must be more than 0")
-        alpha = self.lora_alpha
-        self._check("lora_alpha", alpha is None or alpha > 0, "must be more than 0")
+        self._check("lora_alpha", self.lora_alpha > 0, "must be more than 0")
         self._check("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1)")
 
     def _check_loss(self) -> None:

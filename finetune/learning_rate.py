@@ -14,7 +14,7 @@ BASE_STEP_GROUPS = 8
 RATES = {
     (True, False): 5e-5,
     (False, False): 1e-5,
-    (True, True): 2e-4,
+    (True, True): 4e-4,
     (False, True): 1e-4,
 }
 

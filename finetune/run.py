@@ -461,7 +461,7 @@ def with_adapter(
         loaded,
         base=config.model_name_or_path,
         rank=config.lora_rank,
-        alpha=config.lora_alpha or 2 * config.lora_rank,
+        alpha=config.lora_alpha,
         dropout=config.lora_dropout,
         targets=config.lora_targets,
         rslora=config.lora_rslora,
