@@ -71,7 +71,7 @@ def test_python_runs(
 
 def test_every_option_that_is_named_exists() -> None:
     known = {"config", "help", "constraint", "editable", "report_to"}
-    known |= {"rows"}  # of benchmarks
+    known |= {"rows", "seeds"}  # of benchmarks
     known |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"}  # torchrun's
     for entry in COMMANDS.values():
         options = getattr(import_module(entry.module), entry.options)
