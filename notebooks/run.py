@@ -42,31 +42,18 @@ def execute(path: Path, output: Path, *, fast: bool) -> None:
     """Execute a notebook, and write it as HTML, as far as it came."""
     notebook = prepared(path, fast=fast)
     client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": output}}
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": output}},
+        # Of a progress bar what a reader of the notebook sees at the end, not every state.
+        coalesce_streams=True,
     )
     try:
         client.execute()
     finally:
-        overwrite_lines(notebook)
         html, _ = HTMLExporter().from_notebook_node(notebook)
         (output / path.with_suffix(".html").name).write_text(html, encoding="utf-8")
-
-
-def overwrite_lines(notebook: NotebookNode) -> None:
-    """Show of a progress bar what a reader of the notebook sees at the end, not every state."""
-    for cell in notebook.cells:
-        whole: list[NotebookNode] = []
-        for output in cell.get("outputs", []):
-            if whole and output.get("name") and output.get("name") == whole[-1].get("name"):
-                whole[-1].text += output.text
-            else:
-                whole.append(output)
-        for output in whole:
-            if "text" in output:
-                lines = output.text.split("\n")
-                output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
-        if whole:
-            cell.outputs = whole
 
 
 def main() -> int:
