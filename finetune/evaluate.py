@@ -113,8 +113,7 @@ class EvaluateOptions:
             raise OptionError("output", f"no folder {path.parent}")
         if path.is_dir():
             raise OptionError("output", f"{self.output} is a folder, a file is needed")
-        if not os.access(path.parent, os.W_OK):
-            raise OptionError("output", f"nothing can be written in {path.parent}")
+        check_writable(path.parent, "output")
 
     def _check_report(self, folder: Path) -> None:
         if not self.has_baseline:
@@ -124,8 +123,7 @@ class EvaluateOptions:
         if folder.exists() and not folder.is_dir():
             raise OptionError("report", f"{self.report} is a file, a folder is needed")
         there = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise OptionError("report", f"nothing can be written in {there}")
+        check_writable(there, "report")
 
     @property
     def models(self) -> list[str]:
@@ -142,6 +140,12 @@ class EvaluateOptions:
         """Where skipped lines are written down: beside the figures."""
         place = Path(self.output) if self.output else Path("evaluate.json")
         return place.with_suffix(".skipped_lines.jsonl")
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Check that files can be made in a folder, before hours go into what they would hold."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OptionError(option, f"nothing can be written in {folder}")
 
 
 def main(options: EvaluateOptions) -> int:
@@ -275,6 +279,7 @@ def write_report(
     """Write the report of a comparison."""
     from rerank_plugin.settings import RerankSettings
 
+    from .dataset import GroupDataset
     from .report import Report
 
     assert options.report
@@ -290,7 +295,9 @@ def write_report(
         "data_path": options.data_path,
         "run": options.run,
         "queries": len(judged),
-        "fingerprint": fingerprint(options.data_path or str(options.run)),
+        "fingerprint": judged.fingerprint
+        if isinstance(judged, GroupDataset)
+        else fingerprint(str(options.run)),
         "max_length": options.max_length or settings.max_length,
         "precision": options.dtype,
         "device": options.device,

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -108,7 +109,7 @@ class Report:
 
     def pictures(self) -> dict[str, Figure]:
         """All pictures by name."""
-        second = self.evaluations[1].scored(self.judged)
+        second = self.second
         scored = {self.names[1]: second}
         if not self.retrieved_first:
             scored = {self.names[0]: self.evaluations[0].scored(self.judged), **scored}
@@ -119,17 +120,24 @@ class Report:
         scores = {name: self.scores(own.logits) for name, own in scored.items()}
         found["scores"] = plots.distributions(scores, second.right)
         curves = {f"{name}, sigmoid": sigmoid(own.logits) for name, own in scored.items()}
-        calibrated = self.calibrated(second)
+        calibrated = self.calibrated
         if calibrated is not None:
             curves[f"{self.names[1]}, calibrated"] = calibrated
         found["reliability"] = plots.reliability_curves(curves, second.right)
         return found
 
-    def calibrated(self, scored: Scored) -> Numbers | None:
+    @cached_property
+    def second(self) -> Scored:
+        """The second model's logits of all candidates; reads all that is judged."""
+        return self.evaluations[1].scored(self.judged)
+
+    @cached_property
+    def calibrated(self) -> Numbers | None:
         """The second model's calibrated scores of what they were not fitted on, if it has any."""
         if self.carried:
-            return Fit(self.carried["scale"], self.carried["bias"]).probabilities(scored.logits)
-        return crossed(scored) if self.calibration else None
+            fit = Fit(self.carried["scale"], self.carried["bias"])
+            return fit.probabilities(self.second.logits)
+        return crossed(self.second) if self.calibration else None
 
     def scores(self, logits: Any) -> Any:
         """Logits as the scores that are shown."""
@@ -216,12 +224,10 @@ class Report:
 
     def carried_meaning(self) -> str:
         """What the second model's own calibration is worth on these queries."""
-        second = self.evaluations[1].scored(self.judged)
-        calibrated = self.calibrated(second)
-        assert calibrated is not None
+        assert self.calibrated is not None
         plain, own = (
-            calibration_error(scores, second.right)
-            for scores in (sigmoid(second.logits), calibrated)
+            calibration_error(scores, self.second.right)
+            for scores in (sigmoid(self.second.logits), self.calibrated)
         )
         return (
             f"The calibration that {self.names[1]} carries has an expected calibration error of "
