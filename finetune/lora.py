@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.head import head_names
 from rerank_plugin.loaded import LoadedModel, quiet_transformers
+
+from .processes import is_sharded
 
 
 def add_adapter(
@@ -114,6 +117,22 @@ def quantize_frozen(adapted: nn.Module, dtype: torch.dtype) -> None:
             )
             narrow.load_state_dict(layer.state_dict())
             module.base_layer = narrow.requires_grad_(False)
+
+
+def check_4bit(device: torch.device) -> None:
+    """Check that a base can be kept in 4 bits here.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if device.type != "cuda":
+        raise OptionError("lora_4bit", f"is for CUDA GPUs, this run is on {device.type}")
+    if is_sharded():
+        raise OptionError(
+            "lora_4bit", "is not for FSDP or DeepSpeed, which cut weights on their own"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise OptionError("lora_4bit", "needs bitsandbytes: pip install 'rerank-plugin[qlora]'")
 
 
 def named_targets(model: PreTrainedModel, targets: str) -> list[str]:

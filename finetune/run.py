@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -449,7 +448,7 @@ def with_adapter(
     config: FinetuneConfig, loaded: LoadedModel, device: torch.device, dtype: torch.dtype
 ) -> Any:
     """The model with a LoRA adapter to train."""
-    from .lora import add_adapter
+    from .lora import add_adapter, check_4bit
 
     if is_adapter(config.model_name_or_path):
         raise OptionError(
@@ -470,15 +469,3 @@ def with_adapter(
         dtype=torch.float32 if is_sharded() else dtype,
         in_4bit=config.lora_4bit,
     )
-
-
-def check_4bit(device: torch.device) -> None:
-    """Check that a base can be kept in 4 bits here."""
-    if device.type != "cuda":
-        raise OptionError("lora_4bit", f"is for CUDA GPUs, this run is on {device.type}")
-    if is_sharded():
-        raise OptionError(
-            "lora_4bit", "is not for FSDP or DeepSpeed, which cut weights on their own"
-        )
-    if find_spec("bitsandbytes") is None:
-        raise OptionError("lora_4bit", "needs bitsandbytes: pip install 'rerank-plugin[qlora]'")
