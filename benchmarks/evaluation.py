@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from machine import available_cpus, describe, peak_memory, set_environment
@@ -24,7 +23,7 @@ from models import wordpiece_tokenizer
 from places import SQUAD_OR_SAMPLE, add_places
 from rich.console import Console
 from rich.table import Table
-from texts import Source
+from texts import Source, write_records
 from workers import CONTEXT, write_to
 
 #: Candidates of every query, the first of which is right.
@@ -66,13 +65,13 @@ class Files:
         part.mkdir(parents=True, exist_ok=True)
         documents = source.documents
         corpus = ({"id": str(i), "text": text} for i, text in enumerate(documents))
-        write_lines(part / "corpus.jsonl", map(dumped, corpus))
+        write_records(part / "corpus.jsonl", corpus)
         texts = [
             f"{source.queries[i % len(source.queries)]} {i // len(source.queries)}"
             for i in range(queries)
         ]
         asked = ({"id": str(i), "text": text} for i, text in enumerate(texts))
-        write_lines(part / "queries.jsonl", map(dumped, asked))
+        write_records(part / "queries.jsonl", asked)
         random = np.random.default_rng(0)
         chosen = [random.choice(len(documents), CANDIDATES, replace=False) for _ in texts]
         write_lines(part / "qrels.tsv", (f"{i}\t{own[0]}\t1" for i, own in enumerate(chosen)))
@@ -92,12 +91,8 @@ class Files:
             }
             for text, own in zip(texts, chosen, strict=True)
         )
-        write_lines(part / "groups.jsonl", map(dumped, groups))
+        write_records(part / "groups.jsonl", groups)
         part.rename(self.folder)
-
-
-def dumped(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False)
 
 
 def write_lines(path: Path, lines: Iterator[str]) -> None:

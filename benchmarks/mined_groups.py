@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from machine import set_environment
+from texts import write_records
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -125,13 +125,13 @@ def make_groups(setting: Setting, kind: str, *, first: int) -> None:
     setting.work.mkdir(parents=True, exist_ok=True)
     given = read(setting.source / "train.jsonl")[: setting.queries]
     if kind == "given":
-        write(output, given)
+        write_records(output, given)
         return
     from rerank_plugin.cli import main as command
 
     wanted = {group["query"] for group in given}
     queries = [row for row in read(setting.source / "queries.jsonl") if row["text"] in wanted]
-    write(setting.work / "queries.jsonl", queries)
+    write_records(setting.work / "queries.jsonl", queries)
     arguments = {
         "corpus": setting.source / "corpus.jsonl",
         "queries": setting.work / "queries.jsonl",
@@ -177,11 +177,6 @@ def model_path() -> str:
 def read(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
-
-
-def write(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 if __name__ == "__main__":

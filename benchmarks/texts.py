@@ -1,10 +1,10 @@
 """The texts that are scored: real ones, or cut from real ones to a given length mix."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -138,6 +138,13 @@ def pair_lengths(requests: Sequence[Request], tokenizer: Tokenizer, max_length: 
     """The tokens of every pair as a model reads it, cut to `max_length`."""
     pairs = [(query, document) for query, documents in requests for document in documents]
     return [min(len(encoding.ids), max_length) for encoding in tokenizer.encode_batch(pairs)]
+
+
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> Path:
+    """Write records as JSON Lines."""
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return path
 
 
 def write_groups(source: Source, path: Path, *, count: int, size: int, skip: int = 0) -> None:
