@@ -155,7 +155,7 @@ class Reranker:
 
     def normalized(self, logits: Logits, *, adapter: str | None = None) -> Logits:
         """The scores of raw logits; equal ones may come of different logits far from 0."""
-        return normalize(logits, self.normalize, self._settings[adapter])
+        return normalize(logits, self.normalize, self.settings(adapter))
 
     def _checked(self, adapter: str | None) -> str | None:
         """The adapter that a call names, if it can be used."""
