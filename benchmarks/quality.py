@@ -9,7 +9,7 @@ the same groups, for as many epochs, with groups and pairs of the same size, in 
 learning rate is tuned once, on squad's dev queries with the first seed; then all seeds train on
 every set, and the test queries are ranked by one evaluator. What is done is not done again: an
 interrupted benchmark goes on with the same command, and commands for different contestants can run
-side by side. `--output benchmarks/figures/quality` goes on from the runs that are told in the README.
+side by side. `--output benchmarks/figures/quality` goes on from the runs of the README.
 """
 
 import argparse

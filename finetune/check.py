@@ -52,7 +52,8 @@ class CheckOptions:
         if self.max_len is not None and self.model_name_or_path is None:
             raise OptionError("max_len", "counts tokens of a --model_name_or_path: give one")
         if self.fix:
-            check_files([Path(self.fix)], overwrite=self.overwrite, option="fix")
+            inputs = (self.data_path, self.eval_data_path)
+            check_files([Path(self.fix)], inputs, overwrite=self.overwrite, option="fix")
 
 
 def main(options: CheckOptions) -> int:

@@ -11,7 +11,8 @@ from typing import IO
 import numpy as np
 
 from rerank_plugin.errors import OptionError
-from rerank_plugin.jsonl import writing
+from rerank_plugin.jsonl import DataPath, writing
+from rerank_plugin.options import check_output
 
 from .groups import Group, query_fingerprint
 from .split import deal
@@ -62,21 +63,22 @@ def split_files(output: Path, shares: Sequence[float]) -> list[Path]:
     return files
 
 
-def check_files(files: Sequence[Path], *, overwrite: bool, option: str = "output") -> None:
-    """Check that the files of an option can be written.
+def check_files(
+    files: Sequence[Path],
+    inputs: Sequence[DataPath | None],
+    *,
+    overwrite: bool,
+    option: str = "output",
+) -> None:
+    """Check that groups can be written into the files of an option.
 
     Raises:
-        OptionError: one exists already, or its folder does not.
+        OptionError: not into one of them.
     """
     for file in files:
-        if not file.absolute().parent.is_dir():
-            raise OptionError(option, f"no folder {file.absolute().parent}")
-        if file.is_dir():
-            raise OptionError(option, f"{file} is a folder, a file is needed")
-        if file.exists() and not overwrite:
-            raise OptionError(option, f"{file} exists: choose another, or --overwrite")
         if file.name.endswith(".gz"):
             raise OptionError(option, f"{file}: groups are written as plain .jsonl")
+        check_output(file, inputs, overwrite=overwrite, option=option)
 
 
 def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> dict[int, int]:
@@ -84,10 +86,17 @@ def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> d
 
     Queries are dealt in the order of hashes of their text: the same queries and seed give the
     same split in any order, and no query text stands on two sides.
+
+    Raises:
+        OptionError: a side gets none.
     """
     dealt = deal(np.array([query_fingerprint(query) for query in queries], np.uint64), seed)
     ends = [round(sum(shares[: place + 1]) * len(dealt)) for place in range(len(shares))]
     starts = [0, *ends[:-1]]
+    for side, start, end in zip(SIDES, starts, ends, strict=False):
+        if start == end:
+            problem = f"{len(dealt)} queries leave none for {side}: choose other shares"
+            raise OptionError("split", problem)
     return {
         query: place
         for place, (start, end) in enumerate(zip(starts, ends, strict=True))

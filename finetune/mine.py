@@ -107,7 +107,8 @@ class MineOptions:
             raise OptionError("embedding_model", "is not used with --retrieval bm25")
         if self.retrieval != "bm25" and not self.embedding_model:
             raise OptionError("retrieval", f"{self.retrieval} needs an --embedding_model")
-        check_files(self.files, overwrite=self.overwrite)
+        inputs = (self.corpus, self.queries, self.qrels)
+        check_files(self.files, inputs, overwrite=self.overwrite)
 
     def _check_filter(self) -> None:
         for name in ("max_length", "filter_margin"):

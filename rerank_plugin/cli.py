@@ -1,8 +1,11 @@
 """The command line: one table of commands, one place where errors become lines and exit codes."""
 
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -109,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"rerank-plugin: unknown command {name!r}, one of {', '.join(COMMANDS)}")
         return 2
     try:
-        return COMMANDS[name].run(name, rest)
+        with interrupted_by_sigterm():
+            return COMMANDS[name].run(name, rest)
     except RerankError as error:
         say(f"rerank-plugin {name}: {error}")
         return error.exit_code
@@ -123,6 +127,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(f"rerank-plugin {name}: interrupted")
         return 1
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """A polite kill is Ctrl-C: what is half-done is cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 class TellUser(logging.Handler):

@@ -111,6 +111,14 @@ def input_files(data_path: DataPath) -> list[Path]:
     return found
 
 
+def is_input(file: Path, data_path: DataPath) -> bool:
+    """Whether a file is one of those that a path means, under whatever name."""
+    try:
+        return file.exists() and any(file.samefile(other) for other in input_files(data_path))
+    except InputError:
+        return False  # whoever reads the path says that nothing is there
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
     """A plain or gzipped file, open for reading bytes; what goes wrong inside names it."""

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.jsonl import json_type
+from rerank_plugin.jsonl import DataPath, is_input, json_type
 
 Options = TypeVar("Options")
 
@@ -39,6 +39,24 @@ def check_choices(options: Any) -> None:
         value = getattr(options, item.name)
         if choices and value is not None and value not in choices:
             raise OptionError(option_name(item), f"{value!r} is none of {', '.join(choices)}")
+
+
+def check_output(
+    file: Path, inputs: Sequence[DataPath | None], *, overwrite: bool, option: str = "output"
+) -> None:
+    """Check that an option's file can be written: in a folder, over nothing that is needed.
+
+    Raises:
+        OptionError: there is no such folder, the file exists already, or it is an input.
+    """
+    if not file.absolute().parent.is_dir():
+        raise OptionError(option, f"no folder {file.absolute().parent}")
+    if file.is_dir():
+        raise OptionError(option, f"{file} is a folder, a file is needed")
+    if any(path is not None and is_input(file, path) for path in inputs):
+        raise OptionError(option, f"{file} is what the command reads: choose another")
+    if file.exists() and not overwrite:
+        raise OptionError(option, f"{file} exists: choose another, or --overwrite")
 
 
 @dataclass(frozen=True)

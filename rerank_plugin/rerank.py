@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import fingerprint, write_json
-from rerank_plugin.options import check_choices, option, say
+from rerank_plugin.options import check_choices, check_output, option, say
 from rerank_plugin.requests import Request, read_requests
 
 if TYPE_CHECKING:
@@ -63,10 +63,8 @@ class RerankOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(name, f"{value} is less than 1")
-        if self.output and not Path(self.output).absolute().parent.is_dir():
-            raise OptionError("output", f"no folder {Path(self.output).absolute().parent}")
-        if self.output and Path(self.output).exists() and not self.overwrite:
-            raise OptionError("output", f"{self.output} exists: choose another, or --overwrite")
+        if self.output:
+            check_output(Path(self.output), [self.data_path], overwrite=self.overwrite)
 
 
 def main(options: RerankOptions) -> int:

@@ -415,3 +415,24 @@ def test_commands_and_streams() -> None:
         shown = run(command, "--help")
         assert shown.returncode == 0
         assert "usage: rerank-plugin" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("rerank", "--model_dir", "./none"), "output"),
+        (("check", "--eval_data_path", "other.jsonl"), "fix"),
+        (("convert", "--from", "flagembedding"), "output"),
+        (("mine", "--queries", "other.jsonl"), "output"),
+    ],
+)
+def test_no_command_writes_over_what_it_reads(
+    cli: Run, groups_file: Path, command: tuple[str, ...], name: str
+) -> None:
+    before = groups_file.read_bytes()
+    reads = "--corpus" if command[0] == "mine" else "--data_path"
+    other = groups_file.parent / "." / "." / groups_file.name
+    code, _, err = cli(*command, reads, groups_file, f"--{name}", other, "--overwrite")
+    assert code == 2
+    assert f"--{name}: {other} is what the command reads: choose another" in err
+    assert groups_file.read_bytes() == before

@@ -1,6 +1,8 @@
 """Mining: what groups hold, what they never hold, and what is said about the rest."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,7 +112,7 @@ def test_no_right_passage_is_ever_mined_as_wrong(
             output = folder / f"{attempt}-train.jsonl"
             code = main([str(item) for item in ("mine", *files, "--output", output)])
             if code == 2:
-                # Every passage is a copy of a right one.
+                # Every passage is a copy of a right one, or all queries are the same.
                 return
             assert code == 0
             results.append(
@@ -450,7 +452,7 @@ def test_fusion_by_reciprocal_rank() -> None:
     assert fuse([ranked(2, 1), ranked(1, 2)], 1).places.tolist() == [1]
 
 
-@given(st.lists(st.text(min_size=1)), st.integers(0, 3))
+@given(st.lists(st.text(min_size=1), min_size=5, unique_by=query_key), st.integers(0, 3))
 def test_splits_keep_queries_together(queries: list[str], seed: int) -> None:
     shares = [0.6, 0.2, 0.2]
     sides = split_sides(queries, shares, seed)
@@ -460,6 +462,39 @@ def test_splits_keep_queries_together(queries: list[str], seed: int) -> None:
     assert all(
         abs(count - share * sum(counts)) <= 1 for count, share in zip(counts, shares, strict=True)
     )
+
+
+def test_no_side_of_a_split_is_empty(cli: Run, tmp_path: Path) -> None:
+    text = json.dumps({"id": "q", "text": "one"})
+    (tmp_path / "queries.jsonl").write_text(text)
+    (tmp_path / "qrels").write_text("q\td\t1\n")
+    write_lines(
+        tmp_path / "corpus.jsonl", [{"id": "d", "text": "two"}, {"id": "e", "text": "three"}]
+    )
+    files = [
+        part
+        for name in ("corpus.jsonl", "queries.jsonl", "qrels")
+        for part in (f"--{name.partition('.')[0]}", tmp_path / name)
+    ]
+    code, _, err = cli("mine", *files, "--output", tmp_path / "o.jsonl", "--split", "0.8,0.2")
+    assert code == 2
+    assert "--split: 1 queries leave none for dev" in err
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from rerank_plugin.cli import main\n"
+        "from rerank_plugin.finetune import mine\n"
+        "mine.Bm25 = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, *mine_options(tmp_path / "out.jsonl")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr.endswith("rerank-plugin mine: interrupted\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_of_split_files() -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -74,7 +74,15 @@ class ConvertOptions:
             raise OptionError("threshold", f"{self.threshold} is no finite number")
         if self.from_ == "beir" and not isinstance(self.data_path, str | Path):
             raise OptionError("data_path", "one BEIR folder is needed")
-        check_files([Path(self.output)], overwrite=self.overwrite)
+        check_files([Path(self.output)], self.inputs, overwrite=self.overwrite)
+
+    @property
+    def inputs(self) -> Sequence[DataPath]:
+        """The files that are read; what else lies in a BEIR folder may have been made of it."""
+        if self.from_ != "beir":
+            return [self.data_path]
+        folder = Path(str(self.data_path))
+        return [folder / "corpus.jsonl", folder / "queries.jsonl"]
 
 
 def main(options: ConvertOptions) -> int:
