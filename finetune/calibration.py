@@ -14,9 +14,9 @@ import numpy.typing as npt
 from rerank_plugin.normalization import sigmoid
 from rerank_plugin.scoring import Logits
 
-from .groups import query_fingerprint
 from .judged import Judged
 from .split import Hashes, halves
+from .words import text_digest
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -55,7 +55,7 @@ class Scored:
         right, queries = [], []
         for own in judged:
             right.append(np.array(own.labels) > 0)
-            queries.append(np.full(len(own.labels), query_fingerprint(own.query), np.uint64))
+            queries.append(np.full(len(own.labels), text_digest(own.query), np.uint64))
         return cls(
             np.concatenate(logits).astype(np.float64),
             np.concatenate(right),

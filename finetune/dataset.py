@@ -92,7 +92,7 @@ class GroupDataset:
 
     @property
     def query_hashes(self) -> npt.NDArray[np.uint64]:
-        """`query_fingerprint` of every group's query, `[groups]`."""
+        """`text_digest` of every group's query, `[groups]`."""
         return self._column("query")
 
     @property

@@ -6,8 +6,9 @@ from dataclasses import replace
 from itertools import compress
 from typing import Any
 
-from .groups import Group, query_key
-from .inspection import Labels, Overlap, digest, text_digest
+from .groups import Group
+from .inspection import Labels, Overlap
+from .words import digest, text_digest, text_key
 
 
 class Fixer:
@@ -53,7 +54,7 @@ class Fixer:
         if not mended.neg:
             self.counts["groups left out: no wrong passage is left"] += 1
             return None
-        texts = [query_key(group.query), *sorted(mended.pos), "", *sorted(mended.neg)]
+        texts = [text_key(group.query), *sorted(mended.pos), "", *sorted(mended.neg)]
         number = digest("\n".join(texts))
         if number in self._seen:
             self.counts["groups left out: the same group came before"] += 1

@@ -14,8 +14,9 @@ from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import DataPath, writing
 from rerank_plugin.options import check_output
 
-from .groups import Group, query_fingerprint
+from .groups import Group
 from .split import deal
+from .words import text_digest
 
 #: What the files of a split are called.
 SIDES = ("train", "dev", "test")
@@ -90,7 +91,7 @@ def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> d
     Raises:
         OptionError: a side gets none.
     """
-    dealt = deal(np.array([query_fingerprint(query) for query in queries], np.uint64), seed)
+    dealt = deal(np.array([text_digest(query) for query in queries], np.uint64), seed)
     ends = [round(sum(shares[: place + 1]) * len(dealt)) for place in range(len(shares))]
     starts = [0, *ends[:-1]]
     for side, start, end in zip(SIDES, starts, ends, strict=False):
@@ -114,7 +115,7 @@ class GroupWriter:
 
     def write(self, group: Group) -> None:
         """Write one group."""
-        side = self._sides.get(query_fingerprint(group.query), 0)
+        side = self._sides.get(text_digest(group.query), 0)
         self._files[side].write(group_line(group))
         self.counts[side] += 1
 

@@ -80,22 +80,9 @@ class Problem:
     message: str
 
 
-def query_key(query: str) -> str:
-    """What makes two queries the same, as `text_key`."""
-    return text_key(query)
-
-
 def query_hash(query: str, seed: int) -> str:
     """A number for a query that depends on its key and the seed alone, as sortable text."""
-    return hashlib.sha256(f"{seed}:{query_key(query)}".encode()).hexdigest()
-
-
-def query_fingerprint(query: str) -> int:
-    """64 bits of a query's key, the same on every machine.
-
-    Of 30 million data sets of a million queries each, one has two different queries that share it.
-    """
-    return int.from_bytes(hashlib.blake2b(query_key(query).encode(), digest_size=8).digest())
+    return hashlib.sha256(f"{seed}:{text_key(query)}".encode()).hexdigest()
 
 
 def find_problems(record: dict[str, object]) -> list[Problem]:

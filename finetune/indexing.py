@@ -14,7 +14,8 @@ from tqdm import tqdm
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import Line, reading
 
-from .groups import parse_group, query_fingerprint
+from .groups import parse_group
+from .words import text_digest
 
 #: What is known of a line without reading it again: where it stands in bytes, its number, its
 #: query, and how far the teacher puts the worst wrong passage below the worst right one.
@@ -121,7 +122,7 @@ def check_block(block: Block) -> tuple[Rows, Rows]:
             except InputError:
                 bad.append((offset, len(raw), number, 0, nan))
             else:
-                query = query_fingerprint(group.query)
+                query = text_digest(group.query)
                 good.append((offset, len(raw), number, query, group.teacher_gap))
         offset += len(raw)
     return np.array(good, ROW), np.array(bad, ROW)

@@ -3,16 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from hashlib import blake2b
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath, Line, input_files, read_lines
 
-from .groups import Group, find_problems, parse_group, query_key
+from .groups import Group, find_problems, parse_group
 from .near_duplicates import SimilarTexts, profile
 from .scripts import main_script
-from .words import text_key, words
+from .words import text_digest, text_key, words
 
 #: How many places of each kind of problem are kept.
 SHOWN = 3
@@ -28,17 +26,6 @@ RIGHT, WRONG = 1, 2
 
 #: Kinds of problems that keep a file from being read.
 MISSING, UNREADABLE = "missing file", "unusable file"
-
-
-def digest(text: str) -> int:
-    """A number of 8 bytes for a text: millions of them fit in memory, their texts would not."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
-
-
-@lru_cache(maxsize=1 << 16)
-def text_digest(text: str) -> int:
-    """A number for a text and its copies in another case, width, spacing or punctuation."""
-    return digest(text_key(text))
 
 
 @dataclass
@@ -93,7 +80,7 @@ class Labels:
 
     def add(self, group: Group, place: str) -> None:
         """Take the labels of one group."""
-        query = digest(query_key(group.query))
+        query = text_digest(group.query)
         for label, texts in ((RIGHT, group.pos), (WRONG, group.neg)):
             for text in texts:
                 pair = pair_digest(query, text)
@@ -104,7 +91,7 @@ class Labels:
 
     def is_both(self, query: str, text: str) -> bool:
         """Whether a pair is labelled right in one place and wrong in another."""
-        pair = pair_digest(digest(query_key(query)), text)
+        pair = pair_digest(text_digest(query), text)
         return self.pairs.get(pair, 0) == RIGHT | WRONG
 
 
@@ -172,7 +159,7 @@ class Inspection:
 
     def _add_group(self, group: Group) -> None:
         self.groups += 1
-        self.queries.add(digest(query_key(group.query)), group.query)
+        self.queries.add(text_digest(group.query), group.query)
         for side, tally in (("pos", self.right), ("neg", self.wrong)):
             texts = getattr(group, side)
             self.sizes[side][len(texts)] += 1
@@ -237,7 +224,7 @@ def read_inspected(data_path: DataPath, found: Inspection) -> Iterator[tuple[Lin
 
 def query_words(query: str) -> frozenset[str]:
     """What nearly equal queries share."""
-    return frozenset(words(query_key(query)))
+    return frozenset(words(text_key(query)))
 
 
 class Overlap:
@@ -249,7 +236,7 @@ class Overlap:
 
     def __init__(self, groups: Sequence[tuple[str, list[str]]]) -> None:
         self._texts = [query for query, _ in groups]
-        self._queries = {digest(query_key(query)) for query in self._texts}
+        self._queries = {text_digest(query) for query in self._texts}
         self._similar = SimilarTexts([query_words(query) for query in self._texts], least=SIMILAR)
         positives = {text_digest(text): text for _, own in groups for text in own}
         self._positives = SimilarTexts(
@@ -269,7 +256,7 @@ class Overlap:
     def add(self, group: Group, place: str) -> None:
         """Take one training group."""
         if self.is_same(group.query):
-            self.same.add(digest(query_key(group.query)))
+            self.same.add(text_digest(group.query))
             self.example = self.example or shortened(group.query)
         elif (found := self.nearest(group.query)) is not None:
             nearly = shortened(self._texts[found])
@@ -283,7 +270,7 @@ class Overlap:
 
     def is_same(self, query: str) -> bool:
         """Whether a training query is an evaluation query."""
-        return digest(query_key(query)) in self._queries
+        return text_digest(query) in self._queries
 
     def nearest(self, query: str) -> int | None:
         """The place of an evaluation query that a training query nearly is."""

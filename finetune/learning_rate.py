@@ -1,6 +1,14 @@
 """The learning rate that a run takes where none is given."""
 
+import logging
+
 from transformers import PreTrainedConfig
+
+from rerank_plugin.loaded import LoadedModel
+
+from .config import FinetuneConfig
+
+logger = logging.getLogger(__name__)
 
 #: Hidden size of the table's rates, that of base models.
 BASE_HIDDEN_SIZE = 768
@@ -33,3 +41,29 @@ def default_learning_rate(
     hidden = getattr(config, "hidden_size", BASE_HIDDEN_SIZE)
     rate = RATES[fresh_head, lora] * min(4.0, (BASE_HIDDEN_SIZE / hidden) ** 2)
     return rate * min(1.0, (step_groups / BASE_STEP_GROUPS) ** 0.5) if fresh_head else rate
+
+
+def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
+    """The rate that was given, else the default for what is loaded; `auto` starts from that."""
+    suits = default_learning_rate(
+        loaded.model.config,
+        fresh_head=loaded.has_fresh_head,
+        lora=config.lora,
+        step_groups=config.step_groups,
+    )
+    what = "a fresh scoring head" if loaded.has_fresh_head else "a trained reranker"
+    how = "LoRA" if config.lora else "full"
+    if isinstance(config.lr, str):
+        return suits
+    if config.lr is None:
+        logger.info("%s, %s fine-tuning: learning rate %.2g", what, how, suits)
+        return suits
+    if loaded.has_fresh_head and config.lr < suits / 4:
+        logger.warning(
+            "--lr %.2g is low for %s (%s fine-tuning), it may learn little: the default is %.2g",
+            config.lr,
+            what,
+            how,
+            suits,
+        )
+    return config.lr

@@ -9,9 +9,10 @@ import numpy as np
 
 from .candidates import Candidates, Retriever, fuse
 from .corpus import Corpus, in_batches
-from .groups import Group, query_hash, query_key
+from .groups import Group, query_hash
 from .near_duplicates import Duplicates, profile
 from .targets import Target
+from .words import text_key
 
 #: Where candidates run out, at most so many passages are drawn at random, as none of them may do,
 LOOKED_AT = 1000
@@ -92,7 +93,7 @@ class Selection:
         key = profile(text).key
         if key in self._keys:
             self.dropped["copies of another wrong passage"] += 1
-        elif key == query_key(self.target.query):
+        elif key == text_key(self.target.query):
             self.dropped["copies of the query itself"] += 1
         elif right.has(text):
             self.dropped["copies or near-duplicates of a right passage"] += 1

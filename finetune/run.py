@@ -37,7 +37,7 @@ from .guard import CollapseGuard, TrainingStoppedError
 from .heap import kept_memory
 from .interrupt import Interruption
 from .keep_best import METRIC, KeepBest
-from .learning_rate import default_learning_rate
+from .learning_rate import given_or_default_rate
 from .losses import DEFAULT_LOSS, make_loss
 from .losses.contract import Loss
 from .metrics import comparison
@@ -416,32 +416,6 @@ class BeforeTraining(TrainerCallback):
             self.folder.keep(before=self._found.as_record(with_logits=True))
         else:
             self._found = Evaluation.from_record(known)
-
-
-def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
-    """The rate that was given, else the default for what is loaded; `auto` starts from that."""
-    suits = default_learning_rate(
-        loaded.model.config,
-        fresh_head=loaded.has_fresh_head,
-        lora=config.lora,
-        step_groups=config.step_groups,
-    )
-    what = "a fresh scoring head" if loaded.has_fresh_head else "a trained reranker"
-    how = "LoRA" if config.lora else "full"
-    if isinstance(config.lr, str):
-        return suits
-    if config.lr is None:
-        logger.info("%s, %s fine-tuning: learning rate %.2g", what, how, suits)
-        return suits
-    if loaded.has_fresh_head and config.lr < suits / 4:
-        logger.warning(
-            "--lr %.2g is low for %s (%s fine-tuning), it may learn little: the default is %.2g",
-            config.lr,
-            what,
-            how,
-            suits,
-        )
-    return config.lr
 
 
 def with_adapter(

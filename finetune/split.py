@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from rerank_plugin.errors import InputError
 
-#: `query_fingerprint` of the queries of groups, `[groups]`: what makes two queries the same.
+#: `text_digest` of the queries of groups, `[groups]`: what makes two queries the same.
 Hashes = npt.NDArray[np.uint64]
 
 #: Indices of groups on one side of a split and on the other, each in ascending order.

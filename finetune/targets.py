@@ -8,10 +8,10 @@ from rerank_plugin.jsonl import DataPath
 from .answers import Answers, find_answers
 from .bm25 import Bm25
 from .corpus import Corpus, in_batches
-from .groups import query_key
 from .mining_summary import Summary
 from .progress import bar
 from .records import Record, read_qrels
+from .words import text_key
 
 #: Queries that are searched for at once, and whose pairs a reranker gets at once.
 QUERIES_AT_ONCE = 512
@@ -95,12 +95,12 @@ def merge_same(targets: Sequence[Target], summary: Summary) -> list[Target]:
     """One target for queries of the same text: what is right for one is not wrong for another."""
     merged: dict[str, Target] = {}
     for target in targets:
-        first = merged.setdefault(query_key(target.query), target)
+        first = merged.setdefault(text_key(target.query), target)
         if first is target:
             continue
         summary.queries["queries that repeat another, whose right passages they join"] += 1
         places = list(dict.fromkeys([*first.positives, *target.positives]))
         texts = [of.answers.texts for of in (first, target) if of.answers]
         answers = Answers([text for own in texts for text in own]) if texts else None
-        merged[query_key(target.query)] = Target(first.id, first.query, places, answers)
+        merged[text_key(target.query)] = Target(first.id, first.query, places, answers)
     return list(merged.values())

@@ -3,7 +3,8 @@
 import re
 import sys
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
+from hashlib import blake2b
 from itertools import pairwise
 
 #: Scripts written without spaces between words, as ranges of code points: Thai, Lao, Myanmar,
@@ -125,3 +126,17 @@ def text_key(text: str) -> str:
     apart = " ".join(unspaced.split(NEGATIVE.sub(MINUS, apart) if "-" in apart else apart))
     key = between.sub("", " ".join(token.findall(apart)))
     return key.replace(MINUS, "-") or "".join(text.split())
+
+
+def digest(text: str) -> int:
+    """64 bits of a text, the same on every machine: millions of them fit in memory.
+
+    Of 30 million sets of a million texts each, one has two different texts that share a number.
+    """
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+
+
+@lru_cache(maxsize=1 << 16)
+def text_digest(text: str) -> int:
+    """The digest of a text's key: that of its copies in another case, width or punctuation too."""
+    return digest(text_key(text))

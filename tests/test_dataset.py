@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import index_cache
 from rerank_plugin.finetune.dataset import GroupDataset
-from rerank_plugin.finetune.groups import Group, query_fingerprint, read_groups
+from rerank_plugin.finetune.groups import Group, read_groups
 from rerank_plugin.finetune.index_cache import IndexCache, cache_folder
+from rerank_plugin.finetune.words import text_digest
 from rerank_plugin.jsonl import DataPath, SkippedLines
 
 from .conftest import easy_groups, write_lines
@@ -91,7 +92,7 @@ def test_the_index_gives_what_plain_reading_gives(
         skipped.count = 0
         groups = build(folder, folder / "cache", skipped)
         assert list(groups) == expected
-        assert groups.query_hashes.tolist() == [query_fingerprint(g.query) for g in expected]
+        assert groups.query_hashes.tolist() == [text_digest(g.query) for g in expected]
         gaps = [group.teacher_gap for group in expected]
         np.testing.assert_array_equal(groups.teacher_gaps, gaps)
         assert skipped.count == plain_skipped.count

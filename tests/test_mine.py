@@ -20,7 +20,7 @@ from rerank_plugin.finetune.bm25 import Bm25
 from rerank_plugin.finetune.candidates import Candidates, fuse
 from rerank_plugin.finetune.corpus import Corpus
 from rerank_plugin.finetune.group_files import parse_shares, split_files, split_sides
-from rerank_plugin.finetune.groups import query_key, read_groups
+from rerank_plugin.finetune.groups import read_groups
 from rerank_plugin.finetune.near_duplicates import Duplicates
 from rerank_plugin.finetune.records import read_passages
 from rerank_plugin.finetune.words import text_key
@@ -50,7 +50,7 @@ def test_mine_the_sample(cli: Run, tmp_path: Path) -> None:
     assert [len(side) for side in groups] == [399, 50, 50]
     assert f"{output}: 399 groups" in out
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in files}
-    queries = [{query_key(group.query) for group in side} for side in groups]
+    queries = [{text_key(group.query) for group in side} for side in groups]
     assert (
         not queries[0] & queries[1] and not queries[0] & queries[2] and not queries[1] & queries[2]
     )
@@ -120,14 +120,14 @@ def test_no_right_passage_is_ever_mined_as_wrong(
             )
         assert results[0] == results[1]
         sides = [[json.loads(line) for line in side.splitlines()] for side in results[0]]
-    keys = [{query_key(group["query"]) for group in side} for side in sides]
+    keys = [{text_key(group["query"]) for group in side} for side in sides]
     assert not keys[0] & keys[1]
     assert sum(map(len, keys)) == len(sides[0]) + len(sides[1])
     for group in (group for side in sides for group in side):
         known = [
             passages[place]
             for query, own in zip(queries, right, strict=True)
-            if query_key(query) == query_key(group["query"])
+            if text_key(query) == text_key(group["query"])
             for place in own
         ]
         duplicates = Duplicates(known)
@@ -137,7 +137,7 @@ def test_no_right_passage_is_ever_mined_as_wrong(
         assert 1 <= len(group["neg"]) <= negatives
         if not window:
             left = {text_key(text) for text in passages if not duplicates.has(text)}
-            left.discard(query_key(group["query"]))
+            left.discard(text_key(group["query"]))
             assert len(group["neg"]) == min(negatives, len(left))
 
 
@@ -452,13 +452,13 @@ def test_fusion_by_reciprocal_rank() -> None:
     assert fuse([ranked(2, 1), ranked(1, 2)], 1).places.tolist() == [1]
 
 
-@given(st.lists(st.text(min_size=1), min_size=5, unique_by=query_key), st.integers(0, 3))
+@given(st.lists(st.text(min_size=1), min_size=5, unique_by=text_key), st.integers(0, 3))
 def test_splits_keep_queries_together(queries: list[str], seed: int) -> None:
     shares = [0.6, 0.2, 0.2]
     sides = split_sides(queries, shares, seed)
     assert sides == split_sides(queries[::-1], shares, seed)
     counts = [list(sides.values()).count(side) for side in range(3)]
-    assert sum(counts) == len({query_key(query) for query in queries})
+    assert sum(counts) == len({text_key(query) for query in queries})
     assert all(
         abs(count - share * sum(counts)) <= 1 for count, share in zip(counts, shares, strict=True)
     )

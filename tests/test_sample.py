@@ -1,4 +1,5 @@
-from rerank_plugin.finetune.groups import query_key, read_groups
+from rerank_plugin.finetune.groups import read_groups
+from rerank_plugin.finetune.words import text_key
 from rerank_plugin.jsonl import read_lines
 from rerank_plugin.sample import sample_path
 
@@ -32,7 +33,7 @@ def test_groups_agree_with_the_judgements() -> None:
 
 def test_no_query_on_two_sides() -> None:
     sides = [
-        {query_key(group.query) for group in read_groups(sample_path(f"{name}.jsonl"))}
+        {text_key(group.query) for group in read_groups(sample_path(f"{name}.jsonl"))}
         for name in SPLITS
     ]
     assert sum(len(side) for side in sides) == len(set().union(*sides))

@@ -4,9 +4,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugin.finetune.groups import Group, query_fingerprint, query_key
+from rerank_plugin.finetune.groups import Group
 from rerank_plugin.finetune.sampling import GroupBatches, sample_group
 from rerank_plugin.finetune.split import Hashes, halves, held_out_count, split_by_query
+from rerank_plugin.finetune.words import text_digest, text_key
 
 GROUPS = st.builds(
     lambda pos, neg: Group("q", [f"p{i}" for i in pos], [f"n{i}" for i in neg]),
@@ -51,7 +52,7 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone(groups: int, epoc
 
 
 def hashes(queries: list[str]) -> Hashes:
-    return np.array([query_fingerprint(query) for query in queries], np.uint64)
+    return np.array([text_digest(query) for query in queries], np.uint64)
 
 
 QUERIES = st.lists(st.text(st.characters(categories=["L", "Zs"]), max_size=4), min_size=2)
@@ -59,12 +60,12 @@ QUERIES = st.lists(st.text(st.characters(categories=["L", "Zs"]), max_size=4), m
 
 @given(QUERIES, st.integers(0, 3))
 def test_no_query_stands_on_both_sides(queries: list[str], seed: int) -> None:
-    if len({query_key(query) for query in queries}) < 2:
+    if len({text_key(query) for query in queries}) < 2:
         return
     train, held_out = map(list, split_by_query(hashes(queries), wanted=None, seed=seed))
     assert sorted(train + held_out) == list(range(len(queries)))
     assert train and held_out
-    assert not {query_key(queries[i]) for i in train} & {query_key(queries[i]) for i in held_out}
+    assert not {text_key(queries[i]) for i in train} & {text_key(queries[i]) for i in held_out}
 
 
 def test_more_groups_leave_the_others_on_their_sides() -> None:
@@ -85,7 +86,7 @@ def test_how_many_are_held_out() -> None:
 @given(QUERIES, st.integers(0, 3))
 def test_queries_that_report_did_not_choose(queries: list[str], seed: int) -> None:
     choosing, reporting = map(list, halves(hashes(queries), seed=seed))
-    keys = [{query_key(queries[index]) for index in side} for side in (choosing, reporting)]
+    keys = [{text_key(queries[index]) for index in side} for side in (choosing, reporting)]
     if len(keys[0] | keys[1]) == 1:
         return  # One query has to do both.
     assert sorted(choosing + reporting) == list(range(len(queries)))

@@ -10,10 +10,9 @@ from typing import IO
 
 import numpy as np
 
-from ..groups import Group, query_hash, query_key
-from ..inspection import text_digest
+from ..groups import Group, query_hash
 from ..near_duplicates import Duplicates
-from ..words import text_key
+from ..words import text_digest, text_key
 from .judged import Judged, Passage
 
 #: What is grouped in memory at once, in bytes of text; more goes through files on disk.
@@ -98,7 +97,7 @@ def group_in_memory(
     """The groups of records, all of them in memory."""
     collected: dict[str, Collected] = {}
     for part in parts:
-        collected.setdefault(query_key(part.query), Collected(part.query)).add(part, notes)
+        collected.setdefault(text_key(part.query), Collected(part.query)).add(part, notes)
     texts_by_digest: dict[int, str] = {}
     for own in collected.values():
         for number, passage in (*own.pos.items(), *own.neg.items()):
@@ -148,6 +147,6 @@ def draw(
     random = np.random.default_rng(int(query_hash(query, seed)[:16], 16))
     places = random.choice(len(pool), min(len(pool), DRAWN * count), replace=False)
     drawn = (pool[place] for place in places.tolist())
-    key = query_key(query)
+    key = text_key(query)
     wrong = (text for text in drawn if not right.has(text) and text_key(text) != key)
     return [Passage(text) for text, _ in zip(wrong, range(count), strict=False)]
