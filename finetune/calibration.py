@@ -232,10 +232,14 @@ class Calibration:
 
 def meaning(calibration: Mapping[str, float]) -> str:
     """What a calibrated score is, in words, by what `rerank.json` says of it."""
-    return (
+    text = (
         f"A calibrated score is the sigmoid of {calibration['scale']:.3g} · logit "
-        f"{calibration['bias']:+.3g}: the probability that a document is right where "
-        f"{calibration['prior']:.1%} of the candidates are. Expected calibration error, on other "
-        f"queries than were fitted: {calibration['error_after']:.4f}; of the plain sigmoid "
-        f"{calibration['error_before']:.4f}."
+        f"{calibration['bias']:+.3g}"
+    )
+    if "prior" not in calibration:  # written by hand
+        return f"{text}."
+    return (
+        f"{text}: the probability that a document is right where {calibration['prior']:.1%} of the "
+        "candidates are. Expected calibration error, on other queries than were fitted: "
+        f"{calibration['error_after']:.4f}; of the plain sigmoid {calibration['error_before']:.4f}."
     )

@@ -142,10 +142,12 @@ class Inspection:
     def add_line(self, line: Line) -> Group | None:
         """Take one more line; returns its group, if it is one."""
         self.lines += 1
+        kind = "not UTF-8"
         try:
+            line.text()
+            kind = "broken JSON or no object"
             record = line.record()
         except InputError as error:
-            kind = "broken JSON or no object" if is_utf8(line.raw) else "not UTF-8"
             self.problems.add(kind, str(error))
             return None
         problems = find_problems(record)
@@ -194,15 +196,6 @@ class Inspection:
                 f"the teacher scores a wrong passage highest in {self.wrong_best} of "
                 f"{self.scored} groups"
             )
-
-
-def is_utf8(raw: bytes) -> bool:
-    """Whether a line can be decoded."""
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def read_inspected(data_path: DataPath, found: Inspection) -> Iterator[tuple[Line, Group]]:

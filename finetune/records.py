@@ -103,7 +103,7 @@ def read_records(data_path: DataPath) -> Iterator[tuple[Line, dict[str, object]]
 
 def tab_separated(line: Line) -> dict[str, object]:
     """A line with an id and a text."""
-    fields = decoded(line).split("\t")
+    fields = line.text().split("\t")
     if len(fields) != 2:
         raise line.error(f"expected an id and a text with a tab between, found {len(fields)} parts")
     return {"id": fields[0], "text": fields[1]}
@@ -113,14 +113,6 @@ def is_header(record: dict[str, object]) -> bool:
     """Whether a tab-separated line has the names of its columns."""
     name, text = (str(record[column]).strip().lower() for column in ("id", "text"))
     return name in ID_COLUMNS and text in TEXT_COLUMNS
-
-
-def decoded(line: Line) -> str:
-    """A line as text."""
-    try:
-        return line.raw.decode("utf-8-sig" if line.number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise line.error(f"not UTF-8 (byte {error.start + 1} of the line)") from None
 
 
 def id_of(line: Line, record: dict[str, object], default: str | None = None) -> str:
@@ -167,7 +159,7 @@ def read_qrels(data_path: DataPath) -> Iterator[Judgement]:
     """
     for path in input_files(data_path):
         for line in read_lines(path):
-            text = decoded(line).rstrip()
+            text = line.text().rstrip()
             fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
             if len(fields) == 4:
                 del fields[1]

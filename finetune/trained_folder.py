@@ -19,9 +19,10 @@ from rerank_plugin.settings import RerankSettings, is_adapter
 
 from .calibration import meaning
 
-#: What sentence-transformers applies to logits, by our names.
+#: What sentence-transformers applies to logits, by our names; it knows no scale and bias.
 ACTIVATIONS = {
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
+    "calibrated": "torch.nn.modules.activation.Sigmoid",
     "none": "torch.nn.modules.linear.Identity",
 }
 

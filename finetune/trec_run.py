@@ -18,7 +18,7 @@ from .corpus import Corpus, Places
 from .evaluation import Evaluation
 from .metrics import Ranking, query_metrics
 from .progress import bar
-from .records import decoded, read_qrels, read_queries
+from .records import read_qrels, read_queries
 
 #: trec_eval counts documents of every grade up to the highest there is.
 HIGHEST_GRADE = 1000
@@ -181,7 +181,7 @@ def read_run(data_path: DataPath, documents: dict[str, int]) -> dict[str, Found]
 
 def run_fields(line: Line) -> tuple[str, str, float]:
     """Query, document and score of a line."""
-    fields = decoded(line).split()
+    fields = line.text().split()
     if len(fields) != 6:
         raise line.error(
             f"expected query, Q0, document, rank, score and tag, found {len(fields)} columns"

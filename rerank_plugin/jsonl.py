@@ -33,6 +33,17 @@ class Line:
         """An error that names this line."""
         return InputError(f"{self.path}:{self.number}: {problem}")
 
+    def text(self) -> str:
+        """The line as text.
+
+        Raises:
+            InputError: not UTF-8.
+        """
+        try:
+            return self.raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise self.error(f"not UTF-8 (byte {error.start + 1} of the line)") from None
+
     def quick_record(self) -> dict[str, object] | None:
         """The JSON object on this line by a parser that is quick but explains little.
 
@@ -51,11 +62,10 @@ class Line:
         Raises:
             InputError: not UTF-8, not JSON, or not an object.
         """
+        text = self.text()
         try:
-            value = json.loads(self.raw.decode("utf-8-sig" if self.number == 1 else "utf-8"))
+            value = json.loads(text)
             whole = is_unicode(value)
-        except UnicodeDecodeError as error:
-            raise self.error(f"not UTF-8 (byte {error.start + 1} of the line)") from None
         except json.JSONDecodeError as error:
             raise self.error(f"broken JSON at column {error.colno}: {error.msg}") from None
         except (RecursionError, ValueError) as error:

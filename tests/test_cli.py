@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from rerank_plugin import Reranker
+
 from .conftest import Run, build_model, easy_groups, write_lines
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
@@ -335,7 +337,11 @@ def test_merge(
         *train_options(tiny_model, groups_file, adapter), "--lora", "--eval_data_path", eval_file
     )
     assert code == 0, err
+    settings = json.loads((adapter / "rerank.json").read_text())
+    calibrated = {"normalize": "calibrated", "calibration": {"scale": 2.0, "bias": -1.0}}
+    (adapter / "rerank.json").write_text(json.dumps(settings | calibrated))
     assert cli("merge", "--model_dir", adapter, "--output_dir", merged)[0] == 0
+    assert Reranker(merged, device="cpu").normalize == "calibrated"
     assert (merged / "model.safetensors").is_file()
     assert json.loads((merged / "rerank.json").read_text())["max_length"] == 64
     code, _, err = cli("merge", "--model_dir", merged, "--output_dir", tmp_path / "again")

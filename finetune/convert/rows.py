@@ -192,13 +192,11 @@ def numbered(path: Path, reader: "csv._reader") -> Iterator[Row]:  # type: ignor
 
 def undecodable(path: Path) -> InputError:
     """What is said of a file that is not UTF-8, with the first line that is not."""
-    with reading(path) as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                raw.decode()
-            except UnicodeDecodeError as error:
-                place = f"byte {error.start + 1} of the line"
-                return InputError(f"{path}:{number}: not UTF-8 ({place}): save it as UTF-8")
+    for line in read_lines(path):
+        try:
+            line.text()
+        except InputError as error:
+            return InputError(f"{error}: save it as UTF-8")
     return InputError(f"{path}: not UTF-8")
 
 
