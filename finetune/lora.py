@@ -72,7 +72,8 @@ def add_adapter(
         use_dora=dora,
     )
     # The name that a reload needs; a folder by its full path, wherever it is loaded from.
-    model.name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    folder = Path(base).expanduser()
+    model.name_or_path = str(folder.resolve()) if folder.is_dir() else base
     with quiet_transformers():
         adapted = get_peft_model(model, config)
     keep_frozen_in(adapted, dtype)

@@ -8,7 +8,7 @@ from rerank_plugin.errors import OptionError
 from rerank_plugin.options import option, say
 from rerank_plugin.settings import RerankSettings, is_adapter
 
-from .run_folder import check_target, publish_folder
+from .run_folder import check_not_the_base, check_target, publish_folder
 
 
 @dataclass(kw_only=True)
@@ -18,23 +18,38 @@ class MergeOptions:
     model_dir: str = option(help="the adapter folder")
     output_dir: str = option(help="where the merged model will stand")
     overwrite: bool = option(False, help="replace an earlier trained folder")
+    base_model: str | None = option(
+        None, help="the adapter's base, where it does not stand where the adapter says"
+    )
     trust_remote_code: bool = option(False, help="run code that comes with the base model")
 
     def __post_init__(self) -> None:
         if not is_adapter(self.model_dir):
             raise OptionError("model_dir", f"{self.model_dir} is no LoRA adapter folder")
-        check_target(Path(self.output_dir), overwrite=self.overwrite, option="output_dir")
+        target = Path(self.output_dir)
+        check_target(target, overwrite=self.overwrite, option="output_dir")
+        for folder in (self.model_dir, self.base):
+            check_not_the_base(target, folder, option="output_dir")
+
+    @property
+    def base(self) -> str:
+        """The hub id or folder of the base."""
+        from rerank_plugin.adapters import base_of
+
+        return self.base_model or base_of(Path(self.model_dir).expanduser())
 
 
 def main(options: MergeOptions) -> int:
     """Merge."""
-    from rerank_plugin.loading import load_model
+    from rerank_plugin.loading import base_needed, check_folder, load_model
 
     from .trained_folder import prepare_config, prepare_tokenizer, save_plain, write_records
 
     adapter, target = Path(options.model_dir), Path(options.output_dir)
     settings = RerankSettings.read(adapter)
-    loaded = load_model(adapter, trust_remote_code=options.trust_remote_code)
+    with base_needed(adapter):
+        check_folder(options.base)
+    loaded = load_model(options.base, adapter=adapter, trust_remote_code=options.trust_remote_code)
     prepare_config(loaded.model.config, settings.normalize)
     if settings.max_length:
         prepare_tokenizer(loaded.tokenizer, settings.max_length)

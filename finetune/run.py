@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rerank_plugin.adapters import Base
-from rerank_plugin.device import resolve_device, resolve_dtype
+from rerank_plugin.device import resolve_device
 from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import OptionError
 from rerank_plugin.loaded import LoadedModel, quiet_transformers
@@ -43,7 +43,7 @@ from .losses.contract import Loss
 from .metrics import comparison
 from .processes import first_process_first, gathered, is_sharded, rank, wait, world_size
 from .report import Report
-from .run_folder import RunFolder
+from .run_folder import RunFolder, check_not_the_base
 from .stopwatch import Stopwatch
 from .sweep import Sweep
 from .trained_folder import (
@@ -54,7 +54,7 @@ from .trained_folder import (
     write_records,
 )
 from .trainer import RerankTrainer
-from .training_arguments import plateau_warmup_steps, training_arguments
+from .training_arguments import plateau_warmup_steps, product_dtype, training_arguments
 from .training_data import load_data
 
 logger = logging.getLogger(__name__)
@@ -99,9 +99,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     if rank() > 0:
         # What is to be said, the first process says.
         logging.getLogger("rerank_plugin").setLevel(logging.ERROR)
-    folder = RunFolder(
-        Path(config.finetune_model_dir).expanduser(), resumable(config), overwrite=config.overwrite
-    )
+    target = Path(config.finetune_model_dir).expanduser()
+    if config.lora and not config.merge:
+        check_not_the_base(target, config.model_name_or_path)
+    folder = RunFolder(target, resumable(config), overwrite=config.overwrite)
     try:
         return Run(config, folder, device).result()
     except BaseException:
@@ -154,7 +155,7 @@ class Run:
         set_dropout(loaded.model, config.dropout)
         #: Of what an adapter is put on.
         self.base_fingerprint = Base.of(loaded, config.model_name_or_path).fingerprint
-        self.dtype = dtype = resolve_dtype(config.dtype, device)
+        self.dtype = dtype = product_dtype(config, device)
         model = with_adapter(config, loaded, device, dtype) if config.lora else loaded.model
         scorer = Scorer(
             loaded.model,
@@ -331,14 +332,14 @@ class Run:
             "pairs a second": f"{last['train_pairs_per_second']:.1f}",
         }
 
-    def fold(self, calibration: Calibration | None) -> None:
-        """Put the calibration into the weights of the kept model."""
+    def fold(self, calibration: Calibration | None, model: Path) -> None:
+        """Put the calibration into the weights of a model."""
         if calibration is None:
             logger.warning("--fold_calibration: the queries that report say too little for one")
         else:
             fit = calibration.fit
             trust = self.config.trust_remote_code
-            fold_calibration(self.folder.model, fit.scale, fit.bias, trust_remote_code=trust)
+            fold_calibration(model, fit.scale, fit.bias, trust_remote_code=trust)
 
     def publish(self, metrics: dict[str, Any], before: Evaluation, after: Evaluation) -> None:
         """Write the records beside the weights, and put the folder in its place.
@@ -348,13 +349,15 @@ class Run:
             before: What the queries that report say of the first model.
             after: And of the kept one.
         """
-        config, model = self.config, self.folder.model
-        with saving(model.with_suffix(".new")):
+        config, folder = self.config, self.folder
+        with saving(folder.work / "finished"):
+            changes = config.merge or config.fold_calibration
+            model = folder.copy_model() if changes else folder.model
             if config.merge:
                 merge_adapter(model, trust_remote_code=config.trust_remote_code)
             calibration = Calibration.of(after.scored(self.data.reporting))
             if config.fold_calibration:
-                self.fold(calibration)
+                self.fold(calibration, model)
             meaning = calibration.settings(folded=config.fold_calibration) if calibration else {}
             settings = RerankSettings(
                 max_length=self.max_length,
@@ -388,7 +391,7 @@ class Run:
             )
             report.write(model)
             write_records(model, settings, labels=self.labels)
-            self.folder.publish()
+            folder.publish(model)
 
 
 class BeforeTraining(TrainerCallback):

@@ -129,12 +129,19 @@ class RunFolder:
         """The bad lines that were left out."""
         return self.work / "skipped_lines.jsonl"
 
-    def publish(self) -> None:
+    def copy_model(self) -> Path:
+        """A copy of the best model, to change it: a run that fails then needs it as it was."""
+        copy = self.work / "finished"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.model, copy)
+        return copy
+
+    def publish(self, finished: Path) -> None:
         """Put the finished model in its place by a rename, and clear the work away."""
         for file in (self.history, self.skipped_lines):
             if file.exists():
-                shutil.copy2(file, self.model / file.name)
-        publish_folder(self.model, self.target)
+                shutil.copy2(file, finished / file.name)
+        publish_folder(finished, self.target)
         shutil.rmtree(self.work)
         self._unlock()
 
@@ -171,6 +178,13 @@ def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model
         raise OptionError(
             option, f"{target} holds a trained model: choose another folder, or --overwrite"
         )
+
+
+def check_not_the_base(target: Path, base: str, option: str = "finetune_model_dir") -> None:
+    """Refuse a folder that an adapter stands on: replaced, the adapter could not be loaded."""
+    folder = Path(base).expanduser()
+    if target.is_dir() and folder.is_dir() and target.samefile(folder):
+        raise OptionError(option, f"{target} is what the adapter needs: choose another folder")
 
 
 def publish_folder(finished: Path, target: Path) -> None:

@@ -23,6 +23,9 @@ EVALUATIONS = 4
 #: Checkpoints of a run, of which the newest is kept, and steps between two at least.
 CHECKPOINTS, CHECKPOINT_STEPS = 20, 10
 
+#: Half precisions of products by the names of transformers' options.
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 #: Share of the steps over which the rate rises; of the first epoch's under a plateau schedule.
 WARMUP = 0.1
 
@@ -64,6 +67,7 @@ def training_arguments(
             "device", f"training takes the first GPU it sees: CUDA_VISIBLE_DEVICES={device.index}"
         )
     steps = Steps.count(config, groups)
+    dtype = product_dtype(config, device)
     values: dict[str, Any] = {
         "eval_strategy": "steps",
         "logging_steps": max(1, steps.run // 50),
@@ -73,7 +77,7 @@ def training_arguments(
         "weight_decay": 0.01,
         "warmup_steps": WARMUP,
         "dataloader_pin_memory": device.type == "cuda",
-        **precision(config, device),
+        **{name: dtype == half for name, half in HALF.items()},
         **plateau(config),
         **config.trainer,
         "output_dir": folder,
@@ -100,17 +104,23 @@ def training_arguments(
     return arguments
 
 
-def precision(config: FinetuneConfig, device: torch.device) -> dict[str, bool]:
-    """`bf16` or `fp16`, under which weights stay float32 and products run in half precision."""
-    given = [name for name in ("bf16", "fp16") if config.trainer.get(name)]
+def product_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
+    """The precision of products, by `--dtype`, `--bf16` or `--fp16`; weights stay float32.
+
+    Raises:
+        OptionError: two of them are given, or the device has no such precision.
+    """
+    trainer = config.trainer
+    given = [name for name in HALF if trainer.get(name)]
     if given and config.dtype != "auto":
         raise OptionError(given[0], "is the same option as --dtype: give one of them")
-    if "fp16" in given and device.type == "cpu":
+    if trainer.get("fp16") and device.type == "cpu":
         raise OptionError("fp16", "float16 is not for a CPU: use --bf16, or leave it out")
     if given:
-        return {}
-    dtype = resolve_dtype(config.dtype, device)
-    return {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
+        return HALF[given[0]]
+    found = resolve_dtype(config.dtype, device)
+    refused = [dtype for name, dtype in HALF.items() if trainer.get(name) is False]
+    return torch.float32 if found in refused else found
 
 
 def plateau(config: FinetuneConfig) -> dict[str, Any]:

@@ -236,7 +236,7 @@ class RerankCrossEncoder(BaseCrossEncoder, ModelSettings):
             return []
         places = [place for place, (_, text) in enumerate(text_pairs) if not is_blank(text)]
         pairs = [(checked_query(query), text) for query, text in text_pairs]
-        found = self.reranker.score([pairs[place] for place in places])
+        found = self.reranker.score([pairs[place] for place in places], adapter=self._called)
         scores = [LOWEST[self.reranker.normalize]] * len(text_pairs)
         for place, score in zip(places, found, strict=True):
             scores[place] = float(score)

@@ -45,12 +45,18 @@ def find(model: str, options: Mapping[str, Any]) -> "Reranker | None":
 
 def identity(model: str, options: Mapping[str, Any]) -> Hashable:
     """What makes a loaded model one of a kind; a folder that was replaced is another one."""
-    folder = Path(model).expanduser()
-    place: Hashable = model
-    if folder.is_dir():
-        found = folder.stat()
-        place = str(folder.resolve()), found.st_ino, found.st_mtime_ns
-    return place, json.dumps(options, sort_keys=True)
+    adapters = options["adapters"] or {}
+    folders = [model, *filter(None, [options["adapter"]]), *adapters.values()]
+    return (*map(place, folders), json.dumps(options, sort_keys=True))
+
+
+def place(name: str) -> Hashable:
+    """A folder where and as it is now, or a hub id."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    found = folder.stat()
+    return str(folder.resolve()), found.st_ino, found.st_mtime_ns
 
 
 def after_fork() -> None:

@@ -101,11 +101,12 @@ class ModelSettings(BaseModel):
     @classmethod
     def _name_the_model(cls, values: Any) -> Any:
         """Put the name of a path or of a live Reranker, and its settings, in its place."""
-        if not isinstance(values, Mapping) or isinstance(values.get("model"), str | None):
+        if not isinstance(values, Mapping):
             return values
-        model = values["model"]
-        if isinstance(model, Path):
-            return {**values, "model": str(model)}
+        values = {name: with_names(value) for name, value in values.items()}
+        model = values.get("model")
+        if isinstance(model, str | None):
+            return values
         from rerank_plugin import Reranker
 
         if not isinstance(model, Reranker):
@@ -162,6 +163,13 @@ class ModelSettings(BaseModel):
     def _called(self) -> str | None:
         """The adapter that calls name."""
         return self.adapter if self.adapters else None
+
+
+def with_names(value: Any) -> Any:
+    """A value with the names of its paths."""
+    if isinstance(value, Mapping):
+        return {name: with_names(item) for name, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 class RankingSettings(ModelSettings):

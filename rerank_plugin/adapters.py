@@ -20,11 +20,17 @@ WEIGHTS = "adapter_model.safetensors"
 VALUES_A_WEIGHT = 64
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """What PEFT writes about an adapter."""
+    with one_line_errors(str(folder)):
+        config: dict[str, Any] = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        config.keys()
+    return config
+
+
 def base_of(folder: Path) -> str:
     """The base model that an adapter folder names."""
-    with one_line_errors(str(folder)):
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
+    base = read_config(folder).get("base_model_name_or_path")
     if not base:
         raise InputError(f"{folder}/{ADAPTER}: names no base_model_name_or_path")
     return str(base)
@@ -65,10 +71,16 @@ class Base:
             raise InputError(f"{folder}: the adapter has no {WEIGHTS}")
         trained_for, expected = base_of(folder), RerankSettings.read(folder).base_fingerprint
         same_name = Path(trained_for).name == Path(self.name).name
-        # An adapter of another library knows no more than a name.
-        if expected not in (None, self.fingerprint) or not (expected or same_name):
+        # An adapter of another library knows no more than a name, or where the base stands.
+        expected = expected or self._fingerprint_of(trained_for)
+        if expected not in (None, self.fingerprint):
             how = "which has changed since" if same_name else f"not for {self.name}"
             raise InputError(f"{folder}: the adapter was trained for {trained_for}, {how}")
+        if expected is None and not same_name:
+            raise InputError(
+                f"{folder}: the adapter was trained for {trained_for}, not for {self.name} "
+                f"(if that is the same model, write its name into {ADAPTER})"
+            )
         with one_line_errors(str(folder)), safe_open(folder / WEIGHTS, framework="pt") as file:
             saved = set(file.keys())
         # The head that a plain encoder gets is random, and so would be the scores.
@@ -77,6 +89,18 @@ class Base:
                 raise InputError(
                     f"{folder}: neither the adapter nor its base {self.name} has {weight}"
                 )
+
+    def _fingerprint_of(self, other: str) -> str | None:
+        """The fingerprint of a base in another folder; none of one that is not there."""
+        from rerank_plugin.loading import load_model
+
+        folder = Path(other).expanduser()
+        if not folder.is_dir():
+            return None
+        own = Path(self.name).expanduser()
+        if own.is_dir() and own.samefile(folder):
+            return self.fingerprint
+        return type(self).of(load_model(folder), folder).fingerprint
 
 
 def merge(loaded: LoadedModel, folder: Path, name: str | Path) -> LoadedModel:
@@ -127,6 +151,11 @@ class Adapters:
         for adapter, place in self.places.items():
             folder = Path(folders[adapter]).expanduser()
             base.check(folder)
+            if read_config(folder).get("bias", "none") != "none":
+                # They are the base's own, in its place for every other adapter too.
+                raise InputError(
+                    f"{folder}: the adapter has biases of the base: load it alone, or merge it"
+                )
             self.settings[adapter] = RerankSettings.read(folder)
             with one_line_errors(str(folder)), quiet_transformers():
                 if model is None:

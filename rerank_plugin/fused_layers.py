@@ -215,9 +215,13 @@ def fuse_layers(model: PreTrainedModel, in_use: InUse) -> bool:
 
 
 def linear_layers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The linear layers of modules, those with adapters as what they are wrapped in."""
+    """The linear layers of modules, those with adapters as what they are wrapped in.
+
+    So is a module of which adapters have copies, whatever is in it (PEFT's `modules_to_save`).
+    """
     for module in modules:
-        if isinstance(module, nn.Linear) or hasattr(module, "base_layer"):
+        wrapped = hasattr(module, "base_layer") or hasattr(module, "original_module")
+        if isinstance(module, nn.Linear) or wrapped:
             yield module
         else:
             yield from linear_layers(module.children())

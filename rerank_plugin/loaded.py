@@ -47,8 +47,10 @@ def one_line_errors(source: str) -> Iterator[None]:
     except LOADING_ERRORS as error:
         if isinstance(error, InputError):
             raise
-        lines = str(error).strip().splitlines()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         problem = lines[0] if lines else type(error).__name__
+        if problem.endswith(":") and len(lines) > 1:
+            problem += f" {lines[1]}"
         raise InputError(f"{source}: the model cannot be loaded: {problem}") from error
 
 

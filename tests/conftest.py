@@ -24,6 +24,7 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     ElectraConfig,
@@ -46,6 +47,13 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 64,
+}
+#: What families beside these are called otherwise, or need besides.
+OTHER_SIZES: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 16},
+    "deberta": {"pooler_hidden_size": 32},
+    "deberta-v2": {"pooler_hidden_size": 32},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
 }
 #: Draws the order of a tokenizer's pieces, and by it the tiny models.
 NUMBERING = 2
@@ -155,7 +163,10 @@ def build_config(
         }
         return ModernBertConfig(**values | options)
     values |= {"max_position_embeddings": 128}
-    return (BertConfig if family == "bert" else ElectraConfig)(**values | options)
+    if family in ("bert", "electra"):
+        return (BertConfig if family == "bert" else ElectraConfig)(**values | options)
+    values |= {"max_position_embeddings": 130, "type_vocab_size": 2, **OTHER_SIZES.get(family, {})}
+    return AutoConfig.for_model(family, **values | options)
 
 
 def build_model(folder: Path, family: str = "bert", *, labels: int = 1, **options: Any) -> Path:

@@ -452,6 +452,37 @@ def test_adapters_of_a_model_are_named(kit: Any, trained: dict[str, Path]) -> No
         kit.rank(kit.build(**options, adapters=folders, adapter="tax"), QUERY, TEXTS)
 
 
+def test_a_cross_encoder_names_its_adapter(trained: dict[str, Path]) -> None:
+    langchain = pytest.importorskip("rerank_plugin.integrations.langchain")
+    base = json.loads((trained["lora"] / "adapter_config.json").read_text())
+    options = {"model": base["base_model_name_or_path"], "dtype": "float32"}
+    named = langchain.RerankCrossEncoder(
+        **options, adapters={"own": trained["lora"]}, adapter="own"
+    )
+    pairs = [(QUERY, text) for text in TEXTS]
+    expected = Reranker(trained["lora"], dtype="float32").score(pairs)
+    np.testing.assert_allclose(named.score(pairs), expected, atol=1e-5)
+
+
+def test_an_adapter_that_was_trained_again_is_loaded_again(
+    kit: Any, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    base = json.loads((trained["lora"] / "adapter_config.json").read_text())
+    folder = shutil.copytree(trained["lora"], tmp_path / "adapter")
+    model = base["base_model_name_or_path"]
+    for name, options in (("", {"adapter": folder}), ("a", {"adapters": {"a": folder}})):
+        first = kit.build(model=model, **options).reranker
+        expected = first.logits([(QUERY, TEXTS[0])], adapter=name or None)
+        again = shutil.copytree(folder, tmp_path / f"again{name}")
+        weights = load_file(again / "adapter_model.safetensors")
+        save_file({n: w * 2 for n, w in weights.items()}, again / "adapter_model.safetensors")
+        shutil.rmtree(folder)
+        again.rename(folder)
+        second = kit.build(model=model, **options).reranker
+        assert second is not first
+        assert second.logits([(QUERY, TEXTS[0])], adapter=name or None) != expected
+
+
 def test_hub_ids_and_spawned_processes_work(kit: Any, tiny_model: Path, tmp_path: Path) -> None:
     """With the model in the hub's cache, as a download leaves it; in a process of its own."""
     cached = tmp_path / "hub" / "models--someone--reranker"

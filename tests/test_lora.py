@@ -16,12 +16,15 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.families import FAMILIES as PACKED
 from rerank_plugin.finetune import FinetuneConfig, finetune, lora
+from rerank_plugin.finetune.checkpoint import SavingError
 from rerank_plugin.finetune.lora import add_adapter
+from rerank_plugin.finetune.report import Report
 from rerank_plugin.loading import load_model
 from rerank_plugin.settings import RerankSettings
 
-from .conftest import FAMILIES, build_model, easy_groups, write_lines
+from .conftest import FAMILIES, Run, build_model, easy_groups, write_lines
 
 PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
 
@@ -34,14 +37,13 @@ def lora_run(
     data = write_lines(folder.with_suffix(".train.jsonl"), easy_groups(24))
     held_out = write_lines(folder.with_suffix(".dev.jsonl"), easy_groups(8, start=100))
     values: dict[str, Any] = {"lr": 3e-3, "total_epoch": 2, "batch_size": 4, "max_len": 64}
+    values |= {"dtype": "float32", "device": "cpu"}
     config = FinetuneConfig(
         model_name_or_path=str(model),
         data_path=str(data),
         eval_data_path=str(held_out),
         finetune_model_dir=str(folder),
         lora=True,
-        dtype="float32",
-        device="cpu",
         # The last weights, better or not.
         trainer={"eval_strategy": "no", **(trainer or {})},
         **values | options,
@@ -361,3 +363,130 @@ def test_plain_peft_adapters_of_a_trained_base_work(tiny_model: Path, tmp_path: 
     )
     with torch.inference_mode():
         np.testing.assert_allclose(peft(**inputs).logits[:, 0], logits(folder), atol=1e-5)
+
+
+def by_peft(base: Path, folder: Path, **options: Any) -> Path:
+    """An adapter that peft alone made, with weights drawn large."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    model = load_model(base).model
+    model.name_or_path = str(base)
+    values: dict[str, Any] = {"r": 4, "target_modules": ["query"]} | options
+    adapted = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, **values))
+    torch.manual_seed(0)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
+def test_copies_of_whole_layers_are_served_too(tiny_model: Path, tmp_path: Path) -> None:
+    folder = by_peft(tiny_model, tmp_path / "a", modules_to_save=["intermediate.dense"])
+    many = Reranker(tiny_model, adapters={"a": folder}, dtype="float32", device="cpu")
+    np.testing.assert_allclose(many.logits(PAIRS, adapter="a"), logits(folder), atol=1e-5)
+    np.testing.assert_allclose(many.logits(PAIRS), logits(tiny_model), atol=1e-5)
+
+
+def test_biases_of_the_base_are_not_shared(tiny_model: Path, tmp_path: Path) -> None:
+    folder = by_peft(tiny_model, tmp_path / "a", bias="all")
+    with pytest.raises(InputError, match="has biases of the base: load it alone, or merge it"):
+        Reranker(tiny_model, adapters={"a": folder})
+    assert len(logits(folder)) == len(PAIRS)
+
+
+def test_another_folder_of_the_same_name_is_another_base(tiny_model: Path, tmp_path: Path) -> None:
+    """Adapters of peft alone know no more than where their base stood."""
+    first, copy, other = (tmp_path / name / "model" for name in ("first", "copy", "other"))
+    for folder in (first, copy):
+        shutil.copytree(tiny_model, folder)
+    shutil.copytree(tiny_model, other)
+    weights = load_file(other / "model.safetensors")
+    halved = {name: weight / 2 for name, weight in weights.items()}
+    save_file(halved, other / "model.safetensors", {"format": "pt"})
+    adapter = by_peft(first, tmp_path / "a")
+    np.testing.assert_array_equal(logits(copy, adapter=adapter), logits(adapter))
+    with pytest.raises(InputError, match=r"the adapter was trained for .*first/model, which"):
+        Reranker(other, adapter=adapter)
+    moved = first.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"if that is the same model, write its name into"):
+        Reranker(moved, adapter=adapter)
+    with pytest.raises(InputError, match=r"a: the base of the adapter: .*first/model: no model"):
+        Reranker(adapter)
+
+
+def test_a_moved_base_can_be_named_when_merging(of_a_run: Path, cli: Run) -> None:
+    expected = logits(of_a_run)
+    moved = of_a_run.with_name("base").rename(of_a_run.with_name("moved"))
+    merged = of_a_run.with_name("merged")
+    command = ("merge", "--model_dir", of_a_run, "--output_dir", merged)
+    code, _, err = cli(*command)
+    assert code == 2
+    assert "the base of the adapter: " in err
+    code, _, err = cli(*command, "--base_model", moved)
+    assert code == 0, err
+    np.testing.assert_allclose(logits(merged), expected, atol=1e-5)
+
+
+def test_nothing_replaces_what_an_adapter_stands_on(of_a_run: Path, cli: Run) -> None:
+    base = of_a_run.with_name("base")
+    RerankSettings().write(base)
+    for target in (of_a_run, base):
+        command = ("merge", "--model_dir", of_a_run, "--output_dir", target, "--overwrite")
+        code, _, err = cli(*command)
+        assert code == 2
+        assert f"--output_dir: {target} is what the adapter needs" in err
+    with pytest.raises(OptionError, match=r"finetune_model_dir: .*base is what the adapter needs"):
+        lora_run(base, base, overwrite=True)
+    assert len(logits(of_a_run)) == len(PAIRS)
+
+
+def test_a_merge_that_fails_is_done_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = logits(lora_run(tiny_model, tmp_path / "a", merge=True))
+    write = Report.write
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Report, "write", full)
+    with pytest.raises(SavingError, match="No space left on device"):
+        lora_run(tiny_model, tmp_path / "b", merge=True)
+    # What is kept is still what was trained.
+    assert (tmp_path / "b.run" / "model" / "adapter_model.safetensors").is_file()
+    monkeypatch.setattr(Report, "write", write)
+    np.testing.assert_array_equal(
+        logits(lora_run(tiny_model, tmp_path / "b", merge=True)), expected
+    )
+
+
+def test_products_of_a_run_are_in_one_precision(tiny_model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"dtype": "auto", "trainer": {"bf16": False, "max_steps": 1}}
+    expected = logits(lora_run(tiny_model, tmp_path / "a", trainer={"max_steps": 1}))
+    found = logits(lora_run(tiny_model, tmp_path / "b", **options))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("family", sorted({*PACKED, "deberta", "deberta-v2"} - {*FAMILIES}))
+def test_every_family_round_trips(family: str, tmp_path: Path) -> None:
+    from peft import AutoPeftModelForSequenceClassification
+
+    base = build_model(tmp_path / "encoder", family)
+    AutoModel.from_pretrained(base).save_pretrained(base)
+    folder = drawn_adapter(base, tmp_path / "a", 0)
+    reranker = Reranker(folder, dtype="float32", device="cpu")
+    expected = reranker.logits(PAIRS)
+    assert expected.std() > 1e-4
+    many = Reranker(base, adapters={"a": folder}, dtype="float32", device="cpu")
+    alone = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
+    inputs = reranker._scorer.encoder.tokenizer(
+        [query for query, _ in PAIRS],
+        [text for _, text in PAIRS],
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        found = alone(**inputs).logits[:, 0]
+    for other in (logits(base, adapter=folder), many.logits(PAIRS, adapter="a"), found):
+        np.testing.assert_allclose(other, expected, atol=1e-5)
