@@ -1,6 +1,7 @@
 """What happens beside the training loop: history, progress, plateau warm-up, the last step."""
 
 import json
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rerank_plugin.jsonl import write_text
 
+from .processes import rank
 from .stopwatch import Stopwatch
 
 #: Keys of Trainer's log entries that say nothing about the run.
@@ -31,7 +33,8 @@ class History(TrainerCallback):
         """Go on behind the first entries of an interrupted run."""
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         lines = text.splitlines()[:count]
-        write_text(self.path, "".join(f"{line}\n" for line in lines))
+        if rank() == 0:
+            write_text(self.path, "".join(f"{line}\n" for line in lines))
         records = [json.loads(line) for line in lines]
         self.entries = [
             {name: float("nan") if value is None else value for name, value in record.items()}
@@ -41,6 +44,8 @@ class History(TrainerCallback):
     def add(self, entry: dict[str, float]) -> None:
         """Append one object; what is no finite number becomes null, as JSON has none."""
         self.entries.append(entry)
+        if rank() > 0:
+            return
         record = {name: value if isfinite(value) else None for name, value in entry.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -64,9 +69,14 @@ class History(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """One line on stderr: steps, loss, the latest nDCG@10, time left."""
+    """One line on stderr: steps, loss, the latest nDCG@10, pairs a second, time left.
 
-    def __init__(self) -> None:
+    Args:
+        speed: Pairs a second so far.
+    """
+
+    def __init__(self, speed: Callable[[], float]) -> None:
+        self.speed = speed
         self.bar: tqdm[Any] | None = None
         self.shown: dict[str, str] = {}
 
@@ -75,7 +85,13 @@ class ProgressLine(TrainerCallback):
     ) -> None:
         """Open the line."""
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, desc="training", unit="step", dynamic_ncols=True)
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="training",
+                unit="step",
+                dynamic_ncols=True,
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -98,7 +114,7 @@ class ProgressLine(TrainerCallback):
             if key in logs:
                 self.shown[name] = f"{logs[key]:.3f}"
         if self.bar is not None:
-            self.bar.set_postfix(self.shown)
+            self.bar.set_postfix({**self.shown, "pairs/s": f"{self.speed():.1f}"})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -148,6 +164,12 @@ class LastStep(TrainerCallback):
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self.stopwatch = stopwatch
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """End a run that was interrupted behind its last step."""
+        control.should_training_stop |= state.global_step >= state.max_steps
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

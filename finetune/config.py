@@ -210,6 +210,11 @@ class FinetuneConfig:
             "'no' leaves --factor and --patience without an evaluation loss to follow",
         )
         self._check(
+            "eval_strategy",
+            self.early_stopping is None or self.trainer.get("eval_strategy") != "no",
+            "'no' leaves --early_stopping without evaluations to count",
+        )
+        self._check(
             "lr_scheduler_type",
             not self.reduces_on_plateau or "lr_scheduler_type" not in self.trainer,
             "cannot be given together with --factor or --patience, which are a schedule",

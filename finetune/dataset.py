@@ -66,9 +66,8 @@ class GroupDataset:
                 skipped.add(line, problem)
             files.append(file)
         if not any(map(len, files)):
-            raise InputError(
-                f"{data_path}: no usable group is left, see {skipped and skipped.path}"
-            )
+            first = f", the first problem: {skipped.first}" if skipped else ""
+            raise InputError(f"{data_path}: no usable group is left{first}")
         return cls(files)
 
     @property

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .processes import gathered
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -20,6 +22,8 @@ class Interruption(TrainerCallback):
 
     def __init__(self) -> None:
         self.asked = False
+        #: Whether any process was asked, as all of them know behind a step.
+        self.stops = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -46,6 +50,23 @@ class Interruption(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The step is done: save, and stop."""
-        if self.asked and state.global_step < state.max_steps:
+        """The step is done: save, and stop; behind the last one of an epoch, at its end."""
+        self.stops = any(gathered(self.asked))
+        if self.stops and state.global_step < state.max_steps and not ends_epoch(state):
             control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """What is due at an epoch's end is not when the run stops inside it."""
+        if not self.stops or state.global_step >= state.max_steps:
+            return
+        if ends_epoch(state):
+            control.should_save = control.should_training_stop = True
+        else:
+            control.should_save = control.should_evaluate = False
+
+
+def ends_epoch(state: TrainerState) -> bool:
+    """Whether the latest step was an epoch's last."""
+    return state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6

@@ -75,8 +75,17 @@ class KeepBest(TrainerCallback):
             self._worse = 0
         else:
             self._worse += 1
-            if self.patience is not None and self._worse >= self.patience:
-                control.should_training_stop = True
+            control.should_training_stop |= self._gives_up
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """End a run that had run out of patience when it was interrupted."""
+        control.should_training_stop |= self._gives_up
+
+    @property
+    def _gives_up(self) -> bool:
+        return self.patience is not None and self._worse >= self.patience
 
     def keep(self, state: TrainerState) -> None:
         """Keep the model as it is now, whatever the one before."""

@@ -155,6 +155,12 @@ class Run:
         set_dropout(loaded.model, config.dropout)
         #: Of what an adapter is put on.
         self.base_fingerprint = Base.of(loaded, config.model_name_or_path).fingerprint
+        if folder.state.get("base", self.base_fingerprint) != self.base_fingerprint:
+            raise OptionError(
+                "model_name_or_path",
+                "the model is not what the interrupted run had: start anew with --overwrite",
+            )
+        folder.keep(base=self.base_fingerprint)
         self.dtype = dtype = product_dtype(config, device)
         model = with_adapter(config, loaded, device, dtype) if config.lora else loaded.model
         scorer = Scorer(
@@ -187,7 +193,10 @@ class Run:
         self.history = History(folder.history)
         self.best = KeepBest(folder.model, self.trainer, patience=config.early_stopping)
         self.interruption = Interruption()
-        self.progress = ProgressLine()
+        # Steps have as many pairs on every process, or nearly.
+        self.progress = ProgressLine(
+            lambda: self.trainer.train_pairs * world_size() / stopwatch.seconds
+        )
 
     def learning_rate(
         self,
@@ -263,6 +272,7 @@ class Run:
         checkpoint = str(self.folder.checkpoint) if self.folder.checkpoint else None
         if checkpoint:
             logger.info("going on from %s", checkpoint)
+        broken = False
         try:
             with kept_memory(), self.interruption.listening():
                 trainer.train(resume_from_checkpoint=checkpoint)
@@ -271,24 +281,26 @@ class Run:
                 raise
             self.progress.close()
             logger.warning("training stopped, the best model so far is kept: %s", error)
+            broken = True
         finally:
             self.progress.close()
         stopwatch.stop()
-        if self.interruption.asked and trainer.state.global_step < trainer.state.max_steps:
+        if self.interruption.stops and trainer.state.global_step < trainer.state.max_steps:
             step = trainer.state.global_step
             logger.warning("stopped behind step %d: the same command goes on from there", step)
             raise KeyboardInterrupt
-        if trainer.args.eval_strategy == "no":
+        if trainer.args.eval_strategy == "no" and not broken:
             trainer.evaluate()
             self.best.keep(trainer.state)
             logger.warning("--eval_strategy no: the last weights are kept, better or not")
+        pairs = sum(gathered(trainer.train_pairs))
         self.history.add(
             {
                 "step": trainer.state.global_step,
                 "epoch": trainer.state.epoch or 0.0,
                 "train_seconds": stopwatch.seconds,
-                "train_pairs": trainer.train_pairs,
-                "train_pairs_per_second": trainer.train_pairs / stopwatch.seconds,
+                "train_pairs": pairs,
+                "train_pairs_per_second": pairs / stopwatch.seconds,
             }
         )
         return report.found

@@ -23,6 +23,9 @@ fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 #: The file of a run that says what must outlive its process.
 STATE = "state.json"
 
+#: Where TensorBoard's logs are, by transformers.
+LOGS = "runs"
+
 
 class RunFolder:
     """`<finetune_model_dir>.run/` while the run lasts, `<finetune_model_dir>` at its end.
@@ -39,8 +42,9 @@ class RunFolder:
     def __init__(self, target: Path, options: Mapping[str, Any], *, overwrite: bool) -> None:
         self.target = target
         self.work = target.with_name(target.name + ".run")
-        #: What outlives the process, in `state.json`.
-        self.state: dict[str, Any] = {"options": dict(options)}
+        #: What outlives the process, in `state.json`; whether a folder was to be replaced, too: the
+        #: same command then goes on with this run, and does not start it anew.
+        self.state: dict[str, Any] = {"options": dict(options), "overwrite": overwrite}
         #: Where an interrupted run goes on.
         self.checkpoint: Path | None = None
         with first_process_first():
@@ -52,22 +56,30 @@ class RunFolder:
 
     def _take(self, *, overwrite: bool) -> None:
         """Make the folder, or take an interrupted run up again."""
-        if self.work.exists() and not (self.work / STATE).is_file():
+        if not (self.work / STATE).is_file() and self.work.exists() and any(self.work.iterdir()):
             raise OptionError(
                 "finetune_model_dir", f"{self.work} is needed for the run and holds something"
             )
         self._lock()
-        if self.work.exists() and not overwrite:
+        if (self.work / STATE).is_file() and (not overwrite or self._is_this_run()):
             try:
                 self._find()
             except OptionError:
                 self._unlock()
                 raise
         if self.checkpoint is None:
-            shutil.rmtree(self.work, ignore_errors=True)
+            remove(self.work)
             self.work.mkdir(parents=True)
             # By this file a later run knows the folder as one of ours.
             self.keep()
+
+    def _is_this_run(self) -> bool:
+        """Whether an interrupted run was asked for the same, to replace a folder included."""
+        try:
+            state = json.loads((self.work / STATE).read_text(encoding="utf-8"))
+            return bool(state["overwrite"]) and state["options"] == self.state["options"]
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def _find(self) -> None:
         """What an interrupted run has left, if it was asked for the same."""
@@ -141,16 +153,27 @@ class RunFolder:
         for file in (self.history, self.skipped_lines):
             if file.exists():
                 shutil.copy2(file, finished / file.name)
+        if (self.work / LOGS).is_dir():
+            shutil.copytree(self.work / LOGS, finished / LOGS, dirs_exist_ok=True)
         publish_folder(finished, self.target)
-        shutil.rmtree(self.work)
+        remove(self.work)
         self._unlock()
 
     def leave(self) -> None:
         """Let go of a run that ended early, and clear it away if it cannot be taken up again."""
         if rank() == 0:
             if latest_checkpoint(self.work) is None:
-                shutil.rmtree(self.work, ignore_errors=True)
+                remove(self.work)
             self._unlock()
+
+
+def remove(work: Path) -> None:
+    """Remove a run's folder; what a kill leaves of it is still known as ours, or empty."""
+    if work.is_dir():
+        for path in work.iterdir():
+            if path.name != STATE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from rerank_plugin.errors import OptionError
 from rerank_plugin.scoring import Scorer, ScoringError
 
 from .checkpoint import random_states, restore_random_states
@@ -25,6 +26,9 @@ FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
 
 #: Optimizer steps of a rate, and groups whose loss is measured behind them.
 STEPS, MEASURED = 30, 64
+
+#: Training groups without which nothing can be measured.
+FEWEST = 3
 
 #: Of two rates whose losses differ by less than this share the lower one is taken: in a longer run
 #: too high a rate costs everything, too low a one little.
@@ -61,6 +65,9 @@ class Sweep:
         self.dtype = dtype
         self.step_groups = step_groups
         chosen = np.random.default_rng((seed, 2)).permutation(len(groups))
+        if len(chosen) < FEWEST:
+            problem = f"auto needs {FEWEST} training groups, there are {len(chosen)}: give a number"
+            raise OptionError("lr", problem)
         chosen = chosen[: MEASURED + STEPS * step_groups]
         measured = min(MEASURED, len(chosen) // 3)
         samples = [
@@ -156,5 +163,7 @@ class Sweep:
 def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
     """The lowest rate whose loss is close to the lowest loss; rates rise."""
     lowest = min(losses)
-    close = [rate for rate, loss in zip(rates, losses, strict=True) if loss <= lowest * (1 + CLOSE)]
-    return close[0] if isfinite(lowest) else rates[0]
+    if not isfinite(lowest):
+        return rates[0]
+    bound = lowest + CLOSE * abs(lowest)
+    return next(rate for rate, loss in zip(rates, losses, strict=True) if loss <= bound)

@@ -187,7 +187,7 @@ class RerankTrainer(Trainer):
         #: groups.
         self._sums = torch.zeros(4)
         self._step_groups = 1
-        #: Pairs that training steps have seen.
+        #: Pairs that training steps of this process have seen.
         self.train_pairs = 0
         with refused_options():
             super().__init__(
@@ -241,6 +241,12 @@ class RerankTrainer(Trainer):
         """Transformers' schedule; an option that it cannot use is an error of one line."""
         with refused_options():
             return super().create_scheduler(num_training_steps, optimizer)
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        # A run that was interrupted behind its last step has nothing left to do, and transformers
+        # looks for the end behind a step only.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*arguments, **named)  # type: ignore[no-untyped-call]
 
     def training_step(
         self,
@@ -350,14 +356,14 @@ class RerankTrainer(Trainer):
             return
         folder, step = Path(str(self.args.output_dir)), self.state.global_step
         with self.stopwatch.paused():
-            states = gathered(random_states())
+            states, pairs = gathered(random_states()), gathered(self.train_pairs)
             if not self.is_world_process_zero():
                 return
             record = {
                 "random": states,
                 "scheduler": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-                "train_pairs": self.train_pairs,
+                "train_pairs": pairs,
                 "carried": {name: item.as_record() for name, item in self.carried.items()},
             }
 
@@ -381,7 +387,7 @@ class RerankTrainer(Trainer):
         self.lr_scheduler.load_state_dict(record["scheduler"])
         if record["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(record["scaler"])
-        self.train_pairs = record["train_pairs"]
+        self.train_pairs = record["train_pairs"][self.args.process_index]
         for name, item in self.carried.items():
             item.restore(record["carried"][name])
 

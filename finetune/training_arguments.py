@@ -75,7 +75,8 @@ def training_arguments(
         "save_steps": max(CHECKPOINT_STEPS, ceil(steps.run / CHECKPOINTS)),
         "report_to": "tensorboard" if is_tensorboard_available() else "none",
         "weight_decay": 0.01,
-        "warmup_steps": WARMUP,
+        # Of fewer steps a tenth is less than one, and a step that only warms up has a rate of 0.
+        "warmup_steps": WARMUP if steps.run * WARMUP >= 1 else 0,
         "dataloader_pin_memory": device.type == "cuda",
         **{name: dtype == half for name, half in HALF.items()},
         **plateau(config),
@@ -93,7 +94,7 @@ def training_arguments(
         "disable_tqdm": True,
     }
     if values["eval_strategy"] == "steps" and "eval_steps" not in config.trainer:
-        long = config.total_epoch >= EVALUATIONS
+        long = steps.run >= EVALUATIONS * steps.epoch
         values["eval_steps"] = steps.epoch if long else max(1, ceil(steps.run / EVALUATIONS))
     with refused_options():
         arguments = TrainingArguments(**values)

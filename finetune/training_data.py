@@ -50,6 +50,7 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
     else:
         held_out = sides[1], GroupDataset.build(config.test_data_path, cache, skipped)
         warn_of_repetitions("test_data_path", held_out[1], sides[0])
+        warn_of_repetitions("test_data_path", held_out[1], sides[1], "choosing")
     fewest = min(len(part) for part in held_out)
     if fewest < FEW_QUERIES // 2:
         logger.warning(
@@ -61,13 +62,14 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
     if count:
         written = Path(config.finetune_model_dir) / folder.skipped_lines.name
         logger.warning("%d bad lines skipped, written down in %s", count, written)
-    known = folder.state.get("fingerprint", groups.fingerprint)
-    if known != groups.fingerprint:
-        raise OptionError(
-            "data_path", "the data is not what the interrupted run had: start anew with --overwrite"
-        )
+    files = {"data_path": groups, "eval_data_path": sides[1], "test_data_path": held_out[1]}
+    fingerprints = {name: part.fingerprint for name, part in files.items()}
+    for name, known in folder.state.get("fingerprints", fingerprints).items():
+        if known != fingerprints[name]:
+            problem = "the data is not what the interrupted run had: start anew with --overwrite"
+            raise OptionError(name, problem)
     folder.keep(
-        fingerprint=groups.fingerprint,
+        fingerprints=fingerprints,
         held_out={
             name: [f"{query:016x}" for query in part.query_hashes.tolist()]
             for name, part in zip(("choosing", "reporting"), held_out, strict=True)
@@ -76,13 +78,16 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
     return Data(sides[0], *held_out, fingerprint=groups.fingerprint, skipped=count)
 
 
-def warn_of_repetitions(name: str, groups: GroupDataset, train: GroupDataset) -> None:
-    """Say how many of the queries of other files are training queries too."""
-    repeated = int(np.isin(groups.query_hashes, train.query_hashes).sum())
+def warn_of_repetitions(
+    name: str, groups: GroupDataset, others: GroupDataset, what: str = "training"
+) -> None:
+    """Say how many of the queries of files have a part in making or choosing the model too."""
+    repeated = int(np.isin(groups.query_hashes, others.query_hashes).sum())
     if repeated:
         logger.warning(
-            "--%s repeats %d training queries of %d: its figures flatter the model",
+            "--%s repeats %d %s queries of %d: its figures flatter the model",
             name,
             repeated,
+            what,
             len(groups),
         )

@@ -176,6 +176,8 @@ class SkippedLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = 0
+        #: What was wrong with the first of them.
+        self.first: InputError | None = None
 
     def add(self, line: Line, problem: InputError) -> None:
         """Write one bad line down."""
@@ -189,6 +191,7 @@ class SkippedLines:
         with self.path.open("a" if self.count else "w", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.count += 1
+        self.first = self.first or problem
 
 
 @contextmanager

@@ -62,3 +62,5 @@ def test_lr_auto_measures_and_leaves_the_model_as_it_was(
 def test_a_sweep_takes_the_lower_of_two_rates_that_are_alike() -> None:
     assert choose([1e-5, 2e-5, 4e-5, 8e-5], [2.0, 1.02, 1.0, 3.0]) == 2e-5
     assert choose([1e-5, 2e-5], [float("inf"), float("inf")]) == 1e-5
+    # A loss that is as low as can be is rounded to one below.
+    assert choose([1e-5, 2e-5, 4e-5], [-1e-9, -2e-9, 1.0]) == 2e-5

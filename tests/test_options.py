@@ -115,6 +115,7 @@ def test_a_twin_alone_is_our_option_and_both_are_an_error() -> None:
         ({"merge": True}, "merge"),
         ({"on_bad_line": "ignore"}, "on_bad_line"),
         ({"factor": 0.3, "trainer": {"eval_strategy": "no"}}, "eval_strategy"),
+        ({"early_stopping": 3, "trainer": {"eval_strategy": "no"}}, "eval_strategy"),
         ({"factor": 0.3, "trainer": {"lr_scheduler_type": "cosine"}}, "lr_scheduler_type"),
         ({"trainer": {"load_best_model_at_end": True}}, "load_best_model_at_end"),
         ({"trainer": {"learning_rate": 1e-5}}, "learning_rate"),

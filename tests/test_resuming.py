@@ -1,17 +1,24 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from rerank_plugin.finetune.checkpoint import read_optimizer, write_optimizer
+from rerank_plugin.errors import OptionError
+from rerank_plugin.finetune import FinetuneConfig, finetune, run_folder
+from rerank_plugin.finetune.checkpoint import SavingError, read_optimizer, write_optimizer
+from rerank_plugin.finetune.interrupt import Interruption
+from rerank_plugin.finetune.report import Report
+from rerank_plugin.finetune.run_folder import RunFolder
 
 from .conftest import easy_groups, write_lines
 
@@ -170,3 +177,155 @@ def test_the_state_of_any_optimizer_comes_back(tmp_path: Path) -> None:
     assert torch.equal(again.pop("mean"), torch.arange(3.0))
     assert torch.equal(again["narrow"].pop("codes"), torch.arange(4))
     assert again == {"step": 3, "narrow": {"bits": 8}} and found["state"][11] == {"step": 4}
+
+
+def config(model: Path, data: Path, folder: Path, **options: Any) -> FinetuneConfig:
+    values: dict[str, Any] = {
+        "max_len": 48,
+        "batch_size": 4,
+        "train_group_size": 3,
+        "lr": 1e-3,
+        "dropout": 0.1,
+        "total_epoch": 1,
+        "device": "cpu",
+        **options,
+    }
+    values["trainer"] = {"report_to": "none", "save_steps": 1, **options.get("trainer", {})}
+    return FinetuneConfig(
+        model_name_or_path=str(model),
+        data_path=str(data),
+        finetune_model_dir=str(folder),
+        **values,
+    )
+
+
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    entries = [json.loads(line) for line in (folder / "history.jsonl").open()]
+    return [(entry["step"], entry["ndcg@10"]) for entry in entries if "ndcg@10" in entry]
+
+
+def die_publishing(run: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends when all is trained and nothing is in its place."""
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(SavingError, match="No space left"):
+        patched.setattr(Report, "write", full)
+        finetune(run)
+
+
+CONSTANT = {"lr_scheduler_type": "constant"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainer": {"max_steps": 3, "eval_strategy": "no", **CONSTANT}},
+        {
+            "total_epoch": 3,
+            "early_stopping": 1,
+            "lr": 1e-9,
+            "trainer": {"eval_steps": 1, **CONSTANT},
+        },
+        {"fold_calibration": True, "lr": 3e-3, "trainer": {"eval_strategy": "no"}},
+        {"overwrite": True, "trainer": {"max_steps": 3, "eval_steps": 2}},
+    ],
+    ids=["behind the last step", "out of patience", "calibration", "overwrite"],
+)
+def test_a_run_that_dies_publishing_ends_like_one_that_did_not(
+    tiny_model: Path,
+    data: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "rerank_plugin")
+    test = str(write_lines(tmp_path / "test.jsonl", easy_groups(24, start=200)))
+    folder, whole = tmp_path / "out", tmp_path / "whole"
+    for place in (folder, whole):
+        finetune(config(tiny_model, data, place, trainer={"max_steps": 1}))
+        if "overwrite" not in options:
+            shutil.rmtree(place)
+    finetune(config(tiny_model, data, whole, test_data_path=test, **options))
+    die_publishing(config(tiny_model, data, folder, test_data_path=test, **options), monkeypatch)
+    finetune(config(tiny_model, data, folder, test_data_path=test, **options))
+    assert "going on from" in caplog.text
+    assert same_model(folder, whole)
+    assert figures(folder) == figures(whole)
+    assert evaluations(folder) == evaluations(whole)
+    last = [
+        json.loads((place / "history.jsonl").read_text().splitlines()[-1])
+        for place in (folder, whole)
+    ]
+    assert last[0]["step"] == last[1]["step"]
+    assert last[0]["train_pairs"] == last[1]["train_pairs"]
+
+
+@pytest.mark.parametrize("step", [2, 8, 9])
+def test_ctrl_c_adds_no_evaluation(
+    tiny_model: Path, data: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside an epoch of 8 steps, at its end, and behind it."""
+    options: dict[str, Any] = {
+        "total_epoch": 3,
+        "early_stopping": 2,
+        "lr": 1e-9,
+        "trainer": {"eval_strategy": "epoch", "save_strategy": "epoch"},
+    }
+    finetune(config(tiny_model, data, tmp_path / "whole", **options))
+    on_step_end = Interruption.on_step_end
+
+    def asked(self: Interruption, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.asked |= state.global_step == step
+        on_step_end(self, args, state, control, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Interruption, "on_step_end", asked)
+        finetune(config(tiny_model, data, tmp_path / "out", **options))
+    finetune(config(tiny_model, data, tmp_path / "out", **options))
+    assert evaluations(tmp_path / "out") == evaluations(tmp_path / "whole")
+    assert [at for at, _ in evaluations(tmp_path / "out")] == [0, 8, 16]
+
+
+def test_other_data_than_an_interrupted_run_had_is_an_error(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = write_lines(tmp_path / "eval.jsonl", easy_groups(8, start=100))
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    run = config(
+        model, data, tmp_path / "out", eval_data_path=str(held_out), trainer={"max_steps": 2}
+    )
+    die_publishing(run, monkeypatch)
+    before = held_out.read_bytes()
+    write_lines(held_out, easy_groups(8, start=300))
+    with pytest.raises(OptionError, match="eval_data_path: the data is not what the interrupted"):
+        finetune(run)
+    held_out.write_bytes(before)
+    weights = load_file(model / "model.safetensors")
+    doubled = {name: weight * 2 for name, weight in weights.items()}
+    save_file(doubled, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OptionError, match="model_name_or_path: the model is not what the inter"):
+        finetune(run)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    finetune(run)
+
+
+def test_a_run_folder_that_could_not_be_started_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(run_folder, "write_json", full)
+        RunFolder(tmp_path / "out", {}, overwrite=False)
+    folder = RunFolder(tmp_path / "out", {}, overwrite=False)
+    logs = folder.work / "runs" / "today"
+    for place in (logs, folder.model):
+        place.mkdir(parents=True)
+    (logs / "events").write_text("TensorBoard's")
+    folder.publish(folder.model)
+    assert (tmp_path / "out" / "runs" / "today" / "events").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

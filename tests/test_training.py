@@ -355,3 +355,51 @@ def test_the_card_of_a_two_label_adapter_says_so(
     model = build_model(tmp_path / "two", labels=2)
     result = run(model, groups_file, tmp_path / "out", eval_data_path=str(eval_file), lora=True)
     assert "num_labels=2" in (result.model_dir / "README.md").read_text("utf-8")
+
+
+def test_a_run_that_breaks_without_evaluations_keeps_the_base(
+    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    options = {"eval_data_path": str(eval_file), "trainer": {"eval_strategy": "no"}}
+    result = run(tiny_model, groups_file, folder, lr=1e30, **options)
+    assert not result.improved and result.before == result.after
+    pairs = [("a question", "a refund"), ("a question", "none")]
+    found, expected = (
+        Reranker(place, dtype="float32").logits(pairs) for place in (folder, tiny_model)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_run_of_one_step_trains(
+    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    options = {"eval_data_path": str(eval_file), "trainer": {"max_steps": 1}}
+    run(tiny_model, groups_file, tmp_path / "out", **options)
+    rates = [entry["learning_rate"] for entry in read_history(tmp_path / "out") if "loss" in entry]
+    assert rates and rates[0] > 0
+
+
+def test_a_run_shorter_than_its_epochs_is_evaluated_all_the_same(
+    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    """Epochs of six steps, of which a thousand are asked for, and eight steps in all."""
+    options = {"eval_data_path": str(eval_file), "trainer": {"max_steps": 8}}
+    run(tiny_model, groups_file, tmp_path / "out", total_epoch=1000, **options)
+    steps = [entry["step"] for entry in read_history(tmp_path / "out") if "ndcg@10" in entry]
+    assert steps == [0, 2, 4, 6, 8]
+
+
+def test_too_few_groups_to_measure_a_rate(
+    tiny_model: Path, eval_file: Path, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "two.jsonl", easy_groups(2))
+    with pytest.raises(InputError, match="--lr: auto needs 3 training groups, there are 2"):
+        run(tiny_model, data, tmp_path / "out", lr="auto", eval_data_path=str(eval_file))
+
+
+def test_bad_lines_alone_are_told_of(tiny_model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"query": 3}\n')
+    with pytest.raises(InputError, match=r"no usable group .* first problem: .*bad\.jsonl:1: "):
+        run(tiny_model, data, tmp_path / "out", on_bad_line="skip")
