@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rerank_plugin.errors import RerankError
+from rerank_plugin.jsonl import write_text
 
 PREFIX = "checkpoint-"
 OPTIMIZER = "optimizer.safetensors"
@@ -45,9 +46,13 @@ def saving(path: Path) -> Iterator[None]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
-    return max(found, key=lambda path: int(path.name[len(PREFIX) :]), default=None)
+    """The newest whole checkpoint of a run: its record is what was written last."""
+    found = {
+        int(path.parent.name[len(PREFIX) :]): path.parent
+        for path in folder.glob(f"{PREFIX}*/{RECORD}")
+        if path.parent.name[len(PREFIX) :].isdigit()
+    }
+    return found[max(found)] if found else None
 
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> None:
@@ -83,7 +88,7 @@ def sync_file(path: Path) -> None:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write what is no tensor."""
-    (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    write_text(folder / RECORD, json.dumps(record))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

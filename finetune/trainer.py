@@ -33,7 +33,7 @@ from .dataset import GroupDataset
 from .evaluation import Evaluation, evaluate_groups, teacher_scores
 from .guard import CollapseGuard, StepRecord
 from .losses.contract import Loss
-from .processes import gathered
+from .processes import gathered, wait
 from .sampling import GroupBatches, Place, Sample, sample_group
 from .stopwatch import Stopwatch
 
@@ -350,21 +350,27 @@ class RerankTrainer(Trainer):
         self._load_from_checkpoint(str(folder))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            # Sharded states have formats of their own.
-            super()._save_checkpoint(model, trial)
-            return
         folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        carried = {
+            "train_pairs": gathered(self.train_pairs),
+            "carried": {name: item.as_record() for name, item in self.carried.items()},
+        }
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # Sharded states have formats of their own; the record makes the checkpoint a whole one.
+            super()._save_checkpoint(model, trial)
+            wait()
+            if self.is_world_process_zero():
+                write_record(folder / f"checkpoint-{step}", carried)
+            return
         with self.stopwatch.paused():
-            states, pairs = gathered(random_states()), gathered(self.train_pairs)
+            states = gathered(random_states())
             if not self.is_world_process_zero():
                 return
             record = {
+                **carried,
                 "random": states,
                 "scheduler": self.lr_scheduler.state_dict(),  # type: ignore[union-attr]
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-                "train_pairs": pairs,
-                "carried": {name: item.as_record() for name, item in self.carried.items()},
             }
 
             def write(staged: Path) -> None:
@@ -378,18 +384,22 @@ class RerankTrainer(Trainer):
                 write_checkpoint(folder, step, write)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if checkpoint is None or sharded:
             super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
             return
         record = read_record(Path(checkpoint))
+        self.train_pairs = record["train_pairs"][self.args.process_index]
+        for name, item in self.carried.items():
+            item.restore(record["carried"][name])
+        if sharded:
+            return
         assert self.optimizer is not None and self.lr_scheduler is not None
         self.optimizer.load_state_dict(read_optimizer(Path(checkpoint), record["optimizer"]))
         self.lr_scheduler.load_state_dict(record["scheduler"])
         if record["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(record["scaler"])
-        self.train_pairs = record["train_pairs"][self.args.process_index]
-        for name, item in self.carried.items():
-            item.restore(record["carried"][name])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Has come with the optimizer."""
