@@ -156,10 +156,7 @@ class Run:
         #: Of what an adapter is put on.
         self.base_fingerprint = Base.of(loaded, config.model_name_or_path).fingerprint
         if folder.state.get("base", self.base_fingerprint) != self.base_fingerprint:
-            raise OptionError(
-                "model_name_or_path",
-                "the model is not what the interrupted run had: start anew with --overwrite",
-            )
+            raise folder.changed("model_name_or_path", "the model is")
         folder.keep(base=self.base_fingerprint)
         self.dtype = dtype = product_dtype(config, device)
         model = with_adapter(config, loaded, device, dtype) if config.lora else loaded.model

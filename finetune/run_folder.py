@@ -101,6 +101,11 @@ class RunFolder:
         recover(self.model)
         self.state, self.checkpoint = state, latest_checkpoint(self.work)
 
+    def changed(self, option: str, what: str) -> OptionError:
+        """An error of a resumed run whose data or model is another one."""
+        problem = f"{what} not what the interrupted run had: put it back, or remove {self.work}"
+        return OptionError(option, problem)
+
     def _lock(self) -> None:
         """Refuse a folder that another process is working for."""
         if fcntl is None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import SkippedLines
 
 from .config import FinetuneConfig
@@ -66,8 +65,7 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
     fingerprints = {name: part.fingerprint for name, part in files.items()}
     for name, known in folder.state.get("fingerprints", fingerprints).items():
         if known != fingerprints[name]:
-            problem = "the data is not what the interrupted run had: start anew with --overwrite"
-            raise OptionError(name, problem)
+            raise folder.changed(name, "the data is")
     folder.keep(
         fingerprints=fingerprints,
         held_out={

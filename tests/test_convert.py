@@ -150,7 +150,8 @@ def test_beir(cli: Run, tmp_path: Path) -> None:
         *("--output", tmp_path / "x.jsonl"),
     )
     assert code == 2
-    assert "1 × judged passages that are not in corpus.jsonl, left out" in err
+    left_out = "1 × judged passages that are not in corpus.jsonl, left out, for example 'MED-99' ("
+    assert left_out in err and "dev.tsv:1)" in err
     (folder / "qrels" / "dev.tsv").unlink()
     code, _, err = cli(
         *("convert", "--from", "beir", "--data_path", folder, "--split", "dev"),

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from rerank_plugin.errors import InputError
 
 from ..corpus import Corpus
-from ..records import read_qrels, read_queries
+from ..records import Judgement, read_qrels, read_queries
 from .judged import Judged, judged
 
 
@@ -25,24 +25,24 @@ def read(folder: Path, split: str, notes: "Counter[str]") -> Iterator[Judged]:
         if not file.is_file():
             raise InputError(f"{file}: no such file; a BEIR folder has it")
     queries = {query.id: query.text for query in read_queries(files[1])}
-    by_query: dict[str, list[tuple[str, bool]]] = {}
+    by_query: dict[str, list[Judgement]] = {}
     for judgement in read_qrels(files[2]):
         if judgement.query not in queries:
             raise judgement.line.error(f"query {judgement.query!r} is not in {files[1].name}")
-        passages = by_query.setdefault(judgement.query, [])
-        passages.append((judgement.passage, judgement.grade > 0))
-    wanted = {passage for passages in by_query.values() for passage, _ in passages}
+        by_query.setdefault(judgement.query, []).append(judgement)
+    wanted = {of.passage for judgements in by_query.values() for of in judgements}
+    left_out: dict[str, str] = {}
     with TemporaryDirectory(prefix="beir-") as work:
         corpus = Corpus.build(files[0], Path(work), wanted)
-        for query, passages in by_query.items():
-            known = [
-                (corpus.places[name], right) for name, right in passages if name in corpus.places
-            ]
-            for name, _ in passages:
-                if name in corpus.blank_ids:
-                    notes["judged passages that are blank, left out"] += 1
-                elif name not in corpus.places:
-                    notes["judged passages that are not in corpus.jsonl, left out"] += 1
-            texts = corpus.texts([place for place, _ in known])
-            yield judged(queries[query], zip(texts, (right for _, right in known), strict=True))
+        for query, judgements in by_query.items():
+            known = [of for of in judgements if of.passage in corpus.places]
+            for of in judgements:
+                if of.passage not in corpus.places:
+                    blank = of.passage in corpus.blank_ids
+                    reason = "blank" if blank else "not in corpus.jsonl"
+                    example = f"for example {of.passage!r} ({of.line.path}:{of.line.number})"
+                    told = f"judged passages that are {reason}, left out, {example}"
+                    notes[left_out.setdefault(reason, told)] += 1
+            texts = corpus.texts([corpus.places[of.passage] for of in known])
+            yield judged(queries[query], zip(texts, (of.grade > 0 for of in known), strict=True))
         corpus.close()
