@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import DataPath, SkippedLines, input_files
 
 from .group_file import GroupFile
-from .groups import Group
+from .groups import Group, no_group_left
 from .index_cache import IndexCache
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ class GroupDataset:
                 skipped.add(line, problem)
             files.append(file)
         if not any(map(len, files)):
-            first = f", the first problem: {skipped.first}" if skipped else ""
-            raise InputError(f"{data_path}: no usable group is left{first}")
+            raise no_group_left(data_path, skipped)
         return cls(files)
 
     @property

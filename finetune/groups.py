@@ -199,4 +199,10 @@ def read_groups(data_path: DataPath, skipped: SkippedLines | None = None) -> Ite
         good = True
         yield group
     if not good:
-        raise InputError(f"{data_path}: no usable group is left, see {skipped and skipped.path}")
+        raise no_group_left(data_path, skipped)
+
+
+def no_group_left(data_path: DataPath, skipped: SkippedLines | None) -> InputError:
+    """An error of data without a group; where bad lines are written down may be gone by then."""
+    first = f", the first problem: {skipped.first}" if skipped else ""
+    return InputError(f"{data_path}: no usable group is left{first}")

@@ -1,15 +1,25 @@
 """The best model of a run: chosen on queries that are not trained on, step 0 included."""
 
+import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rerank_plugin.jsonl import write_json
+
 from .checkpoint import saving
 from .evaluation import Evaluation
 from .metrics import improvement_probability
+from .processes import gathered, rank
 from .trainer import RerankTrainer
+
+logger = logging.getLogger(__name__)
+
+#: What is known of the kept model, in its folder while the run lasts.
+RECORD = "kept.json"
 
 #: What models are compared by.
 METRIC = "ndcg@10"
@@ -94,6 +104,9 @@ class KeepBest(TrainerCallback):
             shutil.rmtree(staged, ignore_errors=True)
         with saving(staged):
             self.trainer.save_model(str(staged), _internal_call=True)
+            if state.is_world_process_zero:
+                kept = {"step": state.global_step, "kept": self.trainer.latest.as_record()}
+                write_json(staged / RECORD, kept)
         if state.is_world_process_zero:
             shutil.rmtree(replaced, ignore_errors=True)
             if self.folder.exists():
@@ -101,6 +114,20 @@ class KeepBest(TrainerCallback):
             staged.rename(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
         self.step, self._kept = state.global_step, self.trainer.latest
+
+    def settle(self) -> None:
+        """At the end of a run: make sure that what is known is known of the model in the folder.
+
+        A run that was killed may have kept a later model than its checkpoint knows of, and the one
+        that resumed it, where products are not the same every time, none.
+        """
+        path, found = self.folder / RECORD, None
+        if rank() == 0 and path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+        record = gathered(found)[0]
+        if record is not None and record["step"] != self.step:
+            self.step, self._kept = record["step"], Evaluation.from_record(record["kept"])
+            logger.warning("kept is the model of step %d, of before an interruption", self.step)
 
     def as_record(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""

@@ -228,6 +228,7 @@ class Run:
     def result(self) -> FinetuneResult:
         """Train, then put the trained folder in its place."""
         before = self.train()
+        self.best.settle()
         after = self.worth_of_the_kept(before)
         metrics = {
             **comparison(before.values, after.values),

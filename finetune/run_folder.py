@@ -14,6 +14,7 @@ from rerank_plugin.jsonl import write_json
 from rerank_plugin.settings import FILE
 
 from .checkpoint import latest_checkpoint
+from .keep_best import RECORD as KEPT
 from .keep_best import recover
 from .processes import first_process_first, rank
 
@@ -160,6 +161,7 @@ class RunFolder:
                 shutil.copy2(file, finished / file.name)
         if (self.work / LOGS).is_dir():
             shutil.copytree(self.work / LOGS, finished / LOGS, dirs_exist_ok=True)
+        (finished / KEPT).unlink(missing_ok=True)
         publish_folder(finished, self.target)
         remove(self.work)
         self._unlock()

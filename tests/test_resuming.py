@@ -17,6 +17,7 @@ from rerank_plugin.errors import OptionError
 from rerank_plugin.finetune import FinetuneConfig, finetune, run_folder
 from rerank_plugin.finetune.checkpoint import SavingError, read_optimizer, write_optimizer
 from rerank_plugin.finetune.interrupt import Interruption
+from rerank_plugin.finetune.keep_best import KeepBest
 from rerank_plugin.finetune.report import Report
 from rerank_plugin.finetune.run_folder import RunFolder
 
@@ -329,3 +330,31 @@ def test_a_run_folder_that_could_not_be_started_is_taken_again(
     folder.publish(folder.model)
     assert (tmp_path / "out" / "runs" / "today" / "events").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_figures_are_those_of_the_weights_that_are_kept(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run kept a model that its checkpoint does not know; the next finds none."""
+    trainer = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, **CONSTANT}
+    run = config(tiny_model, data, tmp_path / "out", lr=3e-3, trainer=trainer)
+    keep = KeepBest.keep
+
+    def killed(self: KeepBest, state: Any) -> None:
+        keep(self, state)
+        if state.global_step:
+            raise SystemExit(9)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(KeepBest, "beats_the_base", lambda *_: True)
+        patched.setattr(KeepBest, "keep", killed)
+        finetune(run)
+    kept = load_file(tmp_path / "out.run" / "model" / "model.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(KeepBest, "beats_the_base", lambda *_: False)
+        result = finetune(run)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["best_step"] == 3
+    assert not (tmp_path / "out" / "kept.json").exists()
+    assert result.after != result.before
