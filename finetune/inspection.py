@@ -142,13 +142,10 @@ class Inspection:
     def add_line(self, line: Line) -> Group | None:
         """Take one more line; returns its group, if it is one."""
         self.lines += 1
-        kind = "not UTF-8"
         try:
-            line.text()
-            kind = "broken JSON or no object"
             record = line.record()
         except InputError as error:
-            self.problems.add(kind, str(error))
+            self.problems.add(kind_of(line), str(error))
             return None
         problems = find_problems(record)
         for problem in problems:
@@ -196,6 +193,15 @@ class Inspection:
                 f"the teacher scores a wrong passage highest in {self.wrong_best} of "
                 f"{self.scored} groups"
             )
+
+
+def kind_of(line: Line) -> str:
+    """What is wrong with a line that is no record."""
+    try:
+        line.text()
+    except InputError:
+        return "not UTF-8"
+    return "broken JSON or no object"
 
 
 def read_inspected(data_path: DataPath, found: Inspection) -> Iterator[tuple[Line, Group]]:

@@ -41,15 +41,14 @@ class MergeOptions:
 
 def main(options: MergeOptions) -> int:
     """Merge."""
-    from rerank_plugin.loading import base_needed, check_folder, load_model
+    from rerank_plugin.loading import load_model
 
     from .trained_folder import prepare_config, prepare_tokenizer, save_plain, write_records
 
     adapter, target = Path(options.model_dir), Path(options.output_dir)
     settings = RerankSettings.read(adapter)
-    with base_needed(adapter):
-        check_folder(options.base)
-    loaded = load_model(options.base, adapter=adapter, trust_remote_code=options.trust_remote_code)
+    own, trust = options.base_model, options.trust_remote_code
+    loaded = load_model(own or adapter, adapter=adapter if own else None, trust_remote_code=trust)
     prepare_config(loaded.model.config, settings.normalize)
     if settings.max_length:
         prepare_tokenizer(loaded.tokenizer, settings.max_length)

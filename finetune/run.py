@@ -360,7 +360,7 @@ class Run:
             after: And of the kept one.
         """
         config, folder = self.config, self.folder
-        with saving(folder.work / "finished"):
+        with saving(folder.copy):
             changes = config.merge or config.fold_calibration
             model = folder.copy_model() if changes else folder.model
             if config.merge:

@@ -138,6 +138,11 @@ class RunFolder:
         return self.work / "model"
 
     @property
+    def copy(self) -> Path:
+        """Where its copy stands, if what is published is not the model as it was trained."""
+        return self.work / "finished"
+
+    @property
     def history(self) -> Path:
         """One line a log or evaluation step."""
         return self.work / "history.jsonl"
@@ -149,10 +154,9 @@ class RunFolder:
 
     def copy_model(self) -> Path:
         """A copy of the best model, to change it: a run that fails then needs it as it was."""
-        copy = self.work / "finished"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self.model, copy)
-        return copy
+        shutil.rmtree(self.copy, ignore_errors=True)
+        shutil.copytree(self.model, self.copy)
+        return self.copy
 
     def publish(self, finished: Path) -> None:
         """Put the finished model in its place by a rename, and clear the work away."""

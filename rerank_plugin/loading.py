@@ -1,8 +1,6 @@
 """Loading a cross-encoder from a hub id, a folder or a LoRA adapter folder."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,8 +60,10 @@ def load_model(
         if adapter is not None:
             raise InputError(f"{name}: an adapter itself, which cannot carry another: merge it")
         base = base_of(folder)
-        with base_needed(folder):
+        try:
             check_folder(base)
+        except InputError as error:
+            raise InputError(f"{folder}: the base of the adapter: {error}") from None
         return load_model(base, adapter=folder, trust_remote_code=trust_remote_code)
     source = str(folder) if folder.is_dir() else str(name)
     check_folder(name)
@@ -96,15 +96,6 @@ def load_model(
     if not (own / "tokenizer_config.json").is_file():
         return merged
     return replace(merged, tokenizer=load_tokenizer(own, trust_remote_code=trust_remote_code))
-
-
-@contextmanager
-def base_needed(adapter: Path) -> Iterator[None]:
-    """Say of a base that is not there whose it is."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{adapter}: the base of the adapter: {error}") from None
 
 
 def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:

@@ -69,15 +69,11 @@ def logits(model: Any, **options: Any) -> Any:
     return Reranker(model, dtype="float32", device="cpu", **options).logits(PAIRS)
 
 
-def test_alone_merged_and_by_peft_it_gives_the_same_logits(
-    plain_encoder: Path, trained: Path, tmp_path: Path
-) -> None:
+def logits_of_peft(folder: Path, reranker: Reranker) -> Any:
+    """What peft alone makes of an adapter folder, of the same tokens."""
     from peft import AutoPeftModelForSequenceClassification
 
-    reranker = Reranker(trained, dtype="float32", device="cpu")
-    expected = reranker.logits(PAIRS)
-    assert expected.std() > 1e-3
-    alone = AutoPeftModelForSequenceClassification.from_pretrained(trained, num_labels=1).eval()
+    alone = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
     inputs = reranker._scorer.encoder.tokenizer(
         [query for query, _ in PAIRS],
         [text for _, text in PAIRS],
@@ -85,8 +81,16 @@ def test_alone_merged_and_by_peft_it_gives_the_same_logits(
         return_tensors="pt",
     )
     with torch.inference_mode():
-        found = alone(**inputs).logits[:, 0]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        return alone(**inputs).logits[:, 0]
+
+
+def test_alone_merged_and_by_peft_it_gives_the_same_logits(
+    plain_encoder: Path, trained: Path, tmp_path: Path
+) -> None:
+    reranker = Reranker(trained, dtype="float32", device="cpu")
+    expected = reranker.logits(PAIRS)
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(logits_of_peft(trained, reranker), expected, atol=1e-5)
     merged = lora_run(plain_encoder, tmp_path / "merged", merge=True)
     assert not (merged / "adapter_config.json").exists()
     for other in (
@@ -116,12 +120,27 @@ def drawn_adapter(base: Path, folder: Path, seed: int, **options: Any) -> Path:
     """An adapter as a run would leave one, with weights drawn large."""
     loaded = load_model(base)
     values: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0}
-    model = add_adapter(loaded, base=str(base), **values | options)
+    return drawn(add_adapter(loaded, base=str(base), **values | options), folder, seed)
+
+
+def by_peft(base: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
+    """An adapter that peft alone made, with weights drawn large."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    model = load_model(base).model
+    model.name_or_path = str(base)
+    values: dict[str, Any] = {"r": 4, "target_modules": ["query"]} | options
+    adapted = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, **values))
+    return drawn(adapted, folder, seed)
+
+
+def drawn(model: Any, folder: Path, seed: int) -> Path:
+    """The folder of an adapter whose weights are drawn anew."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 
@@ -162,23 +181,13 @@ def test_calls_for_different_adapters_at_once(
 
 
 def test_adapters_with_other_layers_and_of_other_kinds(tiny_model: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, TaskType, get_peft_model
-
     kinds: dict[str, dict[str, Any]] = {
         "query alone": {"target_modules": ["query"]},
         "all": {"target_modules": ["query", "value", "dense"], "use_rslora": True},
     }
     folders = {}
     for seed, (name, options) in enumerate(kinds.items()):
-        base = load_model(tiny_model).model
-        base.name_or_path = str(tiny_model)
-        model = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, r=4, **options))
-        torch.manual_seed(seed)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                torch.nn.init.normal_(parameter, std=0.2)
-        model.save_pretrained(str(tmp_path / name))
-        folders[name] = tmp_path / name
+        folders[name] = by_peft(tiny_model, tmp_path / name, seed, **options)
     folders["dora"] = drawn_adapter(tiny_model, tmp_path / "dora", 5, dora=True)
     for chosen in (list(kinds), [*kinds, "dora"]):
         many = Reranker(
@@ -365,22 +374,6 @@ def test_plain_peft_adapters_of_a_trained_base_work(tiny_model: Path, tmp_path: 
         np.testing.assert_allclose(peft(**inputs).logits[:, 0], logits(folder), atol=1e-5)
 
 
-def by_peft(base: Path, folder: Path, **options: Any) -> Path:
-    """An adapter that peft alone made, with weights drawn large."""
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    model = load_model(base).model
-    model.name_or_path = str(base)
-    values: dict[str, Any] = {"r": 4, "target_modules": ["query"]} | options
-    adapted = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, **values))
-    torch.manual_seed(0)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    adapted.save_pretrained(str(folder))
-    return folder
-
-
 def test_copies_of_whole_layers_are_served_too(tiny_model: Path, tmp_path: Path) -> None:
     folder = by_peft(tiny_model, tmp_path / "a", modules_to_save=["intermediate.dense"])
     many = Reranker(tiny_model, adapters={"a": folder}, dtype="float32", device="cpu")
@@ -470,8 +463,6 @@ def test_products_of_a_run_are_in_one_precision(tiny_model: Path, tmp_path: Path
 
 @pytest.mark.parametrize("family", sorted({*PACKED, "deberta", "deberta-v2"} - {*FAMILIES}))
 def test_every_family_round_trips(family: str, tmp_path: Path) -> None:
-    from peft import AutoPeftModelForSequenceClassification
-
     base = build_model(tmp_path / "encoder", family)
     AutoModel.from_pretrained(base).save_pretrained(base)
     folder = drawn_adapter(base, tmp_path / "a", 0)
@@ -479,14 +470,6 @@ def test_every_family_round_trips(family: str, tmp_path: Path) -> None:
     expected = reranker.logits(PAIRS)
     assert expected.std() > 1e-4
     many = Reranker(base, adapters={"a": folder}, dtype="float32", device="cpu")
-    alone = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
-    inputs = reranker._scorer.encoder.tokenizer(
-        [query for query, _ in PAIRS],
-        [text for _, text in PAIRS],
-        padding=True,
-        return_tensors="pt",
-    )
-    with torch.inference_mode():
-        found = alone(**inputs).logits[:, 0]
+    found = logits_of_peft(folder, reranker)
     for other in (logits(base, adapter=folder), many.logits(PAIRS, adapter="a"), found):
         np.testing.assert_allclose(other, expected, atol=1e-5)
