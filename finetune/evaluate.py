@@ -1,7 +1,6 @@
 """`rerank-plugin evaluate`: how well models rank what is judged, alone or beside a baseline."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_plugin.errors import CheckFailedError, OptionError
 from rerank_plugin.jsonl import SkippedLines, fingerprint, write_json
-from rerank_plugin.options import check_choices, option, say
+from rerank_plugin.options import check_choices, check_output, check_writable, option, say
 
 from .progress import bar
 from .tables import print_comparison, print_differences, print_metrics, print_models, print_worst
@@ -92,7 +91,8 @@ class EvaluateOptions:
         if self.report:
             self._check_report(Path(self.report))
         if self.output:
-            self._check_output(Path(self.output).absolute())
+            inputs = (self.data_path, self.run, self.qrels, self.queries, self.corpus)
+            check_output(Path(self.output), inputs, overwrite=True)
 
     def _check_data(self) -> None:
         if (self.data_path is None) == (self.run is None):
@@ -108,21 +108,15 @@ class EvaluateOptions:
         if self.run and self.on_bad_line == "skip":
             raise OptionError("on_bad_line", "skip is for groups")
 
-    def _check_output(self, path: Path) -> None:
-        if not path.parent.is_dir():
-            raise OptionError("output", f"no folder {path.parent}")
-        if path.is_dir():
-            raise OptionError("output", f"{self.output} is a folder, a file is needed")
-        check_writable(path.parent, "output")
-
     def _check_report(self, folder: Path) -> None:
         if not self.has_baseline:
             raise OptionError("report", "needs a --baseline to compare with")
         if len(self.models) > 1:
             raise OptionError("report", "is on one model and its baseline")
-        if folder.exists() and not folder.is_dir():
-            raise OptionError("report", f"{self.report} is a file, a folder is needed")
-        there = next(parent for parent in folder.absolute().parents if parent.exists())
+        place = folder.absolute()
+        there = next(path for path in (place, *place.parents) if path.exists())
+        if not there.is_dir():
+            raise OptionError("report", f"{there} is a file, a folder is needed")
         check_writable(there, "report")
 
     @property
@@ -140,12 +134,6 @@ class EvaluateOptions:
         """Where skipped lines are written down: beside the figures."""
         place = Path(self.output) if self.output else Path("evaluate.json")
         return place.with_suffix(".skipped_lines.jsonl")
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """Check that files can be made in a folder, before hours go into what they would hold."""
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OptionError(option, f"nothing can be written in {folder}")
 
 
 def main(options: EvaluateOptions) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import types
 import typing
@@ -47,16 +48,25 @@ def check_output(
     """Check that an option's file can be written: in a folder, over nothing that is needed.
 
     Raises:
-        OptionError: there is no such folder, the file exists already, or it is an input.
+        OptionError: there is no such folder, nothing can be written in it, the file exists already,
+            or it is an input.
     """
-    if not file.absolute().parent.is_dir():
-        raise OptionError(option, f"no folder {file.absolute().parent}")
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise OptionError(option, f"no folder {folder}")
     if file.is_dir():
         raise OptionError(option, f"{file} is a folder, a file is needed")
     if any(path is not None and is_input(file, path) for path in inputs):
         raise OptionError(option, f"{file} is what the command reads: choose another")
     if file.exists() and not overwrite:
         raise OptionError(option, f"{file} exists: choose another, or --overwrite")
+    check_writable(folder, option)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Check that files can be made in a folder, before hours go into what they would hold."""
+    if not os.access(folder, os.W_OK):
+        raise OptionError(option, f"nothing can be written in {folder}")
 
 
 @dataclass(frozen=True)

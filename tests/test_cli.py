@@ -426,10 +426,11 @@ def test_commands_and_streams() -> None:
 @pytest.mark.parametrize(
     ("command", "name"),
     [
-        (("rerank", "--model_dir", "./none"), "output"),
-        (("check", "--eval_data_path", "other.jsonl"), "fix"),
-        (("convert", "--from", "flagembedding"), "output"),
-        (("mine", "--queries", "other.jsonl"), "output"),
+        (("rerank", "--model_dir", "./none", "--overwrite"), "output"),
+        (("evaluate", "--model_dir", "./none"), "output"),
+        (("check", "--eval_data_path", "other.jsonl", "--overwrite"), "fix"),
+        (("convert", "--from", "flagembedding", "--overwrite"), "output"),
+        (("mine", "--queries", "other.jsonl", "--overwrite"), "output"),
     ],
 )
 def test_no_command_writes_over_what_it_reads(
@@ -438,7 +439,7 @@ def test_no_command_writes_over_what_it_reads(
     before = groups_file.read_bytes()
     reads = "--corpus" if command[0] == "mine" else "--data_path"
     other = groups_file.parent / "." / "." / groups_file.name
-    code, _, err = cli(*command, reads, groups_file, f"--{name}", other, "--overwrite")
+    code, _, err = cli(*command, reads, groups_file, f"--{name}", other)
     assert code == 2
     assert f"--{name}: {other} is what the command reads: choose another" in err
     assert groups_file.read_bytes() == before
