@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,11 @@ def main() -> int:
         print(f"made {folder} in {time.perf_counter() - start:.0f} s", flush=True)
     contestants: dict[str, Callable[[Path], None]] = {"mine, bm25": mine_bm25}
     if options.peer:
-        contestants |= {"mine, dense": mine_dense, "sentence-transformers": mine_peer}
+        contestants |= {
+            "mine, dense": mine_dense,
+            "sentence-transformers": mine_peer,
+            "sentence-transformers, bfloat16": partial(mine_peer, dtype="bfloat16"),
+        }
     results = {"machine": describe(options.threads)}
     for name, contestant in contestants.items():
         results[name] = found = measured(contestant, folder)
@@ -192,7 +197,7 @@ def model_path() -> str:
     return str(get_model_path())
 
 
-def mine_peer(folder: Path) -> None:
+def mine_peer(folder: Path, dtype: str = "float32") -> None:
     """The same by sentence-transformers: everything in memory, dense retrieval only."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
@@ -208,7 +213,7 @@ def mine_peer(folder: Path) -> None:
     )
     found = mine_hard_negatives(
         dataset,
-        SentenceTransformer(model_path(), device="cpu"),
+        SentenceTransformer(model_path(), device="cpu", model_kwargs={"dtype": dtype}),
         corpus=list(corpus.values()),
         num_negatives=NEGATIVES,
         range_max=RANGE_MAX,

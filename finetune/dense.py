@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_plugin.device import resolve_device
+from rerank_plugin.device import resolve_device, resolve_dtype
 from rerank_plugin.errors import InputError, OptionError
 
 from .candidates import Candidates, Scores, best_first
@@ -30,7 +30,7 @@ Embeddings = npt.NDArray[np.float32]
 
 
 def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransformer":
-    """A model for `Dense`.
+    """A model for `Dense`, in bfloat16 where the hardware multiplies it.
 
     Args:
         model: A sentence-transformers folder or hub id.
@@ -46,9 +46,13 @@ def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransf
         )
     from sentence_transformers import SentenceTransformer
 
+    place = resolve_device(device)
     try:
         loaded = SentenceTransformer(
-            model, device=str(resolve_device(device)), trust_remote_code=trust_remote_code
+            model,
+            device=str(place),
+            model_kwargs={"dtype": resolve_dtype("auto", place)},
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
