@@ -24,7 +24,7 @@ from .indexing import BLOCK, index_file
 
 #: To be raised when an index holds something else, or when what makes a line usable or two queries
 #: the same changes.
-FORMAT = 2
+FORMAT = 3
 
 #: Entries that were not used for so long are removed,
 KEEP_SECONDS = 30 * 24 * 3600

@@ -10,7 +10,7 @@ from rerank_plugin.jsonl import DataPath, Line, input_files, read_lines
 from .groups import Group, find_problems, parse_group
 from .near_duplicates import SimilarTexts, profile
 from .scripts import main_script
-from .words import text_digest, text_key, words
+from .words import key_words, text_digest, text_key
 
 #: How many places of each kind of problem are kept.
 SHOWN = 3
@@ -223,7 +223,7 @@ def read_inspected(data_path: DataPath, found: Inspection) -> Iterator[tuple[Lin
 
 def query_words(query: str) -> frozenset[str]:
     """What nearly equal queries share."""
-    return frozenset(words(text_key(query)))
+    return frozenset(key_words(text_key(query)))
 
 
 class Overlap:

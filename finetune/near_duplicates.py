@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
-from .words import text_key, words
+from .words import key_words, text_key
 
 #: Words of a shingle: a run of so many is rarely shared by chance.
 SHINGLE = 3
@@ -46,7 +46,7 @@ class Profile:
 def profile(text: str) -> Profile:
     """What a text is compared by; kept for a while, as the same passage comes for many queries."""
     key = text_key(text)
-    return Profile(key, shingles(words(key)))
+    return Profile(key, shingles(key_words(key)))
 
 
 class Duplicates:

@@ -26,16 +26,28 @@ UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 
-#: Signs that tell texts apart where punctuation does not: C from C#, 5 from 5%. A minus is one
-#: before a number and behind no word.
+#: Signs that tell texts apart where punctuation does not: C from C#, 5 from 5%.
 SIGNS = "#%&@$+<=>"
 
-ASCII_WORD = re.compile(r"[a-z0-9]+")
-ASCII_TOKEN = re.compile(rf"[a-z0-9]+|[{SIGNS}]|(?<![a-z0-9])-(?=[0-9])")
+#: Other signs that do so where they stand in certain places: a minus before a number and behind no
+#: word, operators and separators between words or numbers (6*3, 6/3), marks between digits (1.5,
+#: 5-3, 12:30), and what negates (!=).
+IN_PLACE = (
+    r"(?=[-*/^\\|~.,:!])(?:(?<!{word})-(?={digit})"
+    r"|(?<={word})[*/^\\|~](?={word})|(?<={word} )[*/^\\|~](?= {word})"
+    r"|(?<={digit})[-.,:](?={digit})|(?<={digit} )-(?= {digit})|!(?==))"
+)
 
-#: The same minus in other texts, and what stands for it until they are taken apart.
-NEGATIVE = re.compile(r"(?<!\w)-(?=\d)")
-MINUS = "\u2212"
+ASCII_WORD = re.compile(r"[a-z0-9]+")
+ASCII_TOKEN = re.compile(
+    f"{ASCII_WORD.pattern}|[{SIGNS}]|{IN_PLACE.format(word='[a-z0-9]', digit='[0-9]')}"
+)
+
+#: Raised digits behind a digit: 10⁵ is not 105. Elsewhere they are only written in another way.
+RAISED = re.compile(r"(?<=\d)(?=[⁰¹²³⁴-⁹])")
+
+#: Dashes, which are written for one another.
+DASHES = re.compile("[\u2010-\u2015\u2212]")
 
 
 def normalize(text: str) -> str:
@@ -103,12 +115,17 @@ def invisible() -> re.Pattern[str]:
 
 @cache
 def token_patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What a word or a sign is, and a space between characters of scripts without spaces."""
+    """What a word or a sign is, and a space between characters of scripts without spaces.
+
+    Of other symbols boxes and bullets are none: they only decorate.
+    """
     word, unspaced = patterns()
-    characters = map(chr, range(0x80, 0x3000))
-    signs = "".join(c for c in characters if unicodedata.category(c) in ("Sc", "Sm"))
+    characters = [*map(chr, range(0x80, 0x2500)), *map(chr, range(0x2600, 0x3000))]
+    symbols = "".join(c for c in characters if unicodedata.category(c) in ("Sc", "Sm", "So"))
     between = f"(?<={unspaced.pattern[1:-2]}) (?={unspaced.pattern[1:-2]})"
-    return re.compile(f"{word.pattern}|[{SIGNS}{signs}]"), re.compile(between)
+    in_place = IN_PLACE.format(word=word.pattern.removesuffix("+"), digit=r"\d")
+    signs = f"[{SIGNS}{symbols}\U0001f000-\U0001faff]"
+    return re.compile(f"{word.pattern}|{signs}|{in_place}"), re.compile(between)
 
 
 def text_key(text: str) -> str:
@@ -117,15 +134,21 @@ def text_key(text: str) -> str:
     Its words and signs with a space between them, and none between characters of scripts without
     spaces, whatever stands between them.
     """
+    if not text.isascii():
+        text = RAISED.sub("^", text)
     text = normalize(text)
     if text.isascii():
         return " ".join(ASCII_TOKEN.findall(text)) or "".join(text.split())
     unspaced = patterns()[1]
     token, between = token_patterns()
-    apart = text.replace("_", " ")
-    apart = " ".join(unspaced.split(NEGATIVE.sub(MINUS, apart) if "-" in apart else apart))
-    key = between.sub("", " ".join(token.findall(apart)))
-    return key.replace(MINUS, "-") or "".join(text.split())
+    apart = " ".join(unspaced.split(DASHES.sub("-", text).replace("_", " ")))
+    return between.sub("", " ".join(token.findall(apart))) or "".join(text.split())
+
+
+def key_words(key: str) -> list[str]:
+    """The words and signs of a `text_key`, taken apart as `words` does."""
+    tokens = key.split()
+    return tokens if key.isascii() else [part for own in tokens for part in words(own) or [own]]
 
 
 def digest(text: str) -> int:
