@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.errors import CheckFailedError, InputError, OptionError
-from rerank_plugin.jsonl import DataPath
+from rerank_plugin.jsonl import DataPath, read_lines, writing
 from rerank_plugin.options import option
 
 from .check_report import (
@@ -17,7 +17,7 @@ from .check_report import (
     describe_overlap,
 )
 from .fixed_copy import Fixer
-from .group_files import check_files, group_writer
+from .group_files import check_files, record_line
 from .groups import Group
 from .inspection import Inspection, Labels, Overlap, read_inspected
 from .lengths import Lengths
@@ -40,8 +40,9 @@ class CheckOptions:
     )
     fix: str | None = option(
         None,
-        help="a .jsonl file for a copy of --data_path without unusable lines, passages that come "
-        "twice or are labelled both ways, groups that come twice, and --eval_data_path's queries",
+        help="a .jsonl file for a copy of --data_path without unusable lines, passages that are "
+        "blank, come twice or are labelled both ways, groups that come twice, and "
+        "--eval_data_path's queries",
     )
     overwrite: bool = option(False, help="replace an earlier --fix")
     fail_on_warning: bool = option(False, help="exit code 3 if anything is warned about")
@@ -75,7 +76,7 @@ def main(options: CheckOptions) -> int:
         describe_lengths(report, lengths)
     sys.stdout.write("\n".join(report.lines) + "\n")
     if options.fix:
-        write_fixed(options, found, Fixer(labels, overlap))
+        write_fixed(options, Fixer(labels, overlap))
     if report.unusable:
         return InputError.exit_code
     if options.fail_on_warning and report.warnings:
@@ -134,22 +135,21 @@ def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
     return Lengths(encoder, max_len)
 
 
-def write_fixed(options: CheckOptions, found: Inspection, fixer: Fixer) -> None:
+def write_fixed(options: CheckOptions, fixer: Fixer) -> None:
     """Write the fixed copy, and say what is different in it."""
     if options.eval_data_path and not fixer.overlap:
         sys.stdout.write("--fix: not written, as --eval_data_path cannot be read\n")
         return
-    output = Path(str(options.fix))
-    groups = (group for _, group in read_inspected(options.data_path, Inspection()))
-    with group_writer([output], {}) as writer:
-        for group in fixer.fix(groups):
-            writer.write(group)
-        if not sum(writer.counts):
+    output, groups = Path(str(options.fix)), 0
+    with writing(output) as file:
+        for line in read_lines(options.data_path):
+            record = fixer.fix(line)
+            if record:
+                file.write(record_line(record))
+                groups += 1
+        if not groups:
             raise InputError(f"--fix: no group of {options.data_path} is left")
-    sys.stdout.write(f"{output}: {writer.counts[0]} groups\n")
-    unusable = found.lines - found.groups
-    if unusable:
-        sys.stdout.write(f"  {unusable} × unusable lines left out\n")
+    sys.stdout.write(f"{output}: {groups} groups\n")
     for what, count in fixer.counts.most_common():
         if count:
             sys.stdout.write(f"  {count} × {what}\n")

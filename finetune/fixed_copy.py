@@ -1,14 +1,19 @@
 """A copy of groups without what `check` found wrong with them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import compress
 from typing import Any
 
-from .groups import Group
+from rerank_plugin.errors import InputError
+from rerank_plugin.jsonl import Line
+
+from .groups import Group, find_problems, group_of
 from .inspection import Labels, Overlap
 from .words import digest, text_digest, text_key
+
+#: What a fixed line may have other than the line that it comes from.
+MENDED = ("pos", "neg", "pos_scores", "neg_scores")
 
 
 class Fixer:
@@ -25,12 +30,41 @@ class Fixer:
         self.counts: Counter[str] = Counter()
         self._seen: set[int] = set()
 
-    def fix(self, groups: Iterable[Group]) -> Iterator[Group]:
-        """The groups that are left, mended."""
-        for group in groups:
-            mended = self._mend(group)
-            if mended:
-                yield mended
+    def fix(self, line: Line) -> dict[str, Any] | None:
+        """A line's record, mended, its other fields as they were; None where nothing is left."""
+        try:
+            record = self._usable(line.record())
+        except InputError:
+            record = None
+        if record is None:
+            self.counts["unusable lines left out"] += 1
+            return None
+        mended = self._mend(group_of(record))
+        if mended is None:
+            return None
+        values = {name: getattr(mended, name) for name in MENDED}
+        return record | {name: value for name, value in values.items() if value is not None}
+
+    def _usable(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """A record without blank passages and wrong ones that are right ones; None if no group."""
+        if not find_problems(record):
+            return record
+        mended = dict(record)
+        right = record.get("pos")
+        for side in ("pos", "neg"):
+            texts, scores = record.get(side), record.get(f"{side}_scores")
+            if not isinstance(texts, list) or not isinstance(right, list):
+                return None
+            blank = [isinstance(text, str) and not text.strip() for text in texts]
+            both = [side == "neg" and text in right for text in texts]
+            kept = [not any(own) for own in zip(blank, both, strict=True)]
+            mended[side] = list(compress(texts, kept))
+            if isinstance(scores, list) and len(scores) == len(texts):
+                mended[f"{side}_scores"] = list(compress(scores, kept))
+        if find_problems(mended):
+            return None
+        self.counts["unusable lines mended: without what is blank, or wrong and right"] += 1
+        return mended
 
     def _mend(self, group: Group) -> Group | None:
         if self.overlap and self.overlap.leaks(group.query):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,6 +28,11 @@ TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
 def group_line(group: Group) -> str:
     """A group as a line of a jsonl file; what it does not have is left out."""
     record = {name: value for name, value in asdict(group).items() if value is not None}
+    return record_line(record)
+
+
+def record_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of a jsonl file."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -174,6 +174,11 @@ def parse_group(line: Line) -> Group:
         problems = find_problems(record)
         if problems:
             raise line.error(problems[0].message)
+    return group_of(record)
+
+
+def group_of(record: dict[str, object]) -> Group:
+    """The group of a record in which nothing is wrong."""
     values = {name: record.get(name) for name in ("query", "pos", "neg")}
     scores = {name: record.get(name) for name in ("pos_scores", "neg_scores")}
     name = record.get("id")

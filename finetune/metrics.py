@@ -136,7 +136,8 @@ def bootstrap_means(values: Values, samples: int) -> Values:
         drawn = draws.integers(queries, size=queries)
         return np.bincount(drawn, minlength=queries).astype(np.float64)
 
-    return np.stack([values @ times() for _ in range(samples)]) / queries
+    means: Values = np.stack([values @ times() for _ in range(samples)]) / queries
+    return means
 
 
 def comparison(before: Mapping[str, Values], after: Mapping[str, Values]) -> dict[str, Any]:

@@ -142,10 +142,7 @@ def main(options: MineOptions) -> int:
         if without:
             raise without.line.error("the query has no 'answer': give --qrels, or add one")
     # Before the corpus is indexed: that takes time, a wrong name none.
-    if options.filter_model:
-        from rerank_plugin.loading import check_folder
-
-        check_folder(options.filter_model)
+    teacher = load_teacher(options) if options.filter_model else None
     embedding_model = load_embedding_model(options) if options.embedding_model else None
     summary = Summary()
     with TemporaryDirectory(prefix=".mine-", dir=options.files[0].absolute().parent) as work:
@@ -168,10 +165,14 @@ def main(options: MineOptions) -> int:
             raise InputError(nothing_left(options, summary))
         sides = split_sides([target.query for target in targets], options.shares, options.seed)
         with group_writer(options.files, sides) as writer:
-            for group in mine(targets, retrievers, corpus, options, summary):
+            for group in mine(targets, retrievers, corpus, teacher, options, summary):
                 writer.write(group)
             if not sum(writer.counts):
                 raise InputError(nothing_left(options, summary))
+            for file, count in zip(options.files, writer.counts, strict=True):
+                if not count:
+                    problem = f"no group is left for {file.name}: choose other shares"
+                    raise OptionError("split", problem)
         corpus.close()
     for file, count in zip(options.files, writer.counts, strict=True):
         sys.stdout.write(f"{file}: {count} groups\n")
@@ -182,10 +183,12 @@ def main(options: MineOptions) -> int:
 
 def nothing_left(options: MineOptions, summary: Summary) -> str:
     """Why there is no group, in one line."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.queries.most_common())
-    return (
-        f"{options.queries}: no query gives a group ({reasons}{''.join(summary.examples.values())})"
-    )
+    reasons = [f"{count} {reason}" for reason, count in summary.queries.most_common()]
+    reasons += [
+        f"{summary.dropped[reason]} {reason}{example}"
+        for reason, example in summary.examples.items()
+    ]
+    return f"{options.queries}: no query gives a group ({'; '.join(reasons)})"
 
 
 def load_embedding_model(options: MineOptions) -> "SentenceTransformer":
@@ -224,11 +227,11 @@ def mine(
     targets: Sequence[Target],
     retrievers: Sequence[Retriever],
     corpus: Corpus,
+    teacher: "Reranker | None",
     options: MineOptions,
     summary: Summary,
 ) -> Iterator[Group]:
     """The groups of all targets, in their order."""
-    teacher = load_teacher(options) if options.filter_model else None
     with bar("mining", "query", len(targets)) as progress:
         for batch in in_batches(targets, QUERIES_AT_ONCE):
             selections = select(

@@ -135,7 +135,10 @@ def select(
         dropped["candidates outside of the window or the margin"] += len(close)
         if window.sampling_strategy == "random":
             places = random.permutation(places).tolist()
-        right = {profile(text).key: text for text in corpus.texts(target.positives)}
+        right: dict[str, str] = {}
+        for text in corpus.texts(target.positives):
+            right.setdefault(profile(text).key, text)
+        dropped["right passages that are copies of another"] += len(target.positives) - len(right)
         selections.append(
             Selection(
                 target=target,

@@ -64,7 +64,9 @@ def read_passages(data_path: DataPath) -> Iterator[Record]:
     for line, record in read_records(data_path):
         title = record.get("title")
         text = text_of(line, record, PASSAGE_TEXTS)
-        if isinstance(title, str) and title.strip():
+        if title is not None and not isinstance(title, str):
+            raise line.error(f"field 'title' is {json_type(title)}, expected a text")
+        if title and title.strip():
             text = f"{title} {text}".strip()
         yield Record(id_of(line, record), text, line)
 
@@ -94,6 +96,8 @@ def read_queries(data_path: DataPath, *, by_id: bool = True) -> Iterator[Record]
 def read_records(data_path: DataPath) -> Iterator[tuple[Line, dict[str, object]]]:
     """Every line of JSON Lines or tab-separated files as a record."""
     for path in input_files(data_path):
+        if path.name.removesuffix(".gz").endswith((".csv", ".parquet", ".json")):
+            raise InputError(f"{path}: unknown kind of file, expected .jsonl or .tsv")
         is_table = path.name.removesuffix(".gz").endswith(".tsv")
         for line in read_lines(path):
             record = tab_separated(line) if is_table else line.record()
@@ -124,6 +128,8 @@ def id_of(line: Line, record: dict[str, object], default: str | None = None) -> 
     if isinstance(found, bool) or not isinstance(found, str | int):
         problem = f"field '{name or 'id'}' is {json_type(found)}"
         raise line.error(f"{problem}, expected a text or a whole number")
+    if not str(found).strip():
+        raise line.error(f"field '{name or 'id'}' is blank, expected a text or a whole number")
     return str(found).strip()
 
 

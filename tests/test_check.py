@@ -135,8 +135,9 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
         tmp_path / "train.jsonl",
         [
             group("q", [a, f" {a.upper()}"], [b, c, f"{b} "], **scores),
-            group("Q", [c], [d]),
+            {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
             {"query": "broken", "pos": []},
+            group("s", [a, " "], [a, "", c], neg_scores=[3, 2, 1]),
             group("r", [a], [b]),
             group("R", [a], [b]),
             group("only contradicted", [a], [b]),
@@ -149,14 +150,16 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
     options = ("check", "--data_path", train, "--eval_data_path", dev, "--fix", fixed)
     code, out, _ = cli(*options)
     assert code == 2
-    assert f"{fixed}: 3 groups" in out
+    assert f"{fixed}: 4 groups" in out
     assert [json.loads(line) for line in fixed.read_text("utf-8").splitlines()] == [
         group("q", [a], [b], pos_scores=[1.0], neg_scores=[0.1]),
-        group("Q", [c], [d]),
+        {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
+        group("s", [a], [c], neg_scores=[1]),
         group("r", [a], [b]),
     ]
     for line in (
         "1 × unusable lines left out",
+        "1 × unusable lines mended",
         "2 × copies of a passage in the same group",
         "3 × wrong passages left out: they are right for the same query",
         "2 × groups left out: no wrong passage is left",
@@ -169,7 +172,7 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
     code, _, err = cli(*options)
     assert code == 2
     assert "--fix:" in err and "fixed.jsonl exists" in err
-    assert len(list(read_groups(fixed))) == 3
+    assert len(list(read_groups(fixed))) == 4
 
 
 def test_nothing_is_fixed_without_the_evaluation_data(cli: Run, tmp_path: Path) -> None:

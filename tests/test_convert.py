@@ -1,5 +1,6 @@
 """Converters, each on data as the library in question writes it."""
 
+import gzip
 import json
 from collections.abc import Callable
 from decimal import Decimal
@@ -61,7 +62,11 @@ def msmarco_files(folder: Path) -> dict[str, Path]:
     original = write_lines(folder / "train_v1.1.jsonl", [{**RECORD, "passages": rows}])
     hub = write_lines(folder / "hub.jsonl", [RECORD])
     columns = folder / "train_v2.1.json"
-    columns.write_text(json.dumps({"query": {"0": RECORD["query"]}, "passages": {"0": rows}}))
+    value = {"query": RECORD["query"], "passages": rows, "query_id": RECORD["query_id"]}
+    columns.write_text(json.dumps({name: {"0": own} for name, own in value.items()}))
+    (folder / "zipped").mkdir()
+    with gzip.open(folder / "zipped" / "train_v2.1.json.gz", "wt") as file:
+        file.write(columns.read_text())
     table = datasets.Dataset.from_list([RECORD])
     table.to_parquet(folder / "hub.parquet")
     table.save_to_disk(folder / "saved")
@@ -80,7 +85,7 @@ def msmarco_files(folder: Path) -> dict[str, Path]:
     ):
         (folder / name).write_text(text)
         files.append(folder / name)
-    names = ("hub.parquet", "saved", "numpy.csv", "json.csv", "python.csv")
+    names = ("hub.parquet", "saved", "numpy.csv", "json.csv", "python.csv", "zipped")
     return {file.name: file for file in (*files, *(folder / name for name in names))}
 
 
@@ -91,7 +96,7 @@ def test_msmarco_records(cli: Run, tmp_path: Path) -> None:
     for name, file in msmarco_files(tmp_path).items():
         (group,) = convert(cli, "msmarco", file)
         expected = {"query": RECORD["query"], "pos": [texts[1]], "neg": [texts[0], texts[2]]}
-        assert group == expected, name
+        assert group == {**expected, "id": "19699"}, name
 
 
 def test_msmarco_triples(cli: Run, tmp_path: Path) -> None:
@@ -275,6 +280,36 @@ def test_scores_of_tuples(cli: Run, tmp_path: Path) -> None:
     }
 
 
+def test_columns_keep_their_meaning_whatever_their_order(cli: Run, tmp_path: Path) -> None:
+    rows = [
+        {"anchor": "q1", "positive": "p1", "negative": "n1"},
+        {"negative": "n2", "positive": "p2", "anchor": "q2", "negative_2": "m2"},
+    ]
+    _, second = convert(cli, "sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
+    assert second == {"query": "q2", "pos": ["p2"], "neg": ["n2", "m2"]}
+
+
+def test_what_has_no_place_is_said(cli: Run, tmp_path: Path) -> None:
+    record = {"query": "q", "pos": ["a b", "A, b!"], "neg": ["c", "c", "d"], "source": "wiki"}
+    path = write_lines(tmp_path / "f.jsonl", [{**record, "id": 7, "neg_scores": [1, 0, 2]}])
+    output = tmp_path / "o.jsonl"
+    more = ("--output", output, "--overwrite")
+    _, out, _ = cli("convert", "--from", "flagembedding", "--data_path", path, *more)
+    assert "2 × copies of a passage in another case, spacing, punctuation or with another" in out
+    assert "1 × fields 'source', left out" in out
+    (group,) = read_groups(output)
+    assert (group.id, group.pos, group.neg) == ("7", ["a b"], ["c", "d"])
+    scored = {**record, "id": "7", "pos_scores": [1, 2], "neg_scores": [1, 0, 2]}
+    path = write_lines(tmp_path / "g.jsonl", [scored, {"query": "r", "pos": ["x"], "neg": ["y"]}])
+    back = ("--from", "groups", "--to", "sentence-transformers", "--data_path", path, *more)
+    _, out, _ = cli("convert", *back)
+    assert "1 × groups with teacher scores, for which labeled-list has no place" in out
+    assert "1 × ids of groups" in out
+    code, _, err = cli("convert", *back, "--output_format", "n-tuple")
+    assert code == 2
+    assert "the first group has 3, 'r' has 1" in err
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl"])
 def test_tables(cli: Run, tmp_path: Path, suffix: str) -> None:
     frame = pandas.DataFrame(
@@ -289,10 +324,7 @@ def test_tables(cli: Run, tmp_path: Path, suffix: str) -> None:
     if suffix == "csv":
         frame.to_csv(path, index=False)
     elif suffix == "tsv":
-        frame["passage"] = frame["passage"].str.replace("\n", " ")
-        path.write_text(
-            "\n".join("\t".join(map(str, row)) for row in [frame.columns, *frame.values]) + "\n"
-        )
+        frame.to_csv(path, index=False, sep="\t")
     elif suffix == "parquet":
         frame.to_parquet(path)
     else:
@@ -337,6 +369,18 @@ MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
         ("table", "a.csv", "query,passage,label\nq,p,0\n", "no group comes of it (1 × queries"),
         ("flagembedding", "a.jsonl", '{"query": "q", "pos": "p"}', ":1: column 'pos' is no list"),
         ("sentence-transformers", "a.jsonl", '{"query": "q"}', ":1: expected the query, passages"),
+        (
+            "sentence-transformers",
+            "a.jsonl",
+            '{"a": "q", "b": "p", "label": 0}\n{"a": "q", "b": "o"}',
+            ":2: the row has no 'label', other than the first row",
+        ),
+        (
+            "flagembedding",
+            "a.jsonl",
+            '{"query": "q", "pos": ["p"], "negs": ["n"]}',
+            ":1: unknown field 'negs', and no 'neg': rename it",
+        ),
         ("sentence-transformers", "a.csv", "q,d,label\na,b,c\n", ":2: column 'label' is 'c'"),
         ("msmarco", "a.csv", 'query,passages\nq,"[1, ..., 2]"\n', ": its middle was left out"),
         ("msmarco", "a.jsonl", '{"query": "q", "passages": [1]}', "has no 'passage_text'"),
@@ -418,12 +462,14 @@ def test_ids_are_no_queries(cli: Run, tmp_path: Path) -> None:
     assert first == {"query": "a 1", "pos": ["p 1"], "neg": ["p 2"]}
 
 
-def test_decimal_labels(cli: Run, tmp_path: Path) -> None:
+def test_labels_of_other_types(cli: Run, tmp_path: Path) -> None:
     rows = {"query": ["q", "q"], "passage": ["a", "b"], "label": [Decimal("0.9"), Decimal("0.1")]}
     pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
-    assert convert(cli, "table", tmp_path / "t.parquet") == [
-        {"query": "q", "pos": ["a"], "neg": ["b"]}
-    ]
+    frame = pandas.DataFrame({**rows, "label": [True, False]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for name in ("t.parquet", "t.csv"):
+        (group,) = convert(cli, "table", tmp_path / name)
+        assert group == {"query": "q", "pos": ["a"], "neg": ["b"]}
 
 
 def test_nothing_in_a_csv_is_run() -> None:

@@ -245,6 +245,7 @@ def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
             {"_id": "d", "text": " "},
             {"_id": "e", "text": "Harbour: the ship sails at noon!"},
             {"_id": "f", "text": "When does the ship sail?"},
+            {"_id": "g", "text": "harbour, the ship sails at noon"},
         ],
     )
     write_lines(
@@ -257,7 +258,8 @@ def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
         ],
     )
     (tmp_path / "qrels").write_text(
-        "query-id\tcorpus-id\tscore\n1\ta \t1\t\n2\tb\t2\n1\tc\t0\n4\tnone\t1\n9\ta\t1\n4\td\t1\n"
+        "query-id\tcorpus-id\tscore\n1\ta \t1\t\n2\tb\t2\n1\tc\t0\n4\tnone\t1\n9\ta\t1\n"
+        "4\td\t1\n1\tg\t1\n"
     )
     output = tmp_path / "out.jsonl"
     code, out, err = cli(
@@ -275,6 +277,7 @@ def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
         f"1 × right passages that are not in the corpus, for example 'none' ({tmp_path}/qrels:5)",
         f"1 × right passages that are blank, for example 'd' ({tmp_path}/qrels:7)",
         "1 × copies of the query itself",
+        "1 × right passages that are copies of another",
         "1 × blank passages of the corpus",
         "1 × queries of --qrels that --queries does not have",
         "1 × groups of fewer than 15 wrong passages",
@@ -346,6 +349,8 @@ def test_tables_may_have_column_names(tmp_path: Path) -> None:
         ("c.jsonl", '{"id": 1, "text": 3}', ":1: field 'text' is a number"),
         ("c.jsonl", '{"text": "a"}', ":1: field 'id' is missing"),
         ("c.jsonl", '{"id": null, "text": "a"}', ":1: field 'id' is null"),
+        ("c.jsonl", '{"id": " ", "text": "a"}', ":1: field 'id' is blank"),
+        ("c.jsonl", '{"id": 1, "text": "a", "title": 5}', ":1: field 'title' is a number"),
         ("q.jsonl", '{"query_id": 1, "text": "x"}', ":1: field 'id' is missing"),
         ("q.jsonl", '{"id": 1, "text": "x", "answer": [" "]}', ":1: field 'answer' is no text"),
         ("qrels", "1\ta\tyes", ":1: the grade 'yes' is no number"),
@@ -479,7 +484,26 @@ def test_no_side_of_a_split_is_empty(cli: Run, tmp_path: Path) -> None:
     code, _, err = cli("mine", *files, "--output", tmp_path / "o.jsonl", "--split", "0.8,0.2")
     assert code == 2
     assert "--split: 1 queries leave none for dev" in err
+    rows = [{"id": "d", "text": "two"}, {"id": "e", "text": "three"}]
+    write_lines(tmp_path / "queries.jsonl", [{"id": text, "text": text} for text in ("one", "six")])
+    write_lines(tmp_path / "corpus.jsonl", rows)
+    # For the second query everything is right.
+    (tmp_path / "qrels").write_text("one\td\t1\nsix\td\t1\nsix\te\t1\n")
+    code, _, err = cli("mine", *files, "--output", tmp_path / "o.jsonl", "--split", "0.5,0.5")
+    assert code == 2
+    assert "--split: no group is left for o" in err
     assert not list(tmp_path.glob("o*"))
+
+
+def test_other_tables_are_not_read_as_json(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("id,text\n1,a\n")
+    path = write_lines(tmp_path / "q.jsonl", [{"query": "a", "answer": "a"}])
+    code, _, err = cli(
+        *("mine", "--corpus", tmp_path / "c.csv", "--queries", path),
+        *("--output", tmp_path / "o.jsonl"),
+    )
+    assert code == 2
+    assert "c.csv: unknown kind of file, expected .jsonl or .tsv" in err
 
 
 def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:

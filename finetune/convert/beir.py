@@ -44,5 +44,6 @@ def read(folder: Path, split: str, notes: "Counter[str]") -> Iterator[Judged]:
                     told = f"judged passages that are {reason}, left out, {example}"
                     notes[left_out.setdefault(reason, told)] += 1
             texts = corpus.texts([corpus.places[of.passage] for of in known])
-            yield judged(queries[query], zip(texts, (of.grade > 0 for of in known), strict=True))
+            labelled = zip(texts, (of.grade > 0 for of in known), strict=True)
+            yield judged(queries[query], labelled, id=query)
         corpus.close()

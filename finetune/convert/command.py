@@ -20,12 +20,12 @@ from . import beir, flagembedding, labelled_table, msmarco, sentence_transformer
 from .grouping import group
 from .judged import Judged
 from .rows import table_files
-from .to_sentence_transformers import FORMATS, rows
+from .to_sentence_transformers import FORMATS, fitting, rows
 
 #: The formats that are read from files, and what reads them.
-READERS: dict[str, Callable[..., Iterator[Judged]]] = {
+READERS: "dict[str, Callable[[DataPath, Counter[str]], Iterator[Judged]]]" = {
     "flagembedding": flagembedding.read,
-    "msmarco": msmarco.read,
+    "msmarco": lambda data_path, _: msmarco.read(data_path),
 }
 
 #: Those that may have labels, of which a threshold says what is right.
@@ -95,7 +95,10 @@ def main(options: ConvertOptions) -> int:
         writing(output) as file,
         bar("converting", "group") as progress,
     ):
-        for found in read(options, Path(work), notes):
+        found_groups = read(options, Path(work), notes)
+        if options.to != "groups":
+            found_groups = fitting(found_groups, options.output_format, notes)
+        for found in found_groups:
             groups += 1
             pairs += len(found.documents)
             for line in output_lines(found, options):
@@ -127,7 +130,7 @@ def read(options: ConvertOptions, work: Path, notes: "Counter[str]") -> Iterator
         # What is judged is little beside the corpus.
         size, parts = 0, beir.read(Path(str(options.data_path)), options.split, notes)
     elif options.from_ in READERS:
-        size, parts = bytes_of(options.data_path), READERS[options.from_](options.data_path)
+        size, parts = bytes_of(options.data_path), READERS[options.from_](options.data_path, notes)
     else:
         reader = LABELLED[options.from_]
         size, parts = (
@@ -142,7 +145,7 @@ def read(options: ConvertOptions, work: Path, notes: "Counter[str]") -> Iterator
 def bytes_of(data_path: DataPath) -> int:
     """About how many bytes of text some files hold, compressed ones several times their own."""
     size = 0
-    for path in table_files(data_path):
+    for path in table_files(data_path, msmarco.JSON):
         files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
         times = 4 if path.suffix in (".gz", ".parquet") else 1
         size += times * sum(file.stat().st_size for file in files)

@@ -18,6 +18,9 @@ from .judged import Judged, Passage
 #: What is grouped in memory at once, in bytes of text; more goes through files on disk.
 BUCKET = 1 << 28
 
+#: What is said of passages that come again, but not as they were.
+COPIES = "copies of a passage in another case, spacing, punctuation or with another score, left out"
+
 #: How many passages are drawn for every one that is wanted, at most.
 DRAWN = 4
 
@@ -27,17 +30,19 @@ class Collected:
     """What all records say about a query: passages by `text_digest`."""
 
     query: str
+    id: str | None = None
     pos: dict[int, Passage] = field(default_factory=dict)
     neg: dict[int, Passage] = field(default_factory=dict)
 
     def add(self, judged: Judged, notes: "Counter[str]") -> None:
         """Take what one more record says; of copies the first one and its score count."""
+        self.id = self.id if self.id is not None else judged.id
         for mine, theirs in ((self.pos, judged.pos), (self.neg, judged.neg)):
             for passage in theirs:
-                if passage.text.strip():
-                    mine.setdefault(text_digest(passage.text), passage)
-                else:
+                if not passage.text.strip():
                     notes["blank passages, left out"] += 1
+                elif mine.setdefault(text_digest(passage.text), passage) != passage:
+                    notes[COPIES] += 1
 
 
 def group(
@@ -87,8 +92,8 @@ def write_part(file: IO[str], part: Judged) -> None:
 def stored_part(line: str) -> Judged:
     """One record from disk."""
     values = json.loads(line)
-    sides = ([Passage(**passage) for passage in values[name]] for name in ("pos", "neg"))
-    return Judged(values["query"], *sides)
+    pos, neg = ([Passage(**passage) for passage in values[name]] for name in ("pos", "neg"))
+    return Judged(values["query"], pos, neg, values["id"])
 
 
 def group_in_memory(
@@ -127,7 +132,7 @@ def group_in_memory(
             notes["groups of which some passages have no score: without scores"] += 1
             scores = [None, None]
         texts = [[passage.text for passage in side] for side in (pos, neg)]
-        yield Group(own.query, texts[0], texts[1], scores[0], scores[1])
+        yield Group(own.query, texts[0], texts[1], scores[0], scores[1], own.id)
 
 
 def scores_of(passages: Sequence[Passage]) -> list[float] | None:

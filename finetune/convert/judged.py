@@ -19,11 +19,18 @@ class Judged:
     query: str
     pos: list[Passage] = field(default_factory=list)
     neg: list[Passage] = field(default_factory=list)
+    #: The query's id, where the data has one.
+    id: str | None = None
 
 
-def judged(query: str, labelled: Iterable[tuple[str, bool]]) -> Judged:
+def judged(query: str, labelled: Iterable[tuple[str, bool]], *, id: object = None) -> Judged:
     """A query with passages of which is said whether they are right."""
     sides: dict[bool, list[Passage]] = {True: [], False: []}
     for text, right in labelled:
         sides[right].append(Passage(text))
-    return Judged(query, sides[True], sides[False])
+    return Judged(query, sides[True], sides[False], id_text(id))
+
+
+def id_text(value: object) -> str | None:
+    """An id as text; what is neither text nor a whole number is none."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None

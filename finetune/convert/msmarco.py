@@ -17,13 +17,17 @@ from rerank_plugin.jsonl import DataPath, is_unicode, json_type, read_lines, rea
 from .judged import Judged, Passage, judged
 from .rows import Row, plain_rows, read_rows, table_files
 
+#: Names of files that are one JSON value, or JSON Lines by another name.
+JSON = (".json", ".json.gz")
+
 
 def read(data_path: DataPath) -> Iterator[Judged]:
     """Files ending in `.tsv` are triples, all others have records."""
-    for path in table_files(data_path):
-        if path.name.removesuffix(".gz").endswith(".tsv"):
+    for path in table_files(data_path, JSON):
+        name = path.name.removesuffix(".gz")
+        if name.endswith(".tsv"):
             yield from read_triples(path)
-        elif path.suffix == ".json":
+        elif name.endswith(".json"):
             yield from (record(row) for row in json_rows(path))
         else:
             yield from (record(row) for row in read_rows(path))
@@ -69,7 +73,8 @@ def record(row: Row) -> Judged:
         raise row.error("'passages' needs a text and an 'is_selected' for every passage")
     if not all(flag in (0, 1) for flag in selected):
         raise row.error("'is_selected' is neither 0 nor 1")
-    return judged(row.text("query"), zip(texts, map(bool, selected), strict=True))
+    labelled = zip(texts, map(bool, selected), strict=True)
+    return judged(row.text("query"), labelled, id=row.values.get("query_id"))
 
 
 def json_rows(path: Path) -> Iterator[Row]:
@@ -101,11 +106,14 @@ def value_rows(path: Path, value: object) -> Iterator[Row]:
         return
     columns = value if isinstance(value, dict) else {}
     queries, passages = columns.get("query"), columns.get("passages")
+    ids = columns.get("query_id")
+    ids = ids if isinstance(ids, dict) else {}
     if isinstance(queries, str):
         yield Row(columns, f"{path}:1")
     elif isinstance(queries, dict) and isinstance(passages, dict):
         for key, query in queries.items():
-            yield Row({"query": query, "passages": passages.get(key)}, f"{path}, row {key}")
+            values = {"query": query, "passages": passages.get(key), "query_id": ids.get(key)}
+            yield Row(values, f"{path}, row {key}")
     else:
         raise InputError(
             f"{path}: expected records with 'query' and 'passages', or an object of both, each an "

@@ -27,6 +27,9 @@ Values = dict[str, object]
 DELIMITED = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 TABLES = (*DELIMITED, ".parquet")
 
+#: What a label may be in a CSV file, beside a number.
+TRUTHS = {"true": 1.0, "false": 0.0}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -72,6 +75,8 @@ def number(row: Row, value: object, column: str) -> float:
     try:
         if not isinstance(value, str | int | float | Decimal):
             raise ValueError
+        if isinstance(value, str) and value.strip().lower() in TRUTHS:
+            return TRUTHS[value.strip().lower()]
         found = float(value)
         if not isfinite(found):
             raise ValueError
@@ -105,10 +110,13 @@ def read_rows(data_path: DataPath) -> Iterator[Row]:
             raise InputError(f"{path}: unknown kind of file, expected one of {known}")
 
 
-def table_files(data_path: DataPath) -> list[Path]:
-    """The files that a path means; a saved data set is its folder."""
+def table_files(data_path: DataPath, more: Sequence[str] = ()) -> list[Path]:
+    """The files that a path means; a saved data set is its folder.
+
+    Of a folder those are taken whose names end as tables' do, or in one of `more`.
+    """
     if not isinstance(data_path, str | Path):
-        return [file for path in data_path for file in table_files(path)]
+        return [file for path in data_path for file in table_files(path, more)]
     path = Path(data_path).expanduser()
     if (path / "dataset_dict.json").is_file():
         raise InputError(
@@ -116,7 +124,7 @@ def table_files(data_path: DataPath) -> list[Path]:
         )
     if not path.is_dir() or (path / "dataset_info.json").is_file():
         return input_files(path) if not path.is_dir() else [path]
-    endings = (*SUFFIXES, *TABLES)
+    endings = (*SUFFIXES, *TABLES, *more)
     found = sorted(file for file in path.iterdir() if file.name.endswith(endings))
     if not found:
         raise InputError(f"{path}: the folder holds no file that ends in {', '.join(endings)}")
@@ -124,7 +132,7 @@ def table_files(data_path: DataPath) -> list[Path]:
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """The rows of a CSV or TSV file; TSV has tabs between values and no quotes."""
+    """The rows of a CSV or TSV file; both have quotes around values that need them."""
     with text_of(path) as file:
         rows = numbered(path, csv_reader(path, file))
         columns = header(path, rows)
@@ -153,9 +161,9 @@ def header(path: Path, rows: Iterator[Row]) -> list[str]:
 
 
 def plain_rows(path: Path) -> Iterator[Row]:
-    """The rows of a CSV or TSV file without column names; the columns are `0`, `1` and so on."""
+    """The rows of a TSV file without column names and quotes; its columns are `0`, `1` …."""
     with text_of(path) as file:
-        yield from numbered(path, csv_reader(path, file))
+        yield from numbered(path, csv_reader(path, file, quoting=csv.QUOTE_NONE))
 
 
 @contextmanager
@@ -165,12 +173,13 @@ def text_of(path: Path) -> Iterator[io.TextIOWrapper]:
         yield file
 
 
-def csv_reader(path: Path, file: io.TextIOWrapper) -> "csv._reader":  # type: ignore[name-defined]
+def csv_reader(
+    path: Path, file: io.TextIOWrapper, quoting: int = csv.QUOTE_MINIMAL
+) -> "csv._reader":  # type: ignore[name-defined]
     """A reader for the kind of file that a name says."""
     csv.field_size_limit(sys.maxsize)
-    if path.name.removesuffix(".gz").endswith(".tsv"):
-        return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return csv.reader(file, strict=True)
+    delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    return csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
 
 
 def numbered(path: Path, reader: "csv._reader") -> Iterator[Row]:  # type: ignore[name-defined]

@@ -1,11 +1,12 @@
 """sentence-transformers' training data: pairs, triplets, n-tuples, labelled pairs and lists.
 
-As that library does, columns are read by their order: the first is the query, the second a right
-passage, all others wrong ones. Columns of labels and scores go by their names.
+As that library does, columns are read by their order in the first row: the first is the query, the
+second a right passage, all others wrong ones. Columns of labels and scores go by their names.
 """
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
@@ -29,8 +30,11 @@ def read(data_path: DataPath, *, threshold: float) -> Iterator[Judged]:
     for path in table_files(data_path):
         if path.name.endswith(DELIMITED):
             check_names(path)
+        columns = None
         for row in read_rows(path):
-            yield read_row(row, threshold)
+            columns = columns or Columns.of(row)
+            columns.check(row)
+            yield read_row(row, columns, threshold)
 
 
 def check_names(path: Path) -> None:
@@ -43,49 +47,89 @@ def check_names(path: Path) -> None:
         )
 
 
-def read_row(row: Row, threshold: float) -> Judged:
-    """What one row says."""
-    labels = [column for column in row.values if column in LABELS]
-    texts = [column for column in row.values if column not in (*LABELS, *IDS)]
-    if len(texts) < 2 or len(labels) > 1:
-        raise row.error(
-            "expected the query, passages, and at most one of label, labels, score and scores; "
-            f"the columns are {', '.join(row.values)}"
-        )
-    query, second = row.text(texts[0]), row.values[texts[1]]
-    if isinstance(second, list):
-        return labelled_list(row, query, texts[1], labels, threshold)
-    if labels and not isinstance(row.values[labels[0]], list):
-        if len(texts) > 2:
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a file are, by its first row: a JSON line may have another order."""
+
+    query: str
+    second: str
+    #: The labels or scores, where there are some.
+    labels: str | None
+
+    @classmethod
+    def of(cls, row: Row) -> "Columns":
+        """The columns of a first row."""
+        labels, texts = labels_of(row), texts_of(row)
+        if len(texts) < 2 or len(labels) > 1:
             raise row.error(
-                f"{labels[0]!r} is one number for the {len(texts) - 1} passages in "
-                f"{', '.join(texts[1:])}: give a list with a score for each, or take it out"
+                "expected the query, passages, and at most one of label, labels, score and scores; "
+                f"the columns are {', '.join(row.values)}"
             )
-        right = row.number(labels[0]) >= threshold
-        return judged(query, [(row.text(texts[1]), right)])
-    return tuple_of(row, query, texts[1:], labels)
+        return cls(texts[0], texts[1], labels[0] if labels else None)
+
+    def check(self, row: Row) -> None:
+        """Check that a row has what the first one has."""
+        expected = [self.query, self.second, *([self.labels] if self.labels else [])]
+        missing = [column for column in expected if column not in row.values]
+        more = [column for column in labels_of(row) if column != self.labels]
+        if missing or more:
+            found = f"no {missing[0]!r}" if missing else f"a column {more[0]!r}"
+            raise row.error(f"the row has {found}, other than the first row of the file")
+
+    def wrong(self, row: Row) -> list[str]:
+        """The columns of the wrong passages of a row, which may have more or fewer of them."""
+        return [column for column in texts_of(row) if column not in (self.query, self.second)]
 
 
-def labelled_list(row: Row, query: str, column: str, labels: list[str], threshold: float) -> Judged:
+def labels_of(row: Row) -> list[str]:
+    """The columns of labels and scores."""
+    return [column for column in row.values if column in LABELS]
+
+
+def texts_of(row: Row) -> list[str]:
+    """The columns of texts, in their order."""
+    return [column for column in row.values if column not in (*LABELS, *IDS)]
+
+
+def read_row(row: Row, columns: Columns, threshold: float) -> Judged:
+    """What one row says."""
+    query, wrong = row.text(columns.query), columns.wrong(row)
+    labels = columns.labels
+    if isinstance(row.values[columns.second], list):
+        return labelled_list(row, query, columns, threshold)
+    if labels and not isinstance(row.values[labels], list):
+        if wrong:
+            raise row.error(
+                f"{labels!r} is one number for the {1 + len(wrong)} passages in "
+                f"{', '.join((columns.second, *wrong))}: give a list with a score for each, or "
+                "take it out"
+            )
+        right = row.number(labels) >= threshold
+        return judged(query, [(row.text(columns.second), right)])
+    return tuple_of(row, query, [columns.second, *wrong], labels)
+
+
+def labelled_list(row: Row, query: str, columns: Columns, threshold: float) -> Judged:
     """A query, a list of passages and a list of labels."""
+    column, labels = columns.second, columns.labels
     passages = row.texts(column)
     if not labels:
         raise row.error(f"column {column!r} is a list, which needs a column 'labels' beside it")
-    values = row.numbers(labels[0])
+    values = row.numbers(labels)
     if len(values) != len(passages):
-        raise row.error(f"{labels[0]!r} has {len(values)} numbers for {len(passages)} passages")
+        raise row.error(f"{labels!r} has {len(values)} numbers for {len(passages)} passages")
     return judged(
         query, [(text, value >= threshold) for text, value in zip(passages, values, strict=True)]
     )
 
 
-def tuple_of(row: Row, query: str, columns: list[str], labels: list[str]) -> Judged:
+def tuple_of(row: Row, query: str, columns: list[str], labels: str | None) -> Judged:
     """A query, a right passage and any number of wrong ones, perhaps with a list of scores."""
     texts = [row.text(column) for column in columns if row.values[column] is not None]
     scores: list[float | None] = [None] * len(texts)
     if labels:
-        scores = [*row.numbers(labels[0])]
+        scores = [*row.numbers(labels)]
         if len(scores) != len(texts):
-            raise row.error(f"{labels[0]!r} has {len(scores)} numbers for {len(texts)} passages")
+            raise row.error(f"{labels!r} has {len(scores)} numbers for {len(texts)} passages")
     right, *wrong = (Passage(text, score) for text, score in zip(texts, scores, strict=True))
     return Judged(query, [right], wrong)

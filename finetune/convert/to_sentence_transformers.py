@@ -1,11 +1,39 @@
 """Groups as sentence-transformers' training data, in the formats of its `mine_hard_negatives`."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from rerank_plugin.errors import InputError
 
 from ..groups import Group
 
 #: The formats, by the names that sentence-transformers gives them.
 FORMATS = ("labeled-list", "labeled-pair", "triplet", "n-tuple", "pair")
+
+#: Those with a place for teacher scores.
+SCORED = ("triplet", "n-tuple")
+
+
+def fitting(groups: Iterable[Group], output_format: str, notes: "Counter[str]") -> Iterator[Group]:
+    """Groups that a format can hold; what it has no place for is counted.
+
+    Raises:
+        InputError: n-tuples, which are columns, of groups with unequally many wrong passages.
+    """
+    size = None
+    for group in groups:
+        size = size or len(group.neg)
+        if output_format == "n-tuple" and len(group.neg) != size:
+            raise InputError(
+                f"--output_format: an n-tuple has equally many wrong passages in every row: the "
+                f"first group has {size}, {group.query!r} has {len(group.neg)}; labeled-list and "
+                "triplet take any number"
+            )
+        if group.teacher and output_format not in SCORED:
+            notes[f"groups with teacher scores, for which {output_format} has no place"] += 1
+        if group.id is not None:
+            notes["ids of groups, for which the format has no place"] += 1
+        yield group
 
 
 def rows(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:
