@@ -15,9 +15,11 @@ class Report:
     warnings: int = 0
     unusable: bool = False
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, examples: Kind | None = None) -> None:
         """Something to know."""
         self.lines.append(f"  note: {text}")
+        if examples:
+            self.examples(examples)
 
     def warn(self, text: str, examples: Kind | None = None) -> None:
         """Something that is hardly meant."""
@@ -73,10 +75,13 @@ def commonest(counts: "Counter[int]") -> int:
 
 
 def describe_labels(report: Report, labels: Labels) -> None:
-    """Pairs that are labelled both ways."""
+    """Pairs that are labelled both ways, or nearly so."""
     if labels.contradictions.count:
         count = f"{labels.contradictions.count} pairs are right in one place, wrong in another"
         report.warn(count, labels.contradictions)
+    if labels.nearly_right.count:
+        count = f"{labels.nearly_right.count} wrong passages nearly are right ones of their group"
+        report.note(count, labels.nearly_right)
 
 
 def describe_overlap(report: Report, overlap: Overlap) -> None:

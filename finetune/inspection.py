@@ -8,7 +8,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath, Line, input_files, read_lines
 
 from .groups import Group, find_problems, parse_group
-from .near_duplicates import SimilarTexts, profile
+from .near_duplicates import Duplicates, SimilarTexts, profile
 from .scripts import main_script
 from .words import key_words, text_digest, text_key
 
@@ -77,10 +77,16 @@ class Labels:
     #: For every pair `RIGHT`, `WRONG`, or both.
     pairs: dict[int, int] = field(default_factory=dict)
     contradictions: Kind = field(default_factory=Kind)
+    #: Wrong passages that nearly are right ones of their group.
+    nearly_right: Kind = field(default_factory=Kind)
 
     def add(self, group: Group, place: str) -> None:
         """Take the labels of one group."""
         query = text_digest(group.query)
+        right = Duplicates(group.pos)
+        for text in group.neg:
+            if right.has_nearly(text):
+                self.nearly_right.add(f"{place}: {shortened(group.query)}: {shortened(text)}")
         for label, texts in ((RIGHT, group.pos), (WRONG, group.neg)):
             for text in texts:
                 pair = pair_digest(query, text)

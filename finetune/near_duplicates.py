@@ -60,13 +60,17 @@ class Duplicates:
     def __init__(self, texts: Iterable[str], *, least: float = OVERLAP) -> None:
         self.least = least
         self._profiles = [profile(text) for text in texts]
+        self._keys = {known.key for known in self._profiles}
 
     def has(self, text: str) -> bool:
         """Whether a text is one of them, a copy or a near-duplicate."""
+        return profile(text).key in self._keys or self.has_nearly(text)
+
+    def has_nearly(self, text: str) -> bool:
+        """Whether a text is a near-duplicate of one of them, but no copy."""
         own = profile(text)
-        return any(
-            own.key == known.key or overlap(own.shingles, known.shingles) >= self.least
-            for known in self._profiles
+        return own.key not in self._keys and any(
+            overlap(own.shingles, known.shingles) >= self.least for known in self._profiles
         )
 
 

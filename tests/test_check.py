@@ -138,8 +138,8 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
             {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
             {"query": "broken", "pos": []},
             group("s", [a, " "], [a, "", c], neg_scores=[3, 2, 1]),
-            group("r", [a], [b]),
-            group("R", [a], [b]),
+            group("r", [a], [b, longer := f"{a} Read more on our site today."]),
+            group("R", [a], [b, longer]),
             group("only contradicted", [a], [b]),
             group("only contradicted", [b], [a]),
             group("how tall is the mount everest", [a], [b]),
@@ -151,11 +151,12 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
     code, out, _ = cli(*options)
     assert code == 2
     assert f"{fixed}: 4 groups" in out
+    assert "note: 2 wrong passages nearly are right ones of their group" in out
     assert [json.loads(line) for line in fixed.read_text("utf-8").splitlines()] == [
         group("q", [a], [b], pos_scores=[1.0], neg_scores=[0.1]),
         {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
         group("s", [a], [c], neg_scores=[1]),
-        group("r", [a], [b]),
+        group("r", [a], [b, longer]),
     ]
     for line in (
         "1 × unusable lines left out",
