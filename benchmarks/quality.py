@@ -310,7 +310,7 @@ def main() -> None:
     os.environ.update(KEEP_MEMORY)
     quality = Quality(options)
     quality.output.mkdir(parents=True, exist_ok=True)
-    Console().print(quality.table())
+    Console(width=120).print(quality.table())
 
 
 if __name__ == "__main__":
