@@ -55,9 +55,11 @@ class Fixer:
             texts, scores = record.get(side), record.get(f"{side}_scores")
             if not isinstance(texts, list) or not isinstance(right, list):
                 return None
-            blank = [isinstance(text, str) and not text.strip() for text in texts]
-            both = [side == "neg" and text in right for text in texts]
-            kept = [not any(own) for own in zip(blank, both, strict=True)]
+            kept = [
+                not (isinstance(text, str) and not text.strip())
+                and not (side == "neg" and text in right)
+                for text in texts
+            ]
             mended[side] = list(compress(texts, kept))
             if isinstance(scores, list) and len(scores) == len(texts):
                 mended[f"{side}_scores"] = list(compress(scores, kept))

@@ -120,7 +120,7 @@ class GroupWriter:
 
     def write(self, group: Group) -> None:
         """Write one group."""
-        side = self._sides.get(text_digest(group.query), 0)
+        side = self._sides[text_digest(group.query)]
         self._files[side].write(group_line(group))
         self.counts[side] += 1
 

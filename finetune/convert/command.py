@@ -1,6 +1,5 @@
 """`rerank-plugin convert`: other libraries' training data into groups, and back."""
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.jsonl import DataPath, writing
 from rerank_plugin.options import check_choices, option
 
-from ..group_files import check_files, group_line
+from ..group_files import check_files, group_line, record_line
 from ..groups import Group, read_groups
 from ..progress import bar
 from . import beir, flagembedding, labelled_table, msmarco, sentence_transformers
@@ -158,4 +157,4 @@ def output_lines(found: Group, options: ConvertOptions) -> Iterator[str]:
         yield group_line(found)
         return
     for row in rows(found, options.output_format):
-        yield json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        yield record_line(row)

@@ -10,6 +10,7 @@ from typing import IO
 
 import numpy as np
 
+from ..group_files import record_line
 from ..groups import Group, query_hash
 from ..near_duplicates import Duplicates
 from ..words import text_digest, text_key
@@ -86,7 +87,7 @@ def group(
 
 def write_part(file: IO[str], part: Judged) -> None:
     """Put one record on disk."""
-    file.write(json.dumps(asdict(part), ensure_ascii=False) + "\n")
+    file.write(record_line(asdict(part)))
 
 
 def stored_part(line: str) -> Judged:
