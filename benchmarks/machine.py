@@ -13,8 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-#: Side of the square matrices whose product gives the GEMM rate.
-GEMM_SIZE = 2048
+#: Side of the square matrices whose product gives the GEMM rate: large enough to fill the device.
+GEMM_SIZES = {"cpu": 2048, "cuda": 8192}
+
+#: The variable that tells every process of a benchmark where models are.
+DEVICE = "BENCHMARK_DEVICE"
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -36,13 +39,19 @@ STATUS = Path("/proc/self/status")
 STAT = Path("/proc/stat")
 
 
-def set_environment(threads: int) -> None:
+def set_environment(threads: int, device: str = "cpu") -> None:
     """The same for every process that is measured; before anything is imported that reads it."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ[DEVICE] = device
+
+
+def device() -> str:
+    """Where models are: `cpu` or `cuda`."""
+    return os.environ.get(DEVICE, "cpu")
 
 
 def available_cpus() -> int:
@@ -67,6 +76,7 @@ def describe(threads: int) -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpus": available_cpus(),
         "threads": threads,
+        "gpu": torch.cuda.get_device_name() if device() == "cuda" else None,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -86,16 +96,21 @@ def gemm_rates(repeats: int = 5) -> dict[str, float]:
     """FLOP/s of a square matrix product at each precision; the median of some repeats."""
     import torch
 
+    place = device()
+    size = GEMM_SIZES[place]
+    wait = torch.cuda.synchronize if place == "cuda" else lambda: None
     rates = {}
     for name in PRECISIONS:
-        left, right = torch.randn(2, GEMM_SIZE, GEMM_SIZE).to(getattr(torch, name))
+        left, right = torch.randn(2, size, size, device=place).to(getattr(torch, name))
         product = torch.mm(left, right)
         seconds = []
         for _ in range(repeats):
+            wait()
             start = time.perf_counter()
             torch.mm(left, right, out=product)
+            wait()
             seconds.append(time.perf_counter() - start)
-        rates[name] = 2 * GEMM_SIZE**3 / statistics.median(seconds)
+        rates[name] = 2 * size**3 / statistics.median(seconds)
     return rates
 
 
@@ -126,7 +141,14 @@ class OtherWork:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held since the last reset, in bytes."""
+    """The most memory that this process has held since the last reset, in bytes.
+
+    Where models are on a GPU it is the GPU's: what tensors had there.
+    """
+    if device() == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     # Not ru_maxrss where it can be had otherwise: that one outlives an exec, so a child starts
     # with its parent's peak, and nothing resets it.
     if STATUS.exists():
@@ -140,6 +162,10 @@ def peak_memory() -> int:
 def reset_peak_memory() -> None:
     """Let the peak start anew, where the system can; freed memory is given back first."""
     gc.collect()
+    if device() == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim:

@@ -96,6 +96,22 @@ def bert_base(_source: Source) -> tuple[Any, Any]:
 
 def xlmr_base(source: Source) -> tuple[Any, Any]:
     """XLM-R-base's shape (bge-reranker-base), random weights: 12 layers, hidden size 768."""
+    return xlmr(source)
+
+
+def xlmr_large(source: Source) -> tuple[Any, Any]:
+    """XLM-R-large's shape (bge-reranker-large), random weights: 24 layers, hidden size 1024."""
+    sizes = {
+        "num_hidden_layers": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+    }
+    return xlmr(source, **sizes)
+
+
+def xlmr(source: Source, **sizes: int) -> tuple[Any, Any]:
+    """XLM-R with random weights, of its base size where nothing else is given."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
@@ -110,6 +126,7 @@ def xlmr_base(source: Source) -> tuple[Any, Any]:
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **sizes,
     )
     config.num_labels = 1
     return XLMRobertaForSequenceClassification(config), tokenizer
@@ -119,6 +136,7 @@ MODELS: dict[str, Callable[[Source], tuple[Any, Any]]] = {
     "minilm": minilm,
     "bert-base": bert_base,
     "xlmr-base": xlmr_base,
+    "xlmr-large": xlmr_large,
 }
 
 

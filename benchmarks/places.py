@@ -24,3 +24,10 @@ def add_places(parser: argparse.ArgumentParser, *, data: str, output: str, name:
     parser.add_argument(
         "--output", type=Path, default=CHECKOUT / "build" / "benchmarks" / name, help=output
     )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where models are; %(default)s"
+    )

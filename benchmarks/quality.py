@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import set_environment
-from places import add_places
+from machine import device, set_environment
+from places import add_device, add_places
 from rich.console import Console
 from rich.table import Table
 from texts import read_groups, write_records
 from trainers import (
     GROUP_SIZE,
     MAX_LENGTH,
-    TRAINER_OPTIONS,
+    common_options,
     cross_encoder_trainer,
     flag_embedding_runner,
     list_columns,
@@ -138,7 +138,7 @@ def flag_embedding(task: Task, loss: str) -> float:
 def peer_options(task: Task) -> dict[str, Any]:
     """Training arguments of transformers for a peer; warm-up and schedule are as ours."""
     return {
-        **TRAINER_OPTIONS,
+        **common_options(),
         "output_dir": str(task.folder.with_suffix(".work")),
         "per_device_train_batch_size": BATCH_GROUPS,
         "num_train_epochs": task.epochs,
@@ -179,7 +179,7 @@ def work(who: str, task: Task, judged: Sequence[Path], figures: Path, log: Path)
     set_seed(task.seed)  # a peer makes its fresh head before its trainer takes the seed
     library, _, loss = who.partition(" ")
     record: dict[str, Any] = {"seconds": round(LIBRARIES[library](task, loss), 1)}
-    reranker = Reranker(task.folder, max_length=MAX_LENGTH, device="cpu")
+    reranker = Reranker(task.folder, max_length=MAX_LENGTH, device=device())
     for path in judged:
         groups = list(read_groups(path))
         found = evaluate_groups(reranker, groups)
@@ -304,9 +304,10 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rate", type=float, help="everybody's learning rate, instead of tuning")
     add_places(parser, data="a folder of data sets", output="where figures go", name="quality")
+    add_device(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    set_environment(options.threads)
+    set_environment(options.threads, options.device)
     os.environ.update(KEEP_MEMORY)
     quality = Quality(options)
     quality.output.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from machine import device
 from models import MAX_LENGTH
 from texts import Request
 
@@ -15,7 +16,7 @@ OURS = "rerank-plugin"
 
 
 class Scorer(ABC):
-    """A cross-encoder, loaded on the CPU.
+    """A cross-encoder, loaded on the benchmark's device.
 
     Args:
         folder: The model folder.
@@ -47,7 +48,7 @@ class RerankPlugin(Scorer):
             folder,
             dtype=precision or "auto",
             max_length=MAX_LENGTH,
-            device="cpu",
+            device=device(),
             normalize="none",
         )
         self.precision = str(self.model.dtype).removeprefix("torch.")
@@ -72,7 +73,7 @@ class SentenceTransformers(Scorer):
         self.model = CrossEncoder(
             folder,
             max_length=MAX_LENGTH,
-            device="cpu",
+            device=device(),
             activation_fn=torch.nn.Identity(),
             model_kwargs={"dtype": getattr(torch, precision)} if precision else None,
         )
@@ -95,7 +96,7 @@ class FlagEmbedding(Scorer):
         import torch
         from FlagEmbedding import FlagReranker
 
-        self.model = FlagReranker(folder, max_length=MAX_LENGTH, devices="cpu")
+        self.model = FlagReranker(folder, max_length=MAX_LENGTH, devices=device())
         if precision:
             # use_fp16 is ignored on a CPU and use_bf16 everywhere: its rerankers have no such
             # option. What is left to its users is to cast the model that it holds.
@@ -121,7 +122,7 @@ class Rerankers(Scorer):
 
         # It cuts at the tokenizer's model_max_length, which is MAX_LENGTH in every folder.
         self.model = Reranker(
-            folder, model_type="cross-encoder", device="cpu", dtype=precision, verbose=0
+            folder, model_type="cross-encoder", device=device(), dtype=precision, verbose=0
         )
         self.precision = weights_precision(self.model.model)
 

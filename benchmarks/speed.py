@@ -8,7 +8,7 @@ from pathlib import Path
 
 import machine
 from models import MODELS, model_folder
-from places import SQUAD_OR_SAMPLE, add_places
+from places import SQUAD_OR_SAMPLE, add_device, add_places
 from report import plot, print_row
 from results import Results, Row
 from rich.console import Console
@@ -52,6 +52,13 @@ FULL = {
     "bert-base": Size(("own", "wide"), queries=2, rounds=2, groups=4, batch_groups=2),
     "xlmr-base": Size(("own",), queries=2, rounds=1),
 }
+#: A GPU has more to do in a second, and memory for large models.
+GPU = {
+    "xlmr-base": Size(
+        ("own", "full"), queries=32, rounds=3, latency_queries=20, groups=256, batch_groups=16
+    ),
+    "xlmr-large": Size(("own", "full"), queries=16, rounds=3, groups=64, batch_groups=8),
+}
 QUICK = {
     "minilm": Size(
         ("own", "wide"), queries=1, rounds=2, latency_queries=1, groups=4, batch_groups=4
@@ -74,7 +81,7 @@ class Benchmark:
         self.kinds: list[str] = options.rows
         self.models: list[str] = options.models
         self.quick: bool = options.quick
-        self.sizes = dict(QUICK if options.quick else FULL)
+        self.sizes = dict(sizes(options))
         if options.groups:
             for name, size in self.sizes.items():
                 self.sizes[name] = replace(size, groups=options.groups)
@@ -85,6 +92,7 @@ class Benchmark:
         settings = {
             "texts": self.source.name,
             "threads": options.threads,
+            "device": options.device,
             "sizes": {name: asdict(size) for name, size in self.sizes.items()},
         }
         self.results = Results(
@@ -175,7 +183,7 @@ class Benchmark:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    machine.set_environment(options.threads)
+    machine.set_environment(options.threads, options.device)
     # A file has room for a whole table.
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:
@@ -189,6 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def sizes(options: argparse.Namespace) -> dict[str, Size]:
+    """How much is measured of which model."""
+    if options.quick:
+        return QUICK
+    return GPU if options.device == "cuda" else FULL
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -198,7 +213,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rows", type=names(KINDS), default=list(KINDS), help="of scoring,latency,training"
     )
-    parser.add_argument("--models", type=names(MODELS), help="of minilm,bert-base,xlmr-base")
+    parser.add_argument("--models", type=names(MODELS), help=f"of {','.join(MODELS)}")
     parser.add_argument(
         "--groups",
         type=int,
@@ -209,6 +224,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         data=SQUAD_OR_SAMPLE,
         output="where speed.json, speed.png, speed.log and the models go",
     )
+    add_device(parser)
     parser.add_argument(
         "--threads", type=int, default=machine.available_cpus(), help="threads of every process"
     )
@@ -216,7 +232,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--resume", action="store_true", help="keep the rows that --output holds already"
     )
     options = parser.parse_args(argv)
-    options.models = options.models or (["minilm"] if options.quick else list(MODELS))
+    measured = sizes(options)
+    options.models = options.models or (["minilm"] if options.quick else list(measured))
+    unknown = [name for name in options.models if name not in measured]
+    if unknown:
+        parser.error(f"{unknown[0]} is not measured on {options.device}")
     return options
 
 

@@ -17,13 +17,13 @@ Request = tuple[str, list[str]]
 #: The wide mix: lognormal document lengths in words.
 WIDE_MEAN, WIDE_SIGMA, WIDE_MOST = 90, 1.0, 400
 
-#: Tokens of every pair of the equal mix, special tokens included.
-EQUAL_TOKENS = 190
+#: Tokens of every pair of the mixes of one length, special tokens included.
+TOKENS = {"equal": 190, "full": 512}
 
 MIXES = {
     "own": "the real documents, with their own lengths",
     "wide": f"lognormal lengths, mean {WIDE_MEAN} words, sigma {WIDE_SIGMA}, at most {WIDE_MOST}",
-    "equal": f"every pair {EQUAL_TOKENS} tokens long",
+    **{name: f"every pair {tokens} tokens long" for name, tokens in TOKENS.items()},
 }
 
 SAMPLE = Path(__file__).resolve().parents[1] / "rerank_plugin" / "sample"
@@ -78,7 +78,7 @@ class Texts:
     Args:
         source: Where queries and documents come from.
         mix: A name in `MIXES`.
-        tokenizer: Counts the tokens of the equal mix.
+        tokenizer: Counts the tokens where they are given.
         seed: Fixes what is dealt.
     """
 
@@ -88,7 +88,8 @@ class Texts:
         self.documents = Deck(source.documents, self.random)
         self.words = [word for document in source.documents for word in document.split()]
         self.tokenizer = tokenizer
-        self._document = {"own": self._own, "wide": self._wide, "equal": self._equal}[mix]
+        self._document = {"own": self._own, "wide": self._wide}.get(mix, self._equal)
+        self.most = TOKENS.get(mix, 0)
         self._tokens: dict[str, int] = {}
 
     def requests(self, count: int, documents: int) -> list[Request]:
@@ -109,7 +110,7 @@ class Texts:
         return " ".join(self._run(min(max(count, 1), WIDE_MOST)))
 
     def _equal(self, query: str) -> str:
-        room = EQUAL_TOKENS - len(self.tokenizer.encode(query, "").ids)
+        room = self.most - len(self.tokenizer.encode(query, "").ids)
         document: list[str] = []
         # Neither WordPiece nor Unigram joins over a space, so words' tokens add up.
         for word in self._run(room):
@@ -119,8 +120,8 @@ class Texts:
         filler = next(word for word in self.words if self._count(word) == 1)
         document += [filler] * room
         text = " ".join(document)
-        if len(self.tokenizer.encode(query, text).ids) != EQUAL_TOKENS:
-            raise ValueError(f"a pair is not {EQUAL_TOKENS} tokens long: {text!r}")
+        if len(self.tokenizer.encode(query, text).ids) != self.most:
+            raise ValueError(f"a pair is not {self.most} tokens long: {text!r}")
         return text
 
     def _run(self, count: int) -> list[str]:

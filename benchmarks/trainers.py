@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from machine import OtherWork, peak_memory
+from machine import OtherWork, device, peak_memory
 from scorers import OURS
 from texts import Request, read_groups
 from workers import CONTEXT, WorkerError, write_to
@@ -101,7 +101,7 @@ def rerank_plugin(task: Task) -> Trained:
         "total_epoch": 1,
         "lr": LEARNING_RATE,
         "seed": SEED,
-        "device": "cpu",
+        "device": device(),
         "dtype": task.precision or "auto",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
@@ -111,7 +111,8 @@ def rerank_plugin(task: Task) -> Trained:
     peak = peak_memory()
     last = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
     # Nothing that a run leaves says what `auto` was; serving chooses in the same way.
-    precision = task.precision or str(Reranker(folder, device="cpu").dtype).removeprefix("torch.")
+    served = Reranker(folder, device=device()).dtype
+    precision = task.precision or str(served).removeprefix("torch.")
     return Trained(int(last["train_pairs"]), last["train_seconds"], precision, peak)
 
 
@@ -150,7 +151,7 @@ def cross_encoder_trainer(
         CrossEncoderTrainingArguments,
     )
 
-    encoder = CrossEncoder(model, num_labels=1, max_length=MAX_LENGTH, device="cpu")
+    encoder = CrossEncoder(model, num_labels=1, max_length=MAX_LENGTH, device=device())
     return CrossEncoderTrainer(
         model=encoder,
         args=CrossEncoderTrainingArguments(**options),
@@ -199,19 +200,20 @@ TRAINERS: dict[str, Callable[[Task], Trained]] = {
 }
 
 
-#: What every peer's training arguments have.
-TRAINER_OPTIONS: dict[str, Any] = {
-    "use_cpu": True,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-}
+def common_options() -> dict[str, Any]:
+    """What every peer's training arguments have."""
+    return {
+        "use_cpu": device() == "cpu",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def trainer_options(task: Task) -> dict[str, Any]:
     """Training arguments of transformers for a peer; what is not here is its default."""
     return {
-        **TRAINER_OPTIONS,
+        **common_options(),
         "output_dir": str(task.work / "trained"),
         "per_device_train_batch_size": task.batch_groups,
         "num_train_epochs": 1,

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from torch import nn
+from transformers import PreTrainedModel
+
 Item = TypeVar("Item")
 
 
@@ -60,3 +63,24 @@ def wait() -> None:
         import torch.distributed as dist
 
         dist.barrier()
+
+
+def cut_at_layers(model: nn.Module) -> None:
+    """Let FSDP cut a model between its layers, where its configuration names no classes.
+
+    transformers names the layers of some families only, and beside them the module around the
+    embeddings: accelerate, which cuts the embeddings out by themselves, fails where they lie in a
+    part already.
+    """
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part._no_split_modules = sorted({type(layer).__name__ for layer in layers(part)})
+
+
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that stand in lists, but for those inside of one."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from layers(child)

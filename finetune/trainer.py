@@ -33,7 +33,7 @@ from .dataset import GroupDataset
 from .evaluation import Evaluation, evaluate_groups, teacher_scores
 from .guard import CollapseGuard, StepRecord
 from .losses.contract import Loss
-from .processes import gathered, wait
+from .processes import cut_at_layers, gathered, wait
 from .sampling import GroupBatches, Place, Sample, sample_group
 from .stopwatch import Stopwatch
 
@@ -200,6 +200,8 @@ class RerankTrainer(Trainer):
                 eval_dataset=eval_groups,
                 processing_class=scorer.encoder.tokenizer,
             )
+        if self.is_fsdp_enabled:
+            cut_at_layers(model)
 
     @property
     def latest(self) -> Evaluation:

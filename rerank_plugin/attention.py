@@ -68,8 +68,11 @@ def packed_attention(
         `[1, tokens, heads, head size]`, and no weights.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    # Under autocast a rotary embedding may have left float32.
-    rows = [tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value)]
+    dtype, device = value.dtype, value.device.type
+    if torch.is_autocast_enabled(device):
+        # As torch's own attention does: rotary embeddings and 4-bit products leave float32.
+        dtype = torch.get_autocast_dtype(device)
+    rows = [tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value)]
     return attend(boundaries, *rows, scale=scale, window=sliding_window or 0)[None], None
 
 
@@ -93,9 +96,18 @@ def attend(
         offsets, longest = boundaries.offsets, boundaries.longest
         apply: Callable[..., Tensor] = CpuAttention.apply
         return apply(query, key, value, offsets, longest, window, scale)
-    if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
-        return varlen(query, key, value, boundaries, window, scale)
+    if query.device.type == "cuda":
+        if has_flash(query):
+            return varlen(query, key, value, boundaries, window, scale)
+        if not window:
+            return nested(query, key, value, boundaries, scale)
     return pair_by_pair(query, key, value, boundaries, window, scale)
+
+
+def has_flash(query: Tensor) -> bool:
+    """Whether FlashAttention takes a tensor on a GPU: half precision, from Ampere on."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return half and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def varlen(
@@ -122,6 +134,25 @@ def varlen(
     return out
 
 
+def nested(
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Boundaries, scale: float
+) -> Tensor:
+    """Attention by torch's kernels for nested tensors, `[tokens, heads, head size]`.
+
+    They take float32 too, and run on GPUs that have no FlashAttention.
+    """
+    tokens, offsets = boundaries.tokens, boundaries.on_device.long()
+    shortest, longest = min(boundaries.lengths), boundaries.longest
+    q, k, v = (
+        torch.nested.nested_tensor_from_jagged(
+            tensor[:tokens], offsets, min_seqlen=shortest, max_seqlen=longest
+        ).transpose(1, 2)
+        for tensor in (query, key, value)
+    )
+    out = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    return filled(out.transpose(1, 2).values(), query.shape[0])
+
+
 def pair_by_pair(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Boundaries, window: int, scale: float
 ) -> Tensor:
@@ -138,8 +169,12 @@ def pair_by_pair(
         outputs.append(
             nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         )
-    out = torch.cat(outputs, dim=2)[0].transpose(0, 1)
-    return nn.functional.pad(out, (0, 0, 0, 0, 0, query.shape[0] - tokens))
+    return filled(torch.cat(outputs, dim=2)[0].transpose(0, 1), query.shape[0])
+
+
+def filled(out: Tensor, tokens: int) -> Tensor:
+    """The outputs of all pairs and zeros behind them, `[tokens, heads, head size]`."""
+    return nn.functional.pad(out, (0, 0, 0, 0, 0, tokens - out.shape[0]))
 
 
 def window_mask(length: int, window: int, device: torch.device) -> Tensor:

@@ -28,7 +28,7 @@ from rerank_plugin.normalization import (
     scale_and_bias,
     threshold,
 )
-from rerank_plugin.scoring import Logits, Scorer, parts
+from rerank_plugin.scoring import Logits, Scorer
 from rerank_plugin.settings import RerankSettings
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,9 @@ class Reranker:
         """`logits`, without blocking the event loop; cancelled, the rest is not scored."""
         adapter = self._checked(adapter)
         distinct, places = await self._queue.beside_loop(distinct_pairs, pairs)
-        found = [await self._queue.score(part, adapter=adapter) for part in parts(distinct)]
+        found = [
+            await self._queue.score(part, adapter=adapter) for part in self._scorer.parts(distinct)
+        ]
         return joined(found)[places]
 
     def stream(
@@ -218,7 +220,7 @@ class Reranker:
         coming: deque[Future[Logits]] = deque()
         call = object()
         try:
-            for part in parts(pairs):
+            for part in self._scorer.parts(pairs):
                 coming.append(self._queue.submit(part, progress, adapter=adapter, caller=call))
                 if len(coming) > 1:
                     yield coming[0].result()

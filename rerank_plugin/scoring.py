@@ -35,6 +35,9 @@ SMALLEST_BUDGET = 512
 #: Pairs that are encoded and scored together: enough to share texts and to fill batches evenly.
 PAIRS_AT_ONCE = 4_096
 
+#: The same for a GPU, which would stand still while more are encoded.
+GPU_PAIRS_AT_ONCE = 512
+
 
 class ScoringError(RerankError):
     """The model gave something that is no score."""
@@ -199,9 +202,21 @@ class Scorer:
         Raises:
             ScoringError: a logit is not a finite number.
         """
-        encoded = ahead(self.encode(part) for part in parts(pairs))
+        parts = list(self.parts(pairs))
+        encoded: Iterator[EncodedPairs] = map(self.encode, parts)
+        if len(parts) > 1:
+            encoded = ahead(encoded)
         found = [part.of_pairs(self._distinct(part, progress)) for part in encoded]
         return np.concatenate(found) if found else np.empty(0, np.float32)
+
+    def parts(self, pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+        """The pairs in their order, as many at a time as are encoded and scored together."""
+        at_once = PAIRS_AT_ONCE
+        if self.device.type == "cuda":
+            at_once = min(at_once, GPU_PAIRS_AT_ONCE)
+        left = iter(pairs)
+        while part := list(islice(left, at_once)):
+            yield part
 
     def encode(self, part: Sequence[Pair]) -> EncodedPairs:
         """Some pairs as what is scored for them; equal ones once."""
@@ -278,27 +293,10 @@ def on_device(batch: Inputs, device: torch.device) -> Inputs:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def parts(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    """The pairs in their order, as many at a time as are encoded and scored together."""
-    left = iter(pairs)
-    while part := list(islice(left, PAIRS_AT_ONCE)):
-        yield part
-
-
 def ahead(items: Iterator[EncodedPairs]) -> Iterator[EncodedPairs]:
-    """The same items, each made in another thread while the one before is used.
-
-    The first is made at once; where it is the only one, no thread is started.
-    """
-    first = next(items, None)
-    if first is None:
-        return
-    if len(first.places) < PAIRS_AT_ONCE:
-        yield first
-        return
+    """The same items, each made in another thread while the one before is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="encoding") as thread:
         coming: Future[EncodedPairs | None] = thread.submit(next, items, None)
-        yield first
         while (item := coming.result()) is not None:
             coming = thread.submit(next, items, None)
             yield item

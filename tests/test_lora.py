@@ -348,6 +348,17 @@ def test_a_base_in_4_bits_trains_adapter_and_head(plain_encoder: Path, tmp_path:
     assert len(Reranker(tmp_path / "a", dtype="float32").logits(PAIRS)) == len(PAIRS)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_base_in_4_bits(tiny_encoder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    options: dict[str, Any] = {"lora_4bit": True, "device": "cuda", "dtype": "bfloat16"}
+    folder = lora_run(tiny_encoder, tmp_path / "a", **options)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in history if "loss" in line]
+    assert losses and np.isfinite(losses).all()
+    assert np.isfinite(logits(folder)).all()
+
+
 def test_a_base_in_4_bits_is_for_gpus(tiny_encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="lora_4bit: is for CUDA GPUs, this run is on cpu"):
         lora_run(tiny_encoder, tmp_path / "a", lora_4bit=True)

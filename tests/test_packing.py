@@ -24,6 +24,7 @@ from transformers import (
     XLMRobertaXLConfig,
 )
 
+from rerank_plugin import attention
 from rerank_plugin.attention import Boundaries, attend
 from rerank_plugin.cpu_attention import kernels
 from rerank_plugin.encoding import EncodedPair
@@ -259,21 +260,59 @@ def test_nan_is_not_hidden() -> None:
     assert out[20:].isfinite().all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
 @pytest.mark.parametrize("name", ["bert", "xlm-roberta", "modernbert"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cuda_gives_the_cpus_logits(name: str, dtype: torch.dtype) -> None:
-    plain = build(CONFIGS[name])
+def test_a_gpu_gives_the_cpus_logits_and_gradients(name: str, dtype: torch.dtype) -> None:
+    plain, model = build(CONFIGS[name]), build(CONFIGS[name])
     pairs = make_pairs(LENGTHS)
     expected = padded_logits(plain, pairs, types=False)
-    model = build(CONFIGS[name])
+    wanted = gradients(plain, expected)
     prepare_packing(model)
-    model.to("cuda", dtype)
+    model.to("cuda")
     inputs = pack(pairs, first_position=first_position(model.config), with_types=False)
     inputs = {name: value.to(torch.device("cuda")) for name, value in inputs.items()}
-    found = model(**inputs).logits[:, 0].float().cpu()
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        with torch.inference_mode():
+            served = model(**inputs).logits[:, 0].float().cpu()
+        found = model(**inputs).logits[:, 0].float().cpu()
     bound = 1e-4 if dtype == torch.float32 else 0.2
     torch.testing.assert_close(found, expected, atol=bound, rtol=0)
+    torch.testing.assert_close(served, found.detach(), atol=bound, rtol=0)
+    trained = {name: gradient.cpu() for name, gradient in gradients(model, found).items()}
+    if dtype == torch.float32:
+        assert_same_gradients(trained, wanted)
+    else:
+        away = sum((trained[name] - gradient).norm() ** 2 for name, gradient in wanted.items())
+        assert away < 0.01 * sum(gradient.norm() ** 2 for gradient in wanted.values())
+
+
+@needs_gpu
+@pytest.mark.parametrize("flash", [True, False], ids=["flash", "old"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("window", [0, 5])
+def test_attention_on_a_gpu(
+    window: int, dtype: torch.dtype, flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not flash:
+        monkeypatch.setattr(attention, "has_flash", lambda _: False)
+    torch.manual_seed(0)
+    lengths = [1, 2, 11, 33, 100, 255, 300]
+    qkv = torch.randn(sum(lengths), 3, 3, 32).cuda().to(dtype).requires_grad_()
+    boundaries = Boundaries.of(lengths).to(qkv.device)
+    out = attend(boundaries, *qkv.unbind(1), scale=32**-0.5, window=window)
+    weight = torch.randn(out.shape).cuda()
+    torch.autograd.backward((out * weight).float().sum())
+    exact = qkv.detach().cpu().float().requires_grad_()
+    expected = plain_attention(list(exact.unbind(1)), lengths, window)
+    torch.autograd.backward((expected * weight.cpu()).sum())
+    bound = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.cpu().float(), expected, atol=bound, rtol=bound)
+    assert qkv.grad is not None and exact.grad is not None
+    assert (qkv.grad.cpu().float() - exact.grad).norm() < bound * exact.grad.norm()
 
 
 @given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 3000))

@@ -4,11 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from rerank_plugin.finetune.processes import cut_at_layers
 from rerank_plugin.finetune.sampling import GroupBatches
+from rerank_plugin.loading import load_model
 
 from .conftest import easy_groups, write_lines
 
@@ -93,3 +97,17 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
     assert moved > 10
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
     assert metrics[0]["before"] == metrics[1]["before"]
+
+
+def test_fsdp_cuts_between_layers(family_model: Path) -> None:
+    model = load_model(family_model).model
+    cut_at_layers(model)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
+    )
+    plugin.set_auto_wrap_policy(model)
+    is_part = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    parts = [module for module in model.modules() if is_part(module)]
+    assert len(parts) == model.config.num_hidden_layers
+    embeddings = model.get_input_embeddings()
+    assert all(module is not embeddings for part in parts for module in part.modules())
