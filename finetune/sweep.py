@@ -108,6 +108,8 @@ class Sweep:
         model = self.scorer.model
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
+        # Gradients in float16 would be lost below its smallest number.
+        scaler = torch.amp.GradScaler(self.scorer.device.type, enabled=self.dtype == torch.float16)
         model.train()
         for step in range(STEPS):
             # Up over a tenth, then down to nothing, as in a run.
@@ -115,10 +117,13 @@ class Sweep:
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
             places = [(step * self.step_groups + i) % len(self.trained) for i in self.step]
-            if not isfinite(self.backward(model, [self.trained[place] for place in places])):
+            samples = [self.trained[place] for place in places]
+            if not isfinite(self.backward(model, samples, scaler)):
                 return inf
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
         return self.loss_behind()
 
@@ -127,15 +132,20 @@ class Sweep:
         """The groups of a step, counted from its first."""
         return range(min(self.step_groups, len(self.trained)))
 
-    def backward(self, model: nn.Module, samples: Sequence[Sample]) -> float:
+    def backward(
+        self, model: nn.Module, samples: Sequence[Sample], scaler: torch.amp.GradScaler
+    ) -> float:
         """Gradients of a step; returns its mean loss."""
-        total = 0.0
+        total, device = 0.0, self.scorer.device
         for part in self.collate([(sample, True) for sample in samples])["parts"]:
             with self.precision():
-                logits = part_logits(model, part, self.scorer.device)
-                found = self.loss(logits, part["labels"], part["sizes"], part["teacher"])
+                logits = part_logits(model, part, device)
+                labels, teacher = part["labels"].to(device), part["teacher"]
+                if teacher is not None:
+                    teacher = teacher.to(device)
+                found = self.loss(logits, labels, part["sizes"], teacher)
                 loss = found / len(samples)
-            loss.backward()
+            scaler.scale(loss).backward()
             total += float(loss.detach())
         return total
 

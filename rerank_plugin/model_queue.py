@@ -165,9 +165,13 @@ class ModelQueue:
             QueueError: the process was forked, or the model is closed.
             InputError: a text is none of valid Unicode.
         """
-        with self._room(len(pairs)) as ticket:
-            ticket.result()
-            return self._hand_over(*self._encode(pairs), adapter, caller or object(), progress)
+        try:
+            with self._room(len(pairs)) as ticket:
+                ticket.result()
+                return self._hand_over(*self._encode(pairs), adapter, caller or object(), progress)
+        except QueueError:
+            self.check()
+            raise
 
     async def score(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """The raw logits of pairs, `[pairs]`, without blocking the event loop.
@@ -187,7 +191,16 @@ class ModelQueue:
         return await loop.run_in_executor(self._encoding, function, *arguments)
 
     def check(self) -> None:
-        """Raise a `QueueError` if the model cannot be used from this process, or not any more."""
+        """Raise a `QueueError` if the model cannot be used from this process, or not any more.
+
+        A daemon thread that is still there when Python shuts down waits here for its end: nobody
+        is left who would take an error, and Python would print it.
+        """
+        if self._closed and threading.current_thread().daemon:
+            threading.Event().wait()
+        self._check()
+
+    def _check(self) -> None:
         if self._forks != forks:
             raise QueueError(FORKED)
         if self._closed:
@@ -240,7 +253,7 @@ class ModelQueue:
         progress: Callable[[int], Any] | None,
     ) -> "Future[Logits]":
         with self._changed:
-            self.check()
+            self._check()
             due = self._scored + sum(batch.cost for batch in batches)
             job = Job(encoded, batches, due, adapter, caller, progress)
             job.future.add_done_callback(lambda _: self._leave(len(encoded.places)))

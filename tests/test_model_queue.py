@@ -373,7 +373,8 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
     program = (
         "import asyncio, atexit, sys, threading, torch\n"
         "torch.set_num_threads(1)\n"
-        "from rerank_plugin import Reranker\n"
+        "from rerank_plugin import Reranker, scoring\n"
+        "scoring.PAIRS_AT_ONCE = 64\n"
         "texts = [f'text {i} of some words' for i in range(100)]\n"
         "many = [f'{i}' for i in range(20_000)]\n"
         "reranker = Reranker(sys.argv[1])\n"

@@ -63,7 +63,7 @@ def test_two_labels_are_the_softmax_of_the_positive_one(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reranker(tiny_model: Path) -> Reranker:
-    return Reranker(tiny_model, dtype="float32", max_length=48)
+    return Reranker(tiny_model, dtype="float32", max_length=48, device="cpu")
 
 
 DOCUMENTS = st.lists(st.text(max_size=8) | st.sampled_from(sample_texts()[:5]), max_size=12)
