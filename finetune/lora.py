@@ -17,8 +17,6 @@ from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.head import head_names
 from rerank_plugin.loaded import LoadedModel, quiet_transformers
 
-from .processes import is_sharded
-
 
 def add_adapter(
     loaded: LoadedModel,
@@ -120,15 +118,19 @@ def quantize_frozen(adapted: nn.Module, dtype: torch.dtype) -> None:
             module.base_layer = narrow.requires_grad_(False)
 
 
-def check_4bit(device: torch.device) -> None:
+def check_4bit(device: torch.device, *, sharded: bool) -> None:
     """Check that a base can be kept in 4 bits here.
+
+    Args:
+        device: Where it is trained.
+        sharded: Whether each process will hold a part of it only.
 
     Raises:
         OptionError: it cannot.
     """
     if device.type != "cuda":
         raise OptionError("lora_4bit", f"is for CUDA GPUs, this run is on {device.type}")
-    if is_sharded():
+    if sharded:
         raise OptionError(
             "lora_4bit", "is not for FSDP or DeepSpeed, which cut weights on their own"
         )

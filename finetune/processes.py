@@ -1,9 +1,9 @@
 """The processes of a run: one, or one a device under torchrun or accelerate launch."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,10 +21,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def is_sharded() -> bool:
-    """Whether accelerate will give each process a part of the weights only."""
+def is_sharded(options: Mapping[str, Any]) -> bool:
+    """Whether training arguments, or who launched, give each process a part of the weights."""
     names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    return any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+    launched = any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+    return launched or bool(options.get("fsdp") or options.get("deepspeed"))
 
 
 def gathered(item: Item) -> list[Item]:

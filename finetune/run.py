@@ -310,7 +310,9 @@ class Run:
         wait()
         if self.best.step != self.trainer.state.global_step:
             with quiet_transformers():
-                self.trainer.load_weights(self.folder.model)
+                self.trainer.load_weights(
+                    self.folder.model, trust_remote_code=self.config.trust_remote_code
+                )
         return self.trainer.rank(self.data.reporting)
 
     def say_what_it_is_worth(self, metrics: dict[str, Any]) -> None:
@@ -441,8 +443,9 @@ def with_adapter(
         raise OptionError(
             "lora", f"{config.model_name_or_path} is an adapter itself: merge it first"
         )
+    sharded = is_sharded(config.trainer)
     if config.lora_4bit:
-        check_4bit(device)
+        check_4bit(device, sharded=sharded)
     return add_adapter(
         loaded,
         base=config.model_name_or_path,
@@ -453,6 +456,6 @@ def with_adapter(
         rslora=config.lora_rslora,
         dora=config.lora_dora,
         # FSDP and DeepSpeed put weights of one precision together, and cast them on their own.
-        dtype=torch.float32 if is_sharded() else dtype,
+        dtype=torch.float32 if sharded else dtype,
         in_4bit=config.lora_4bit,
     )

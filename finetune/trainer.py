@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from rerank_plugin.encoding import EncodedPair
 from rerank_plugin.errors import InputError
 from rerank_plugin.loaded import quiet_transformers
+from rerank_plugin.loading import load_model
 from rerank_plugin.packing import equal_batches
 from rerank_plugin.scoring import Scorer, on_device, pair_logits
 
@@ -183,6 +184,8 @@ class RerankTrainer(Trainer):
         #: What goes from an interrupted run to the one that resumes it, by name.
         self.carried: dict[str, Carried] = {"stopwatch": stopwatch, "guard": guard}
         self._latest: Evaluation | None = None
+        #: Whether the scorer has a whole model, after a run on parts of one.
+        self._is_whole_again = False
         #: Of the optimizer step: loss, loss at chance, spread of logits, lowest loss; sums over
         #: groups.
         self._sums = torch.zeros(4)
@@ -339,17 +342,42 @@ class RerankTrainer(Trainer):
         At the precision that the model trains in, and serves in by default.
         """
         number, processes = self.args.process_index, self.args.world_size
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_sharded and not self._is_whole_again:
             # All processes hold parts of the weights: they go through all groups together.
             self.scorer.model, number, processes = self.model_wrapped, 0, 1
+            self.scorer.without_gradients = torch.no_grad
         own = groups.select(list(range(number, len(groups), processes)))
         with self.stopwatch.paused(), self.compute_loss_context_manager():
             found = evaluate_groups(self.scorer, own, self.loss) if len(own) else None
             return found if processes == 1 and found else interleaved(gathered(found))
 
-    def load_weights(self, folder: Path) -> None:
-        """Take the weights of a model that this run has saved."""
-        self._load_from_checkpoint(str(folder))
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def load_weights(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        """Take the weights of a model that this run has saved; for ranking, not to train on."""
+        if not self.is_sharded:
+            self._load_from_checkpoint(str(folder))
+            return
+        model = load_model(folder, trust_remote_code=trust_remote_code).model
+        nn.Module.to(model, self.args.device)
+        budget = self.scorer.token_budget
+        self.scorer = Scorer(model, self.scorer.encoder, token_budget=budget)
+        self._is_whole_again = True
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as a whole one, also where each process holds a part of it."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        # Importing it takes a second.
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        self._save(output_dir, get_model_state_dict(self.model, options=options))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder, step = Path(str(self.args.output_dir)), self.state.global_step
@@ -357,7 +385,7 @@ class RerankTrainer(Trainer):
             "train_pairs": gathered(self.train_pairs),
             "carried": {name: item.as_record() for name, item in self.carried.items()},
         }
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_sharded:
             # Sharded states have formats of their own; the record makes the checkpoint a whole one.
             super()._save_checkpoint(model, trial)
             wait()
@@ -386,8 +414,7 @@ class RerankTrainer(Trainer):
                 write_checkpoint(folder, step, write)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if checkpoint is None or sharded:
+        if checkpoint is None or self.is_sharded:
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
@@ -395,7 +422,7 @@ class RerankTrainer(Trainer):
         self.train_pairs = record["train_pairs"][self.args.process_index]
         for name, item in self.carried.items():
             item.restore(record["carried"][name])
-        if sharded:
+        if self.is_sharded:
             return
         assert self.optimizer is not None and self.lr_scheduler is not None
         self.optimizer.load_state_dict(read_optimizer(Path(checkpoint), record["optimizer"]))
@@ -407,7 +434,7 @@ class RerankTrainer(Trainer):
         """Has come with the optimizer."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if checkpoint is None or self.is_sharded:
             super()._load_rng_state(checkpoint)
             return
         restore_random_states(read_record(Path(checkpoint))["random"][self.args.process_index])

@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -153,6 +154,8 @@ class Scorer:
         self.hidden_size = int(getattr(model.config, "hidden_size", 768))
         self.first_position = first_position(model.config)
         self._token_budget = token_budget
+        #: What it scores under. FSDP, which gathers weights in the forward, needs `no_grad` here.
+        self.without_gradients: Callable[[], AbstractContextManager[None]] = torch.inference_mode
 
     def fuse(self) -> None:
         """Make scoring on a CPU faster, where it can be; the model cannot be trained any more."""
@@ -239,7 +242,7 @@ class Scorer:
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Logits:
         """The raw logits of one batch, float32 `[pairs]`."""
-        with torch.inference_mode():
+        with self.without_gradients():
             batch = on_device(self.inputs(pairs), self.device)
             logits: Logits = pair_logits(self.model, batch).cpu().numpy()
         return logits

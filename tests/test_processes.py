@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -10,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from rerank_plugin import Reranker
+from rerank_plugin.finetune.evaluation import evaluate_groups
+from rerank_plugin.finetune.groups import read_groups
 from rerank_plugin.finetune.processes import cut_at_layers
 from rerank_plugin.finetune.sampling import GroupBatches
 from rerank_plugin.loading import load_model
@@ -36,7 +40,33 @@ def test_processes_share_every_group_once(
     assert all(len(step) == batch_size * processes for step in counted[:-1])
 
 
-def train(model: Path, data: Path, folder: Path, *, processes: int, batch_size: int) -> Path:
+#: accelerate gives CPU processes DDP whatever is asked for, unless it takes them for GPUs.
+FSDP_ON_CPUS = """
+import sys
+
+import accelerate.state as state
+import torch
+
+torch.distributed.init_process_group("gloo")
+state.PartialState._prepare_backend = lambda *_: ("gloo", state.DistributedType.MULTI_GPU)
+state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+
+from rerank_plugin.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def train(
+    model: Path,
+    data: Path,
+    folder: Path,
+    *,
+    processes: int,
+    batch_size: int,
+    fsdp: bool = False,
+    **more: Any,
+) -> Path:
     options = {
         "model_name_or_path": model,
         "data_path": data,
@@ -59,10 +89,17 @@ def train(model: Path, data: Path, folder: Path, *, processes: int, batch_size: 
         "dtype": "float32",
         "device": "cpu",
         "report_to": "none",
+        **({"fsdp": "full_shard"} if fsdp else {}),
+        **more,
     }
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    start = [sys.executable, *(launch if processes > 1 else []), "-m", "rerank_plugin"]
+    program = ["-m", "rerank_plugin"]
+    if fsdp:
+        script = folder.with_suffix(".py")
+        script.write_text(FSDP_ON_CPUS)
+        program = [str(script)]
+    start = [sys.executable, *(launch if processes > 1 else []), *program]
     done = subprocess.run(
         [*start, "train", *arguments], capture_output=True, text=True, check=False
     )
@@ -72,9 +109,13 @@ def train(model: Path, data: Path, folder: Path, *, processes: int, batch_size: 
     return folder
 
 
-@pytest.mark.parametrize("groups", [40, 23], ids=["full step", "groups left over"])
+@pytest.mark.parametrize(
+    ("groups", "fsdp"),
+    [(40, False), (23, False), (23, True)],
+    ids=["full step", "groups left over", "FSDP"],
+)
 def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
-    tiny_model: Path, tmp_path: Path, groups: int
+    tiny_model: Path, tmp_path: Path, groups: int, fsdp: bool
 ) -> None:
     ragged = easy_groups(groups)
     for index, group in enumerate(ragged):
@@ -83,7 +124,7 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
     # 15 of the 23 groups are trained on: three of them are left for the second pass of two.
     size = {40: 2, 23: 3}[groups]
     folders = [
-        train(tiny_model, data, tmp_path / "two", processes=2, batch_size=size),
+        train(tiny_model, data, tmp_path / "two", processes=2, batch_size=size, fsdp=fsdp),
         train(tiny_model, data, tmp_path / "one", processes=1, batch_size=2 * size),
     ]
     two, one = (load_file(folder / "model.safetensors") for folder in folders)
@@ -97,6 +138,21 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
     assert moved > 10
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
     assert metrics[0]["before"] == metrics[1]["before"]
+
+
+def test_fsdp_reports_what_the_kept_model_is_worth(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(48))
+    test = write_lines(tmp_path / "test.jsonl", easy_groups(12, start=100))
+    options = {"max_steps": 9, "lr": 0.01, "eval_strategy": "steps", "eval_steps": 1}
+    options |= {"optim": "adamw_torch", "test_data_path": test, "eval_data_path": test}
+    folder = train(
+        tiny_model, data, tmp_path / "a", processes=2, batch_size=4, fsdp=True, **options
+    )
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["improved"]
+    reranker = Reranker(folder, dtype="float32", device="cpu", max_length=48)
+    found = evaluate_groups(reranker, list(read_groups(test)))
+    assert found.means["ndcg@10"] == pytest.approx(metrics["after"]["ndcg@10"], abs=1e-6)
 
 
 def test_fsdp_cuts_between_layers(family_model: Path) -> None:
