@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from machine import gemm_rates
+from machine import available_cpus, gemm_rates
 from scorers import OURS
 
 #: CPUs that others may have during a round before its times are left out.
-DISTURBED = 0.15
+DISTURBED = 0.075 * available_cpus()
 
 
 @dataclass

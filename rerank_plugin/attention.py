@@ -127,8 +127,9 @@ def varlen(
         longest,
         scale=scale,
         window_size=(window - 1, window - 1) if window else (-1, -1),
-        # Splitting keys by how many pairs there are would let a score move with its neighbours.
-        num_splits=1,
+        # Splitting keys by how many pairs there are would let a score move with its neighbours;
+        # ROCm never does, and refuses to be asked.
+        num_splits=None if torch.version.hip else 1,
     )
     assert isinstance(out, Tensor)
     return out
