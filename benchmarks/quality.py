@@ -3,6 +3,7 @@
     python benchmarks/quality.py                                    # everything: many hours
     python benchmarks/quality.py --groups 40 --seeds 0 --rate 2e-4 --sets squad      # a try
     python benchmarks/quality.py --who 'rerank-plugin,rerank-plugin listnet'    # losses of ours
+    python benchmarks/quality.py --who rerank-plugin-dropout --rate 2e-4
 
 This project, sentence-transformers with three losses and FlagEmbedding train the same encoder on
 the same groups, for as many epochs, with groups and pairs of the same size, in bfloat16. Everyone's
@@ -19,6 +20,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ class Task:
     seed: int
 
 
-def ours(task: Task, loss: str) -> float:
+def ours(task: Task, loss: str, *, dropout: float = 0.0) -> float:
     """`rerank-plugin train`, with its default loss or another; seconds of its loop."""
     from rerank_plugin.finetune import FinetuneConfig, finetune
 
@@ -88,6 +90,7 @@ def ours(task: Task, loss: str) -> float:
             lr=task.rate,
             total_epoch=task.epochs,
             seed=task.seed,
+            dropout=dropout,
             **({"loss": loss} if loss else {}),
             trainer={"eval_strategy": "no", "report_to": "none"},
         )
@@ -151,6 +154,8 @@ def peer_options(task: Task) -> dict[str, Any]:
 
 LIBRARIES: dict[str, Callable[[Task, str], float]] = {
     "rerank-plugin": ours,
+    # The dropout that the peers keep.
+    "rerank-plugin-dropout": partial(ours, dropout=0.1),
     "sentence-transformers": sentence_transformers,
     "FlagEmbedding": flag_embedding,
 }
