@@ -91,6 +91,7 @@ def ours(task: Task, loss: str, *, dropout: float = 0.0) -> float:
             total_epoch=task.epochs,
             seed=task.seed,
             dropout=dropout,
+            device=device(),
             **({"loss": loss} if loss else {}),
             trainer={"eval_strategy": "no", "report_to": "none"},
         )

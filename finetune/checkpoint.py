@@ -65,8 +65,13 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> 
     shutil.rmtree(target, ignore_errors=True)
     staged.rename(target)
     sync_file(folder)
-    for path in folder.glob(f"{PREFIX}*"):
-        if path != target:
+    remove_others(target)
+
+
+def remove_others(kept: Path) -> None:
+    """Remove all checkpoints beside one."""
+    for path in kept.parent.glob(f"{PREFIX}*"):
+        if path != kept:
             shutil.rmtree(path)
 
 

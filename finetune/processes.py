@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from rerank_plugin.errors import InputError
+
 Item = TypeVar("Item")
 
 
@@ -26,6 +28,14 @@ def is_sharded(options: Mapping[str, Any]) -> bool:
     names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
     launched = any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
     return launched or bool(options.get("fsdp") or options.get("deepspeed"))
+
+
+def load_in_every_process() -> None:
+    """Let all processes load all weights, where accelerate would let the first alone do so.
+
+    What lies in no file, a fresh head, has to be made by each of them.
+    """
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def gathered(item: Item) -> list[Item]:
@@ -76,6 +86,17 @@ def cut_at_layers(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part._no_split_modules = sorted({type(layer).__name__ for layer in layers(part)})
+
+
+def check_saves_whole(config: Mapping[str, Any]) -> None:
+    """Check that a model that DeepSpeed has cut can be saved as a whole one.
+
+    Raises:
+        InputError: its configuration does not let it.
+    """
+    zero, option = config.get("zero_optimization", {}), "stage3_gather_16bit_weights_on_model_save"
+    if zero.get("stage") == 3 and not zero.get(option):
+        raise InputError(f"deepspeed: stage 3 needs {option} (zero3_save_16bit_model): true")
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -16,6 +16,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rerank_plugin.adapters import Base
 from rerank_plugin.device import resolve_device
@@ -41,7 +42,15 @@ from .learning_rate import given_or_default_rate
 from .losses import DEFAULT_LOSS, make_loss
 from .losses.contract import Loss
 from .metrics import comparison
-from .processes import first_process_first, gathered, is_sharded, rank, wait, world_size
+from .processes import (
+    first_process_first,
+    gathered,
+    is_sharded,
+    load_in_every_process,
+    rank,
+    wait,
+    world_size,
+)
 from .report import Report
 from .run_folder import RunFolder, check_not_the_base
 from .stopwatch import Stopwatch
@@ -95,6 +104,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     device = resolve_device(config.device)
     if world_size() > 1:
+        load_in_every_process()
         PartialState(cpu=device.type == "cpu")
     if rank() > 0:
         # What is to be said, the first process says.
@@ -283,6 +293,9 @@ class Run:
         finally:
             self.progress.close()
         stopwatch.stop()
+        if trainer.is_deepspeed_enabled:
+            # Models that are loaded from here on are whole ones.
+            unset_hf_deepspeed_config()
         if self.interruption.stops and trainer.state.global_step < trainer.state.max_steps:
             step = trainer.state.global_step
             logger.warning("stopped behind step %d: the same command goes on from there", step)

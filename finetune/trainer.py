@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate.state import GradientState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +25,7 @@ from .checkpoint import (
     random_states,
     read_optimizer,
     read_record,
+    remove_others,
     restore_random_states,
     saving,
     write_checkpoint,
@@ -34,7 +36,7 @@ from .dataset import GroupDataset
 from .evaluation import Evaluation, evaluate_groups, teacher_scores
 from .guard import CollapseGuard, StepRecord
 from .losses.contract import Loss
-from .processes import cut_at_layers, gathered, wait
+from .processes import check_saves_whole, cut_at_layers, gathered, wait
 from .sampling import GroupBatches, Place, Sample, sample_group
 from .stopwatch import Stopwatch
 
@@ -136,6 +138,17 @@ def part_logits(model: nn.Module, part: Mapping[str, Any], device: torch.device)
 
 
 @contextmanager
+def unsynchronized(state: GradientState) -> Iterator[None]:
+    """Let accelerate think that more gradients come before the step."""
+    synchronized = state.sync_gradients
+    state._set_sync_gradients(False)
+    try:
+        yield
+    finally:
+        state._set_sync_gradients(synchronized)
+
+
+@contextmanager
 def refused_options() -> Iterator[None]:
     """Turn what transformers says of an option that it cannot use into one line."""
     try:
@@ -205,6 +218,8 @@ class RerankTrainer(Trainer):
             )
         if self.is_fsdp_enabled:
             cut_at_layers(model)
+        if self.is_deepspeed_enabled:
+            check_saves_whole(self.accelerator.state.deepspeed_plugin.deepspeed_config)
 
     @property
     def latest(self) -> Evaluation:
@@ -276,8 +291,11 @@ class RerankTrainer(Trainer):
 
     def _gradients_kept(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Gradients are exchanged behind the last part alone."""
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if self.accelerator.distributed_type == DistributedType.FSDP:
             return nullcontext()
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # Its backward makes the optimizer's step too.
+            return unsynchronized(self.accelerator.gradient_state)
         kept: AbstractContextManager[Any] = self.accelerator.no_sync(model=model)
         return kept
 
@@ -345,11 +363,14 @@ class RerankTrainer(Trainer):
         if self.is_sharded and not self._is_whole_again:
             # All processes hold parts of the weights: they go through all groups together.
             self.scorer.model, number, processes = self.model_wrapped, 0, 1
-            self.scorer.without_gradients = torch.no_grad
+            self.scorer.without_gradients, self.scorer.adapts_budget = torch.no_grad, False
         own = groups.select(list(range(number, len(groups), processes)))
         with self.stopwatch.paused(), self.compute_loss_context_manager():
             found = evaluate_groups(self.scorer, own, self.loss) if len(own) else None
-            return found if processes == 1 and found else interleaved(gathered(found))
+            if processes == 1 and found:
+                # Sums on a GPU differ in their last bits: what processes decide by is the first's.
+                return gathered(found)[0]
+            return interleaved(gathered(found))
 
     @property
     def is_sharded(self) -> bool:
@@ -391,6 +412,7 @@ class RerankTrainer(Trainer):
             wait()
             if self.is_world_process_zero():
                 write_record(folder / f"checkpoint-{step}", carried)
+                remove_others(folder / f"checkpoint-{step}")
             return
         with self.stopwatch.paused():
             states = gathered(random_states())

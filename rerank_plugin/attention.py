@@ -22,6 +22,9 @@ class Boundaries:
     #: Where pairs begin, and the end: int32 `[pairs + 1]`, on the CPU and on the model's device.
     offsets: Tensor
     on_device: Tensor
+    #: The same in int64. Nested tensors are alike only if theirs are this very tensor, also when a
+    #: layer is computed once more for its gradient.
+    places: Tensor
     lengths: tuple[int, ...]
     longest: int
     #: Of all pairs; what a row has behind them belongs to none.
@@ -32,12 +35,13 @@ class Boundaries:
         """The boundaries of pairs that stand one behind the other, on the CPU."""
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         torch.cumsum(torch.tensor(lengths), 0, dtype=torch.int32, out=offsets[1:])
-        return cls(offsets, offsets, tuple(lengths), max(lengths), sum(lengths))
+        places = offsets.long()
+        return cls(offsets, offsets, places, tuple(lengths), max(lengths), sum(lengths))
 
     def to(self, device: torch.device) -> "Boundaries":
         """The same for a model on a device."""
         on_device = self.offsets.to(device, non_blocking=True)
-        return replace(self, on_device=on_device)
+        return replace(self, on_device=on_device, places=on_device.long())
 
 
 def packed_attention(
@@ -96,12 +100,18 @@ def attend(
         offsets, longest = boundaries.offsets, boundaries.longest
         apply: Callable[..., Tensor] = CpuAttention.apply
         return apply(query, key, value, offsets, longest, window, scale)
-    if query.device.type == "cuda":
+    if takes_rows_of_pairs(query):
         if has_flash(query):
             return varlen(query, key, value, boundaries, window, scale)
         if not window:
             return nested(query, key, value, boundaries, scale)
     return pair_by_pair(query, key, value, boundaries, window, scale)
+
+
+def takes_rows_of_pairs(query: Tensor) -> bool:
+    """Whether CUDA's kernels take a tensor; ROCm's have limits of their own."""
+    size = query.shape[-1]
+    return query.is_cuda and not torch.version.hip and size % 8 == 0 and size <= 256
 
 
 def has_flash(query: Tensor) -> bool:
@@ -127,9 +137,8 @@ def varlen(
         longest,
         scale=scale,
         window_size=(window - 1, window - 1) if window else (-1, -1),
-        # Splitting keys by how many pairs there are would let a score move with its neighbours;
-        # ROCm never does, and refuses to be asked.
-        num_splits=None if torch.version.hip else 1,
+        # Splitting keys by how many pairs there are would let a score move with its neighbours.
+        num_splits=1,
     )
     assert isinstance(out, Tensor)
     return out
@@ -142,7 +151,7 @@ def nested(
 
     They take float32 too, and run on GPUs that have no FlashAttention.
     """
-    tokens, offsets = boundaries.tokens, boundaries.on_device.long()
+    tokens, offsets = boundaries.tokens, boundaries.places
     shortest, longest = min(boundaries.lengths), boundaries.longest
     q, k, v = (
         torch.nested.nested_tensor_from_jagged(

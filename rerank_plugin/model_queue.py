@@ -193,11 +193,11 @@ class ModelQueue:
     def check(self) -> None:
         """Raise a `QueueError` if the model cannot be used from this process, or not any more.
 
-        A daemon thread that is still there when Python shuts down waits here for its end: nobody
+        A daemon thread that is still there when Python shuts down ends here without a word: nobody
         is left who would take an error, and Python would print it.
         """
         if self._closed and threading.current_thread().daemon:
-            threading.Event().wait()
+            raise SystemExit
         self._check()
 
     def _check(self) -> None:

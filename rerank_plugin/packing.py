@@ -125,13 +125,13 @@ def keep_one_token(
 
 def first_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
     """The first token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
-    return hidden.index_select(0, boundaries.on_device[:-1].long())
+    return hidden.index_select(0, boundaries.places[:-1])
 
 
 def means(hidden: Tensor, boundaries: Boundaries) -> Tensor:
     """The mean of every pair, summed in float32, `[tokens, hidden]` to `[pairs, hidden]`."""
     tokens = hidden[: boundaries.tokens].float()
-    lengths = boundaries.on_device.long().diff()
+    lengths = boundaries.places.diff()
     pairs = torch.arange(len(lengths), device=tokens.device)
     owner = pairs.repeat_interleave(lengths, output_size=tokens.shape[0])
     sums = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, owner, tokens)

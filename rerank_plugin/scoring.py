@@ -156,6 +156,8 @@ class Scorer:
         self._token_budget = token_budget
         #: What it scores under. FSDP, which gathers weights in the forward, needs `no_grad` here.
         self.without_gradients: Callable[[], AbstractContextManager[None]] = torch.inference_mode
+        #: Whether it may cut batches by itself; where processes share weights, all would have to.
+        self.adapts_budget = True
 
     def fuse(self) -> None:
         """Make scoring on a CPU faster, where it can be; the model cannot be trained any more."""
@@ -198,9 +200,10 @@ class Scorer:
         )
 
     def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
-        """The raw logits of pairs in their order, float32 `[pairs]`; equal pairs are scored once.
+        """The raw logits of pairs in their order, float32 `[pairs]`.
 
-        While the model scores a part, another thread encodes the next one.
+        Equal pairs of a part are scored once. While the model scores a part, another thread encodes
+        the next one.
 
         Raises:
             ScoringError: a logit is not a finite number.
@@ -249,7 +252,7 @@ class Scorer:
 
     def halve_budget(self) -> bool:
         """Halve what a batch may cost, as the memory has no room for it; false if it is small."""
-        if self.token_budget // 2 < SMALLEST_BUDGET:
+        if not self.adapts_budget or self.token_budget // 2 < SMALLEST_BUDGET:
             return False
         self._token_budget = self.token_budget // 2
         torch.cuda.empty_cache()

@@ -291,6 +291,24 @@ def test_a_gpu_gives_the_cpus_logits_and_gradients(name: str, dtype: torch.dtype
 
 
 @needs_gpu
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_gradient_checkpointing_on_a_gpu(name: str) -> None:
+    model, plain = build(CONFIGS[name]), build(CONFIGS[name])
+    pairs = make_pairs(LENGTHS)
+    wanted = gradients(plain, padded_logits(plain, pairs, types=False))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    prepare_packing(model)
+    model.gradient_checkpointing_enable()
+    model.train().to("cuda")
+    inputs = pack(pairs, first_position=first_position(model.config), with_types=False)
+    found = model(**{n: value.to(torch.device("cuda")) for n, value in inputs.items()})
+    trained = gradients(model, found.logits[:, 0].cpu())
+    assert_same_gradients({name: value.cpu() for name, value in trained.items()}, wanted)
+
+
+@needs_gpu
 @pytest.mark.parametrize("flash", [True, False], ids=["flash", "old"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("window", [0, 5])

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,33 @@ def test_processes_share_every_group_once(
     assert all(len(step) == batch_size * processes for step in counted[:-1])
 
 
+def zero(stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a stage."""
+    automatic = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
+    return {
+        **dict.fromkeys(automatic, "auto"),
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+#: How processes share the weights, as options of a run.
+SHARDED: dict[str, dict[str, str]] = {
+    "FSDP": {"fsdp": "full_shard"},
+    "ZeRO 2": {"deepspeed": json.dumps(zero(2))},
+    "ZeRO 3": {"deepspeed": json.dumps(zero(3))},
+}
+
 #: accelerate gives CPU processes DDP whatever is asked for, unless it takes them for GPUs.
-FSDP_ON_CPUS = """
+ON_CPUS = """
 import sys
 
 import accelerate.state as state
@@ -52,7 +78,18 @@ state.PartialState._prepare_backend = lambda *_: ("gloo", state.DistributedType.
 state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 from rerank_plugin.cli import main
+from rerank_plugin.finetune.trainer import RerankTrainer
+from torch.distributed.fsdp import FSDPModule
 
+save_model = RerankTrainer.save_model
+
+
+def save_sharded(self, *arguments, **keywords):
+    assert isinstance(self.model, FSDPModule) or self.is_deepspeed_enabled
+    save_model(self, *arguments, **keywords)
+
+
+RerankTrainer.save_model = save_sharded
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -64,7 +101,7 @@ def train(
     *,
     processes: int,
     batch_size: int,
-    fsdp: bool = False,
+    sharded: str = "",
     **more: Any,
 ) -> Path:
     options = {
@@ -89,19 +126,23 @@ def train(
         "dtype": "float32",
         "device": "cpu",
         "report_to": "none",
-        **({"fsdp": "full_shard"} if fsdp else {}),
+        **SHARDED.get(sharded, {}),
         **more,
     }
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     program = ["-m", "rerank_plugin"]
-    if fsdp:
+    if sharded:
         script = folder.with_suffix(".py")
-        script.write_text(FSDP_ON_CPUS)
+        script.write_text(ON_CPUS)
         program = [str(script)]
     start = [sys.executable, *(launch if processes > 1 else []), *program]
     done = subprocess.run(
-        [*start, "train", *arguments], capture_output=True, text=True, check=False
+        [*start, "train", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
     )
     assert done.returncode == 0, done.stderr
     # One process speaks.
@@ -109,14 +150,20 @@ def train(
     return folder
 
 
+def needs_its_library(sharded: str) -> None:
+    if sharded.startswith("ZeRO"):
+        pytest.importorskip("deepspeed")
+
+
 @pytest.mark.parametrize(
-    ("groups", "fsdp"),
-    [(40, False), (23, False), (23, True)],
-    ids=["full step", "groups left over", "FSDP"],
+    ("groups", "sharded"),
+    [(40, ""), (23, ""), *((23, way) for way in SHARDED)],
+    ids=["full step", "groups left over", *SHARDED],
 )
 def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
-    tiny_model: Path, tmp_path: Path, groups: int, fsdp: bool
+    tiny_model: Path, tmp_path: Path, groups: int, sharded: str
 ) -> None:
+    needs_its_library(sharded)
     ragged = easy_groups(groups)
     for index, group in enumerate(ragged):
         group["neg"] = group["neg"][: 1 + index % 4]
@@ -124,7 +171,7 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
     # 15 of the 23 groups are trained on: three of them are left for the second pass of two.
     size = {40: 2, 23: 3}[groups]
     folders = [
-        train(tiny_model, data, tmp_path / "two", processes=2, batch_size=size, fsdp=fsdp),
+        train(tiny_model, data, tmp_path / "two", processes=2, batch_size=size, sharded=sharded),
         train(tiny_model, data, tmp_path / "one", processes=1, batch_size=2 * size),
     ]
     two, one = (load_file(folder / "model.safetensors") for folder in folders)
@@ -140,16 +187,18 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
     assert metrics[0]["before"] == metrics[1]["before"]
 
 
-def test_fsdp_reports_what_the_kept_model_is_worth(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", SHARDED)
+def test_what_is_reported_is_the_kept_model(tiny_model: Path, tmp_path: Path, sharded: str) -> None:
+    needs_its_library(sharded)
     data = write_lines(tmp_path / "train.jsonl", easy_groups(48))
     test = write_lines(tmp_path / "test.jsonl", easy_groups(12, start=100))
     options = {"max_steps": 9, "lr": 0.01, "eval_strategy": "steps", "eval_steps": 1}
     options |= {"optim": "adamw_torch", "test_data_path": test, "eval_data_path": test}
     folder = train(
-        tiny_model, data, tmp_path / "a", processes=2, batch_size=4, fsdp=True, **options
+        tiny_model, data, tmp_path / "a", processes=2, batch_size=4, sharded=sharded, **options
     )
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["improved"]
+    assert metrics["improved"] and metrics["best_step"] < 9
     reranker = Reranker(folder, dtype="float32", device="cpu", max_length=48)
     found = evaluate_groups(reranker, list(read_groups(test)))
     assert found.means["ndcg@10"] == pytest.approx(metrics["after"]["ndcg@10"], abs=1e-6)
