@@ -57,9 +57,9 @@ def model_folder(name: str, folder: Path, source: Source) -> Path:
     return folder
 
 
-def without_dropout(folder: Path) -> Path:
-    """A copy of a model folder whose config turns all dropout off."""
-    copy = folder.with_name(folder.name + "-without-dropout")
+def without_dropout(folder: Path, copy: Path | None = None) -> Path:
+    """A copy of a model folder, beside it or elsewhere, whose config turns all dropout off."""
+    copy = copy or folder.with_name(folder.name + "-without-dropout")
     if not copy.is_dir():
         unfinished = copy.with_name(copy.name + ".unfinished")
         shutil.copytree(folder, unfinished, dirs_exist_ok=True)

@@ -3,7 +3,8 @@
     python benchmarks/quality.py                                    # everything: many hours
     python benchmarks/quality.py --groups 40 --seeds 0 --rate 2e-4 --sets squad      # a try
     python benchmarks/quality.py --who 'rerank-plugin,rerank-plugin listnet'    # losses of ours
-    python benchmarks/quality.py --who rerank-plugin-dropout --rate 2e-4
+    python benchmarks/quality.py --rate 2e-4 --who rerank-plugin-dropout
+    python benchmarks/quality.py --rate 2e-4 --who 'sentence-transformers-no-dropout ListNetLoss'
 
 This project, sentence-transformers with three losses and FlagEmbedding train the same encoder on
 the same groups, for as many epochs, with groups and pairs of the same size, in bfloat16. Everyone's
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from machine import device, set_environment
+from models import without_dropout
 from places import add_device, add_places
 from rich.console import Console
 from rich.table import Table
@@ -99,13 +101,16 @@ def ours(task: Task, loss: str, *, dropout: float = 0.0) -> float:
     return float(result.history[-1]["train_seconds"])
 
 
-def sentence_transformers(task: Task, loss: str) -> float:
+def sentence_transformers(task: Task, loss: str, *, dropout: bool = True) -> float:
     """`CrossEncoderTrainer` with a loss of its own; seconds of `train()`."""
     import torch
     from sentence_transformers.cross_encoder import losses
 
     groups = read_groups(task.groups)
     options = peer_options(task)
+    model = task.model
+    if not dropout:
+        model = str(without_dropout(Path(model), task.folder.with_suffix(".start")))
     if loss == "BinaryCrossEntropyLoss":
         rows = [
             (query, text, float(place == 0))
@@ -120,7 +125,7 @@ def sentence_transformers(task: Task, loss: str) -> float:
     else:
         columns, more = list_columns(groups), {"mini_batch_size": -1}
     trainer = cross_encoder_trainer(
-        task.model, columns, lambda model: getattr(losses, loss)(model, **more), options
+        model, columns, lambda encoder: getattr(losses, loss)(encoder, **more), options
     )
     seconds = timed(trainer)
     trainer.model.save_pretrained(str(task.folder))
@@ -158,6 +163,7 @@ LIBRARIES: dict[str, Callable[[Task, str], float]] = {
     # The dropout that the peers keep.
     "rerank-plugin-dropout": partial(ours, dropout=0.1),
     "sentence-transformers": sentence_transformers,
+    "sentence-transformers-no-dropout": partial(sentence_transformers, dropout=False),
     "FlagEmbedding": flag_embedding,
 }
 
