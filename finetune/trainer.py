@@ -36,8 +36,9 @@ from .dataset import GroupDataset
 from .evaluation import Evaluation, evaluate_groups, teacher_scores
 from .guard import CollapseGuard, StepRecord
 from .losses.contract import Loss
-from .processes import check_saves_whole, cut_at_layers, gathered, wait
+from .processes import gathered, wait
 from .sampling import GroupBatches, Place, Sample, sample_group
+from .sharding import check_saves_whole, cut_at_layers
 from .stopwatch import Stopwatch
 
 Batch = dict[str, Any]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from rerank_plugin import Reranker
 from rerank_plugin.finetune.evaluation import evaluate_groups
 from rerank_plugin.finetune.groups import read_groups
-from rerank_plugin.finetune.processes import cut_at_layers
 from rerank_plugin.finetune.sampling import GroupBatches
+from rerank_plugin.finetune.sharding import cut_at_layers
 from rerank_plugin.loading import load_model
 
 from .conftest import easy_groups, write_lines
