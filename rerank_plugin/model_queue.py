@@ -165,13 +165,9 @@ class ModelQueue:
             QueueError: the process was forked, or the model is closed.
             InputError: a text is none of valid Unicode.
         """
-        try:
-            with self._room(len(pairs)) as ticket:
-                ticket.result()
-                return self._hand_over(*self._encode(pairs), adapter, caller or object(), progress)
-        except QueueError:
-            self.check()
-            raise
+        with self._room(len(pairs)) as ticket:
+            ticket.result()
+            return self._hand_over(*self._encode(pairs), adapter, caller or object(), progress)
 
     async def score(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
         """The raw logits of pairs, `[pairs]`, without blocking the event loop.
@@ -196,14 +192,11 @@ class ModelQueue:
         A daemon thread that is still there when Python shuts down ends here without a word: nobody
         is left who would take an error, and Python would print it.
         """
-        if self._closed and threading.current_thread().daemon:
-            raise SystemExit
-        self._check()
-
-    def _check(self) -> None:
         if self._forks != forks:
             raise QueueError(FORKED)
         if self._closed:
+            if threading.current_thread().daemon:
+                raise SystemExit
             raise QueueError("the model is closed: Python is shutting down")
 
     def close(self) -> None:
@@ -253,7 +246,7 @@ class ModelQueue:
         progress: Callable[[int], Any] | None,
     ) -> "Future[Logits]":
         with self._changed:
-            self._check()
+            self.check()
             due = self._scored + sum(batch.cost for batch in batches)
             job = Job(encoded, batches, due, adapter, caller, progress)
             job.future.add_done_callback(lambda _: self._leave(len(encoded.places)))
