@@ -110,6 +110,22 @@ def evaluate_groups(
     return Evaluation(joined, loss_sum / len(logits_of_queries), logits_of_queries)
 
 
+def interleaved(parts: Sequence[Evaluation | None]) -> Evaluation:
+    """One evaluation from those of processes that took every so manyth group each."""
+    found = [part for part in parts if part is not None]
+    counts = [len(next(iter(part.values.values()))) for part in found]
+    order = np.argsort(
+        np.concatenate([np.arange(count) * len(parts) + i for i, count in enumerate(counts)])
+    )
+    values = {
+        name: np.concatenate([part.values[name] for part in found])[order]
+        for name in found[0].values
+    }
+    losses = [part.loss * count for part, count in zip(found, counts, strict=True)]
+    logits = [own for part in found for own in part.logits or ()]
+    return Evaluation(values, sum(losses) / sum(counts), [logits[place] for place in order])
+
+
 def teacher_scores(groups: Iterable[Judged | Sample]) -> Tensor | None:
     """The teacher's scores of all pairs, float32 `[pairs]`; None if a group has none."""
     scores: list[float] = []

@@ -1,8 +1,10 @@
 """Runs in which each process holds a part of the weights: FSDP and DeepSpeed."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from accelerate.state import GradientState
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,6 +32,17 @@ def check_saves_whole(config: Mapping[str, Any]) -> None:
     zero, option = config.get("zero_optimization", {}), "stage3_gather_16bit_weights_on_model_save"
     if zero.get("stage") == 3 and not zero.get(option):
         raise InputError(f"deepspeed: stage 3 needs {option} (zero3_save_16bit_model): true")
+
+
+@contextmanager
+def unsynchronized(state: GradientState) -> Iterator[None]:
+    """Let accelerate think that more gradients come before the step."""
+    synchronized = state.sync_gradients
+    state._set_sync_gradients(False)
+    try:
+        yield
+    finally:
+        state._set_sync_gradients(synchronized)
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from rerank_plugin.errors import OptionError
 from rerank_plugin.scoring import Scorer, ScoringError
 
+from .batches import GroupCollator, part_logits
 from .checkpoint import random_states, restore_random_states
 from .dataset import GroupDataset
 from .evaluation import teacher_scores
 from .losses.contract import Loss
 from .sampling import Sample, sample_group
-from .trainer import GroupCollator, part_logits
 
 logger = logging.getLogger(__name__)
 

@@ -1,26 +1,21 @@
 """transformers' Trainer for groups: its loop, our batches, loss and evaluation."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from accelerate.state import GradientState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from rerank_plugin.encoding import EncodedPair
-from rerank_plugin.errors import InputError
 from rerank_plugin.loaded import quiet_transformers
 from rerank_plugin.loading import load_model
-from rerank_plugin.packing import equal_batches
-from rerank_plugin.scoring import Scorer, on_device, pair_logits
+from rerank_plugin.scoring import Scorer
 
+from .batches import Batch, GroupCollator, GroupLoader, SampledGroups, part_logits
 from .checkpoint import (
     random_states,
     read_optimizer,
@@ -33,18 +28,14 @@ from .checkpoint import (
     write_record,
 )
 from .dataset import GroupDataset
-from .evaluation import Evaluation, evaluate_groups, teacher_scores
+from .evaluation import Evaluation, evaluate_groups, interleaved
 from .guard import CollapseGuard, StepRecord
 from .losses.contract import Loss
 from .processes import gathered, wait
-from .sampling import GroupBatches, Place, Sample, sample_group
-from .sharding import check_saves_whole, cut_at_layers
+from .sampling import GroupBatches
+from .sharding import check_saves_whole, cut_at_layers, unsynchronized
 from .stopwatch import Stopwatch
-
-Batch = dict[str, Any]
-
-#: A sample, and whether it counts.
-Counted = tuple[Sample, bool]
+from .training_arguments import refused_options
 
 
 class Carried(Protocol):
@@ -57,105 +48,6 @@ class Carried(Protocol):
     def restore(self, record: Any) -> None:
         """Take over a state that `as_record` gave."""
         ...
-
-
-class SampledGroups(Dataset[Counted]):
-    """Samples of training groups by their places."""
-
-    def __init__(self, groups: GroupDataset, *, size: int, seed: int) -> None:
-        self.groups = groups
-        self.size = size
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, place: Place) -> Counted:
-        epoch, index, counts = place
-        group = self.groups[index]
-        sample = sample_group(group, size=self.size, seed=self.seed, epoch=epoch, index=index)
-        return sample, counts
-
-
-class GroupLoader(DataLoader[Any]):
-    """Batches of one process; every epoch has an order of its own."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer at the start of every epoch."""
-        batches = self.batch_sampler
-        assert isinstance(batches, GroupBatches)
-        batches.set_epoch(epoch)
-
-
-class GroupCollator:
-    """From samples to a step's input: whole groups, in parts that the model sees one by one.
-
-    A step is as many groups as it is, whatever the budget: that only says into how many forward and
-    backward passes it is cut, and so how much memory it needs.
-
-    Args:
-        scorer: Makes the batches, as it does when it scores.
-    """
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-
-    def __call__(self, counted: Sequence[Counted]) -> Batch:
-        """The `parts` of a step and its number of `groups`."""
-        samples = [sample for sample, _ in counted]
-        pairs = [(sample.query, text) for sample in samples for text in sample.documents]
-        encoded = iter(self.scorer.encoder.encode(pairs))
-        groups = [[next(encoded) for _ in sample.documents] for sample in samples]
-        costs = [sum(self.scorer.costs(group)) for group in groups]
-        parts = equal_batches(costs, self.scorer.token_budget)
-        return {
-            "parts": [self.part([(samples[i], groups[i]) for i in sorted(part)]) for part in parts],
-            "groups": sum(counts for _, counts in counted),
-        }
-
-    def part(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> Batch:
-        """Some groups: model `inputs`, the `places` of their pairs, `labels` `[pairs]`, `sizes`.
-
-        With them the teacher's scores `[pairs]`, where all groups have them.
-        """
-        pairs = [pair for _, encoded in groups for pair in encoded]
-        # One packed row; where the model pads, batches of like length.
-        batches = [list(range(len(pairs)))] if self.scorer.packs else self.scorer.batches(pairs)
-        return {
-            "inputs": [self.scorer.inputs([pairs[i] for i in batch]) for batch in batches],
-            "places": torch.tensor([place for batch in batches for place in batch]),
-            "labels": torch.tensor(
-                [label for sample, _ in groups for label in sample.labels], dtype=torch.float32
-            ),
-            "sizes": [len(sample.labels) for sample, _ in groups],
-            "teacher": teacher_scores([sample for sample, _ in groups]),
-        }
-
-
-def part_logits(model: nn.Module, part: Mapping[str, Any], device: torch.device) -> Tensor:
-    """One float32 logit for every pair of a part, `[pairs]`."""
-    logits = torch.cat([pair_logits(model, on_device(batch, device)) for batch in part["inputs"]])
-    return torch.empty_like(logits).index_copy(0, part["places"].to(device), logits)
-
-
-@contextmanager
-def unsynchronized(state: GradientState) -> Iterator[None]:
-    """Let accelerate think that more gradients come before the step."""
-    synchronized = state.sync_gradients
-    state._set_sync_gradients(False)
-    try:
-        yield
-    finally:
-        state._set_sync_gradients(synchronized)
-
-
-@contextmanager
-def refused_options() -> Iterator[None]:
-    """Turn what transformers says of an option that it cannot use into one line."""
-    try:
-        yield
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"transformers: {' '.join(str(error).split())}") from error
 
 
 class RerankTrainer(Trainer):
@@ -470,19 +362,3 @@ class RerankTrainer(Trainer):
         # A pickle, of which nothing is ever read.
         folder = Path(output_dir or str(self.args.output_dir))
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-def interleaved(parts: Sequence[Evaluation | None]) -> Evaluation:
-    """One evaluation from those of processes that took every so manyth group each."""
-    found = [part for part in parts if part is not None]
-    counts = [len(next(iter(part.values.values()))) for part in found]
-    order = np.argsort(
-        np.concatenate([np.arange(count) * len(parts) + i for i, count in enumerate(counts)])
-    )
-    values = {
-        name: np.concatenate([part.values[name] for part in found])[order]
-        for name in found[0].values
-    }
-    losses = [part.loss * count for part, count in zip(found, counts, strict=True)]
-    logits = [own for part in found for own in part.logits or ()]
-    return Evaluation(values, sum(losses) / sum(counts), [logits[place] for place in order])

@@ -1,6 +1,8 @@
 """From the options of a run to transformers.TrainingArguments."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -10,10 +12,9 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import is_tensorboard_available
 
 from rerank_plugin.device import resolve_dtype
-from rerank_plugin.errors import OptionError
+from rerank_plugin.errors import InputError, OptionError
 
 from .config import FinetuneConfig
-from .trainer import refused_options
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,15 @@ class Steps:
         epoch = ceil(groups / config.step_groups)
         most = int(config.trainer.get("max_steps", -1))
         return cls(epoch, most if most > 0 else ceil(epoch * config.total_epoch))
+
+
+@contextmanager
+def refused_options() -> Iterator[None]:
+    """Turn what transformers says of an option that it cannot use into one line."""
+    try:
+        yield
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"transformers: {' '.join(str(error).split())}") from error
 
 
 def training_arguments(
