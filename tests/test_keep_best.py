@@ -1,9 +1,14 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rerank_plugin.finetune.evaluation import Evaluation
+from rerank_plugin.finetune.keep_best import KeepBest
 from rerank_plugin.finetune.metrics import improvement_probability
 from rerank_plugin.finetune.sweep import choose
 
@@ -25,8 +30,39 @@ def test_queries_that_chose_the_model_do_not_report_on_it(tiny_model: Path, tmp_
     metrics = json.loads((result.model_dir / "metrics.json").read_text())
     assert metrics["choosing"]["after"]["queries"] == metrics["after"]["queries"] == 10
     entries = [entry for entry in read_history(result.model_dir) if "ndcg@10" in entry]
-    best = max(entry["ndcg@10"] for entry in entries)
-    assert metrics["choosing"]["after"]["ndcg@10"] == pytest.approx(best)
+    (kept,) = (entry["ndcg@10"] for entry in entries if entry["step"] == metrics["best_step"])
+    assert metrics["choosing"]["after"]["ndcg@10"] == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ([0.3, 0.4], [0, 1, 2]),
+        # Worse by no more than chance may do.
+        ([0.3, 0.29], [0, 1, 2]),
+        # Each is little worse than the one before, but not than the best.
+        ([0.4, 0.38, 0.34, 0.3], [0, 1, 2]),
+        ([0.3, 0.1, 0.31], [0, 1, 3]),
+        # The base has to be beaten.
+        ([-0.2, 0.0, 0.3], [0, 3]),
+    ],
+)
+def test_a_later_model_is_kept_unless_an_earlier_one_is_surely_better(
+    tmp_path: Path, changes: list[float], kept: list[int]
+) -> None:
+    random = np.random.default_rng(0)
+    before = random.random(50) / 2
+    noise = random.normal(0, 0.1, (len(changes), 50))
+    changed = before + noise - noise.mean(1, keepdims=True) + np.array(changes)[:, None]
+    trainer: Any = SimpleNamespace(save_model=lambda path, **_: Path(path).mkdir())
+    keeper = KeepBest(tmp_path / "model", trainer, patience=None)
+    steps = []
+    for step, own in enumerate([before, *changed]):
+        trainer.latest = Evaluation({"ndcg@10": own}, 0.0)
+        state = TrainerState(global_step=step)
+        keeper.on_evaluate(TrainingArguments(), state, TrainerControl())
+        steps.append(keeper.step)
+    assert sorted(set(steps)) == kept
 
 
 def test_early_stopping_counts_evaluations_without_a_better_model(
