@@ -31,11 +31,13 @@ SIGNS = "#%&@$+<=>"
 
 #: Other signs that do so where they stand in certain places: a minus before a number and behind no
 #: word, operators and separators between words or numbers (6*3, 6/3), marks between digits (1.5,
-#: 5-3, 12:30), and what negates (!=).
+#: 5-3, 12:30), and what negates (!=). Where a space stands beside one of them makes no difference,
+#: but for stars and tildes, which also stand around words.
 IN_PLACE = (
     r"(?=[-*/^\\|~.,:!])(?:(?<!{word})-(?={digit})"
-    r"|(?<={word})[*/^\\|~](?={word})|(?<={word} )[*/^\\|~](?= {word})"
-    r"|(?<={digit})[-.,:](?={digit})|(?<={digit} )-(?= {digit})|!(?==))"
+    r"|(?<={word})[*~](?={word})|(?<={word} )[*~](?= {word})"
+    r"|(?:(?<={word})|(?<={word} ))[/^\\|](?= ?{word})"
+    r"|(?<={digit})[.,](?={digit})|(?:(?<={digit})|(?<={digit} ))[-:](?= ?{digit})|!(?==))"
 )
 
 ASCII_WORD = re.compile(r"[a-z0-9]+")
@@ -107,10 +109,11 @@ def patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 @cache
 def invisible() -> re.Pattern[str]:
-    """Soft hyphens, zero-width spaces and other characters of category Cf."""
+    """Soft hyphens, zero-width spaces and others of category Cf, and variation selectors."""
     # Up to 0xFFFF: with others the pattern would take several times as long.
     characters = map(chr, range(0x80, 0x10000))
-    return re.compile(f"[{''.join(c for c in characters if unicodedata.category(c) == 'Cf')}]")
+    found = "".join(c for c in characters if unicodedata.category(c) == "Cf")
+    return re.compile(f"[{found}\ufe00-\ufe0f]")
 
 
 @cache
@@ -136,13 +139,14 @@ def text_key(text: str) -> str:
     """
     if not text.isascii():
         text = RAISED.sub("^", text)
-    text = normalize(text)
+    text = " ".join(normalize(text).split())
     if text.isascii():
-        return " ".join(ASCII_TOKEN.findall(text)) or "".join(text.split())
+        return " ".join(ASCII_TOKEN.findall(text)) or text.replace(" ", "")
     unspaced = patterns()[1]
     token, between = token_patterns()
-    apart = " ".join(unspaced.split(DASHES.sub("-", text).replace("_", " ")))
-    return between.sub("", " ".join(token.findall(apart))) or "".join(text.split())
+    runs = unspaced.split(DASHES.sub("-", text).replace("_", " "))
+    apart = " ".join(" ".join(runs).split())
+    return between.sub("", " ".join(token.findall(apart))) or text.replace(" ", "")
 
 
 def key_words(key: str) -> list[str]:

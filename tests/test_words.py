@@ -38,6 +38,7 @@ def test_words_do_not_depend_on_case_width_and_spacing(text: str) -> None:
     assert all(found) and all(not word.isspace() for word in found)
     assert words(f"  {text}\n") == found
     assert text_key(f"\t{text} ") == text_key(text)
+    assert text_key(text.replace(" ", " \n")) == text_key(text)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,14 @@ def test_words_do_not_depend_on_case_width_and_spacing(text: str) -> None:
         ("6 * 3", "6*3", True),
         ("*six* and **three**", "six and three", True),
         ("either/or", "either, or", False),
+        ("either/or", "either /\n or", True),
+        ("either/or", "either/ or", True),
+        ("输入/输出", "输入 /  输出", True),
+        ("输入/输出", "输入输出", False),
+        ("3 - 2", "3  -\n2", True),
+        ("10-20", "10-\n20", True),
+        ("12:30", "12 : 30", True),
+        ("I ❤️ you", "i ❤ you", True),
         ("1.5", "1/5", False),
         ("5-3", "5 – 3", True),
         ("5-3", "5/3", False),
