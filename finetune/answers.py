@@ -1,5 +1,6 @@
 """Right passages for queries that come with an answer: the best passage that contains it."""
 
+import re
 from collections.abc import Sequence
 
 from .bm25 import Bm25
@@ -30,7 +31,17 @@ def contains(text: str, key: str, answer: str) -> bool:
     if is_unspaced(answer):
         # No words to compare: characters, whatever the spaces between them.
         return text_key(answer).replace(" ", "") in key.replace(" ", "")
-    return f" {text_key(answer)} " in key
+    return re.search(whole(text_key(answer)), key) is not None
+
+
+def whole(key: str) -> str:
+    """A pattern for a key between spaces that is no part of a longer number or name.
+
+    5 is not in 1.5, 5,000 and 5:30, and C neither in C# nor in C++.
+    """
+    before = r"(?<!\d [.,:] )" if key[0].isdigit() else ""
+    behind = r"(?! [.,:] \d)" if key[-1].isdigit() else r"(?! #| \+ \+)"
+    return f"(?<= ){before}{re.escape(key)}(?= ){behind}"
 
 
 def find_answers(

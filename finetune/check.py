@@ -76,7 +76,7 @@ def main(options: CheckOptions) -> int:
         describe_lengths(report, lengths)
     sys.stdout.write("\n".join(report.lines) + "\n")
     if options.fix:
-        write_fixed(options, Fixer(labels, overlap))
+        write_fixed(options, Fixer(labels, overlap), report)
     if report.unusable:
         return InputError.exit_code
     if options.fail_on_warning and report.warnings:
@@ -135,12 +135,14 @@ def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
     return Lengths(encoder, max_len)
 
 
-def write_fixed(options: CheckOptions, fixer: Fixer) -> None:
+def write_fixed(options: CheckOptions, fixer: Fixer, report: Report) -> None:
     """Write the fixed copy, and say what is different in it."""
     if options.eval_data_path and not fixer.overlap:
         sys.stdout.write("--fix: not written, as --eval_data_path cannot be read\n")
         return
     output, groups = Path(str(options.fix)), 0
+    if report.unusable:
+        fixer.learn(options.data_path)
     with writing(output) as file:
         for line in read_lines(options.data_path):
             record = fixer.fix(line)

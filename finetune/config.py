@@ -24,7 +24,7 @@ RESERVED = {
     "do_train": "a run always trains",
     "do_eval": "a run always evaluates",
     "eval_on_start": "a run always evaluates the model before the first step",
-    "load_best_model_at_end": "a run always keeps the best model, step 0 included",
+    "load_best_model_at_end": "a run always chooses the model that it keeps, step 0 included",
     "metric_for_best_model": "the best model is the one with the best ndcg@10",
     "greater_is_better": "the best model is the one with the best ndcg@10",
     "remove_unused_columns": "the columns of the groups are all used",

@@ -3,10 +3,11 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import compress
+from math import isfinite
 from typing import Any
 
 from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import Line
+from rerank_plugin.jsonl import DataPath, Line, read_lines
 
 from .groups import Group, find_problems, group_of
 from .inspection import Labels, Overlap
@@ -32,41 +33,26 @@ class Fixer:
 
     def fix(self, line: Line) -> dict[str, Any] | None:
         """A line's record, mended, its other fields as they were; None where nothing is left."""
-        try:
-            record = self._usable(line.record())
-        except InputError:
-            record = None
+        record, changed = usable(line)
         if record is None:
             self.counts["unusable lines left out"] += 1
             return None
+        self.counts["unusable lines mended: without what is blank, or wrong and right"] += changed
         mended = self._mend(group_of(record))
         if mended is None:
             return None
+        for name in [name for name, value in record.items() if not is_json(value)]:
+            self.counts[f"fields {name!r} with NaN or Infinity, which JSON has not, left out"] += 1
+            del record[name]
         values = {name: getattr(mended, name) for name in MENDED}
         return record | {name: value for name, value in values.items() if value is not None}
 
-    def _usable(self, record: dict[str, Any]) -> dict[str, Any] | None:
-        """A record without blank passages and wrong ones that are right ones; None if no group."""
-        if not find_problems(record):
-            return record
-        mended = dict(record)
-        right = record.get("pos")
-        for side in ("pos", "neg"):
-            texts, scores = record.get(side), record.get(f"{side}_scores")
-            if not isinstance(texts, list) or not isinstance(right, list):
-                return None
-            kept = [
-                not (isinstance(text, str) and not text.strip())
-                and not (side == "neg" and text in right)
-                for text in texts
-            ]
-            mended[side] = list(compress(texts, kept))
-            if isinstance(scores, list) and len(scores) == len(texts):
-                mended[f"{side}_scores"] = list(compress(scores, kept))
-        if find_problems(mended):
-            return None
-        self.counts["unusable lines mended: without what is blank, or wrong and right"] += 1
-        return mended
+    def learn(self, data_path: DataPath) -> None:
+        """Take the labels of lines that will be mended: `check` has seen the usable ones alone."""
+        for line in read_lines(data_path):
+            record, changed = usable(line)
+            if record and changed:
+                self.labels.learn(group_of(record))
 
     def _mend(self, group: Group) -> Group | None:
         if self.overlap and self.overlap.leaks(group.query):
@@ -97,6 +83,43 @@ class Fixer:
             return None
         self._seen.add(number)
         return mended
+
+
+def usable(line: Line) -> tuple[dict[str, Any] | None, bool]:
+    """A line's record without blank passages and wrong ones that are right, and if it had any.
+
+    None where it is no group even so.
+    """
+    try:
+        record = line.record()
+    except InputError:
+        return None, False
+    if not find_problems(record):
+        return record, False
+    mended = dict(record)
+    right = record.get("pos")
+    for side in ("pos", "neg"):
+        texts, scores = record.get(side), record.get(f"{side}_scores")
+        if not isinstance(texts, list) or not isinstance(right, list):
+            return None, False
+        kept = [
+            not (isinstance(text, str) and not text.strip())
+            and not (side == "neg" and text in right)
+            for text in texts
+        ]
+        mended[side] = list(compress(texts, kept))
+        if isinstance(scores, list) and len(scores) == len(texts):
+            mended[f"{side}_scores"] = list(compress(scores, kept))
+    return (None, False) if find_problems(mended) else (mended, True)
+
+
+def is_json(value: object) -> bool:
+    """Whether a value can be written as JSON: Python reads NaN and Infinity, which it has not."""
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, list):
+        return all(map(is_json, value))
+    return all(map(is_json, value.values())) if isinstance(value, dict) else True
 
 
 def first_ones(texts: list[str]) -> list[bool]:

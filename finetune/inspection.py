@@ -82,18 +82,24 @@ class Labels:
 
     def add(self, group: Group, place: str) -> None:
         """Take the labels of one group."""
-        query = text_digest(group.query)
         right = Duplicates(group.pos)
         for text in group.neg:
             if right.has_nearly(text):
                 self.nearly_right.add(f"{place}: {shortened(group.query)}: {shortened(text)}")
+        for text in self.learn(group):
+            self.contradictions.add(f"{place}: {shortened(group.query)}: {shortened(text)}")
+
+    def learn(self, group: Group) -> list[str]:
+        """Take the labels of one group; returns what they are the first to contradict."""
+        query, contradicted = text_digest(group.query), []
         for label, texts in ((RIGHT, group.pos), (WRONG, group.neg)):
             for text in texts:
                 pair = pair_digest(query, text)
                 known = self.pairs.get(pair, 0)
                 self.pairs[pair] = known | label
                 if known and known | label == RIGHT | WRONG and known != RIGHT | WRONG:
-                    self.contradictions.add(f"{place}: {shortened(group.query)}: {shortened(text)}")
+                    contradicted.append(text)
+        return contradicted
 
     def is_both(self, query: str, text: str) -> bool:
         """Whether a pair is labelled right in one place and wrong in another."""
@@ -128,7 +134,7 @@ class Inspection:
     #: In how many groups a passage is right, and in how many it is wrong.
     right: Tally = field(default_factory=Tally)
     wrong: Tally = field(default_factory=Tally)
-    #: Groups with a passage twice.
+    #: Groups with a passage, or a copy of it in another case or punctuation, twice.
     twice: int = 0
     #: Scripts of queries and of right passages, and where the two differ.
     scripts: "dict[str, Counter[str]]" = field(
@@ -170,7 +176,10 @@ class Inspection:
             self.sizes[side][len(texts)] += 1
             for number, text in {text_digest(text): text for text in texts}.items():
                 tally.add(number, text)
-        self.twice += len(set(group.documents)) < len(group.documents)
+        self.twice += any(
+            len({text_digest(text) for text in texts}) < len(texts)
+            for texts in (group.pos, group.neg)
+        )
         scripts = main_script(group.query), main_script(group.pos[0])
         for counts, script in zip(self.scripts.values(), scripts, strict=True):
             counts[script or "no letters"] += 1

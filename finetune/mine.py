@@ -244,10 +244,9 @@ def mine(
                 dropped=summary.dropped,
             )
             groups = take_groups(selections, teacher, options, summary)
-            summary.notes["wrong passages drawn at random, where candidates ran out"] += sum(
-                selection.drawn for selection in selections
-            )
-            for group in groups:
+            for group, selection in zip(groups, selections, strict=True):
+                drawn = len(selection.drawn.intersection(group.neg))
+                summary.notes["wrong passages drawn at random, where candidates ran out"] += drawn
                 if not group.neg:
                     summary.queries["queries for which no wrong passage is left"] += 1
                     continue
@@ -261,13 +260,17 @@ def load_teacher(options: MineOptions) -> "Reranker":
     """The reranker that filters."""
     from rerank_plugin.reranker import Reranker
 
-    return Reranker(
+    teacher = Reranker(
         str(options.filter_model),
         device=options.device,
         dtype=options.dtype,
         max_length=options.max_length,
         trust_remote_code=options.trust_remote_code,
     )
+    if teacher.has_fresh_head:
+        problem = f"{options.filter_model} has no trained scoring head: fine-tune it first"
+        raise OptionError("filter_model", problem)
+    return teacher
 
 
 def take_groups(

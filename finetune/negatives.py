@@ -58,8 +58,8 @@ class Selection:
     random: np.random.Generator
     negatives: int
     dropped: "Counter[str]"
-    #: How many of the texts given so far were drawn at random.
-    drawn: int = 0
+    #: Which of the texts given so far were drawn at random.
+    drawn: set[str] = field(default_factory=set)
     _keys: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[str]:
@@ -70,7 +70,7 @@ class Selection:
                 yield text
         wanted = (text for text in self._draws() if self._is_wrong(text, right))
         for text in islice(wanted, GIVEN * self.negatives):
-            self.drawn += 1
+            self.drawn.add(text)
             yield text
 
     def _draws(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ IDS = ("_id", "id")
 
 #: Where the text of a passage, of a query and of an answer may stand.
 PASSAGE_TEXTS = ("text", "passage", "document")
-QUERY_TEXTS = ("text", "query", "question")
+QUERY_TEXTS = ("query", "question", "text")
 ANSWERS = ("answer", "answers")
 
 #: What the columns of a `.tsv` file are called, where its first line says so.

@@ -288,7 +288,7 @@ class Run:
             if self.best.step is None:
                 raise
             self.progress.close()
-            logger.warning("training stopped, the best model so far is kept: %s", error)
+            logger.warning("training stopped, the model chosen so far is kept: %s", error)
             broken = True
         finally:
             self.progress.close()

@@ -134,7 +134,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The best model so far; becomes the trained folder."""
+        """The model chosen so far; becomes the trained folder."""
         return self.work / "model"
 
     @property

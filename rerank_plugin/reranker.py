@@ -108,7 +108,9 @@ class Reranker:
             model, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
         )
         self._adapters = Adapters(loaded, model, adapters) if adapters else None
-        if loaded.has_fresh_head and not self._adapters:
+        #: Whether nobody has trained the scoring head: scores are random then.
+        self.has_fresh_head = loaded.has_fresh_head and not self._adapters
+        if self.has_fresh_head:
             warn_of_random_scores(model, loaded)
         own = RerankSettings.read(Path(adapter or model).expanduser())
         trained = self._adapters.settings if self._adapters else {}

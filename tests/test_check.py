@@ -176,6 +176,24 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
     assert len(list(read_groups(fixed))) == 4
 
 
+def test_mended_lines_do_not_contradict_others(cli: Run, tmp_path: Path) -> None:
+    a, b, c = TEXTS[:3]
+    records = [group("q", [a], [b, " ", c]), group("q", [b], [c], odd={"s": [float("nan")]})]
+    data = write_lines(tmp_path / "train.jsonl", records)
+    fixed = tmp_path / "fixed.jsonl"
+    _, out, _ = cli("check", "--data_path", data, "--fix", fixed)
+    assert "1 × fields 'odd' with NaN or Infinity, which JSON has not, left out" in out
+    first, second = [json.loads(line) for line in fixed.read_text("utf-8").splitlines()]
+    assert (first, second) == (group("q", [a], [c]), group("q", [b], [c]))
+    code, out, _ = cli("check", "--data_path", fixed)
+    assert code == 0 and "right in one place" not in out
+
+
+def test_copies_in_a_group_are_told(cli: Run, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [group("q", [TEXTS[0]], ["a dog", "A dog."])])
+    assert "note: 1 groups hold a passage twice" in cli("check", "--data_path", path)[1]
+
+
 def test_nothing_is_fixed_without_the_evaluation_data(cli: Run, tmp_path: Path) -> None:
     train = write_lines(tmp_path / "train.jsonl", [group("q", [TEXTS[0]], [TEXTS[1]])])
     fixed, lacking = tmp_path / "fixed.jsonl", tmp_path / "dev.jsonl"

@@ -97,19 +97,24 @@ def test_msmarco_records(cli: Run, tmp_path: Path) -> None:
         (group,) = convert(cli, "msmarco", file)
         expected = {"query": RECORD["query"], "pos": [texts[1]], "neg": [texts[0], texts[2]]}
         assert group == {**expected, "id": "19699"}, name
+    options = ("--output", tmp_path / "o.jsonl")
+    _, out, _ = cli("convert", "--from", "msmarco", "--data_path", tmp_path / "hub.jsonl", *options)
+    for what in ("'answers'", "'query_type'", "'url' of passages"):
+        assert f"1 × fields {what}, left out" in out
 
 
 def test_msmarco_triples(cli: Run, tmp_path: Path) -> None:
     path = tmp_path / "triples.train.small.tsv"
     lines = [
         ('is a "little caffeine ok', "We don't know a lot.", 'It is "generally safe'),
-        ("what fruit is native", "Passion fruit.", "The kola nut."),
+        ("what fruit is native", "Passion\rfruit.", "The kola nut."),
         ('is a "little caffeine ok', "We don't know a lot.", "Another passage."),
     ]
-    path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
+    path.write_bytes("".join("\t".join(line) + "\n" for line in lines).encode())
     first, second = convert(cli, "msmarco", path)
+    assert second["pos"] == ["Passion\rfruit."]
     with_names = tmp_path / "named.tsv"
-    with_names.write_text(f"query\tpositive\tnegative\n{path.read_text('utf-8')}", encoding="utf-8")
+    with_names.write_bytes(b"query\tpositive\tnegative\n" + path.read_bytes())
     assert convert(cli, "msmarco", with_names) == [first, second]
     assert first == {
         "query": lines[0][0],
@@ -147,6 +152,9 @@ def test_beir(cli: Run, tmp_path: Path) -> None:
     assert first["query"] == "query 0"
     assert first["pos"] == [f"Title 1 {texts[1]}"]
     assert first["neg"] == [f"Title 2 {texts[2]}"]
+    (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-1\t2\nPLAIN-0\tMED-3\t1\n")
+    (graded,) = convert(cli, "beir", folder, "--split", "dev", "--threshold", 2)
+    assert graded["neg"] == [f"Title 3 {texts[3]}"]
     # Nothing is judged wrong: drawn from the other queries' passages.
     assert second["neg"][0] in (first["pos"][0], first["neg"][0])
     (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-99\t1\n")
@@ -280,6 +288,66 @@ def test_scores_of_tuples(cli: Run, tmp_path: Path) -> None:
     }
 
 
+def test_scores_in_place_of_labels_need_a_threshold(
+    cli: Run, tmp_path: Path, sentence_model: Path
+) -> None:
+    texts = sample_texts()[:12]
+    pairs = datasets.Dataset.from_dict({"query": [text[:30] for text in texts], "answer": texts})
+    output = tmp_path / "o.jsonl"
+    for output_format in ("labeled-list", "labeled-pair"):
+        mined = mine_hard_negatives(
+            pairs,
+            SentenceTransformer(str(sentence_model), device="cpu"),
+            num_negatives=2,
+            output_format=output_format,
+            output_scores=True,
+            verbose=False,
+        )
+        path = tmp_path / f"{output_format}.jsonl"
+        mined.to_json(path)
+        source = ("convert", "--from", "sentence-transformers", "--data_path", path)
+        options = ("--output", output, "--overwrite")
+        code, _, err = cli(*source, *options)
+        assert code == 2
+        assert f"{path}:1: column 'score" in err and "no whole number: say with --threshold" in err
+        assert cli(*source, *options, "--threshold", 0.5)[0] == 0
+
+
+def test_groups_with_and_without_scores_are_no_table(cli: Run, tmp_path: Path) -> None:
+    plain = {"query": "r", "pos": ["c"], "neg": ["d"]}
+    scored = {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [1.0]}
+    both = write_lines(tmp_path / "g.jsonl", [scored | {"neg_scores": [0.0]}, plain])
+    half = write_lines(tmp_path / "h.jsonl", [scored, plain])
+    options = ("convert", "--from", "groups", "--to", "sentence-transformers", "--output")
+    output = tmp_path / "o.jsonl"
+    code, _, err = cli(*options, output, "--data_path", both, "--output_format", "triplet")
+    assert code == 2
+    assert "passages of the first group all have teacher scores, those of 'r' not all" in err
+    code, out, _ = cli(*options, output, "--data_path", half, "--output_format", "triplet")
+    assert code == 0
+    assert "1 × groups of which some passages have no score: without scores" in out
+    for output_format, left_out in (("pair", "2 × wrong passages"), ("labeled-pair", "2 × groups")):
+        more = ("--data_path", both, "--output_format", output_format, "--overwrite")
+        code, out, _ = cli(*options, output, *more)
+        assert code == 0
+        assert left_out.replace("2 × groups", "1 × groups with teacher scores") in out
+    assert len(output.read_text().splitlines()) == 4
+
+
+def test_options_that_nothing_is_done_with_are_errors(cli: Run, tmp_path: Path) -> None:
+    for source, option, value, expected in (
+        ("table", "split", "0.8,0.1,0.1", "--split: is the name of a beir folder's qrels"),
+        ("table", "output_format", "triplet", "--output_format: is for --to sentence-transformers"),
+        ("msmarco", "threshold", 1, "--threshold: is for labels: --from beir, sentence-tr"),
+    ):
+        code, _, err = cli(
+            *("convert", "--from", source, "--data_path", "x.csv", f"--{option}", value),
+            *("--output", tmp_path / "o.jsonl"),
+        )
+        assert code == 2
+        assert expected in err
+
+
 def test_columns_keep_their_meaning_whatever_their_order(cli: Run, tmp_path: Path) -> None:
     rows = [
         {"anchor": "q1", "positive": "p1", "negative": "n1"},
@@ -329,9 +397,14 @@ def test_tables(cli: Run, tmp_path: Path, suffix: str) -> None:
         frame.to_parquet(path)
     else:
         frame.to_json(path, orient="records", lines=True)
-    first, second = convert(cli, "table", path)
+    first, second = convert(cli, "table", path, "--threshold", 0.5)
     assert first == {"query": 'wer, "was"', "pos": [frame["passage"][0]], "neg": ["nein"]}
     assert second == {"query": "wo", "pos": ["dort"], "neg": ["hier"]}
+    code, _, err = cli(
+        "convert", "--from", "table", "--data_path", path, "--output", tmp_path / "o"
+    )
+    assert code == 2
+    assert "column 'label' is 0.2, no whole number: say with --threshold" in err
     (second,) = convert(cli, "table", path, "--threshold", 2, "--negatives", 1)
     assert second["query"] == "wo"
 
@@ -467,8 +540,8 @@ def test_labels_of_other_types(cli: Run, tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
     frame = pandas.DataFrame({**rows, "label": [True, False]})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    for name in ("t.parquet", "t.csv"):
-        (group,) = convert(cli, "table", tmp_path / name)
+    for name, more in (("t.parquet", ("--threshold", 0.5)), ("t.csv", ())):
+        (group,) = convert(cli, "table", tmp_path / name, *more)
         assert group == {"query": "q", "pos": ["a"], "neg": ["b"]}
 
 

@@ -117,7 +117,7 @@ def test_a_run_whose_loss_breaks_keeps_the_weights_from_before(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SoftmaxCrossEntropy, "__call__", broken)
         result = run(tiny_model, data, tmp_path / "out", total_epoch=4, batch_size=8)
-    assert "the best model so far is kept" in caplog.text
+    assert "the model chosen so far is kept" in caplog.text
     assert max(entry["step"] for entry in result.history) <= 5
     from rerank_plugin import Reranker
 

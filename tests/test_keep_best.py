@@ -62,7 +62,7 @@ def test_a_later_model_is_kept_unless_an_earlier_one_is_surely_better(
         state = TrainerState(global_step=step)
         keeper.on_evaluate(TrainingArguments(), state, TrainerControl())
         steps.append(keeper.step)
-    assert sorted(set(steps)) == kept
+    assert list(dict.fromkeys(steps)) == kept
 
 
 def test_early_stopping_counts_evaluations_without_a_better_model(

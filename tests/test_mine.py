@@ -1,6 +1,7 @@
 """Mining: what groups hold, what they never hold, and what is said about the rest."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,6 +160,12 @@ def test_the_teacher_drops_what_it_finds_as_good(
         assert np.allclose(reranker.logits(pairs), scores, atol=1e-3)
     for group in groups:
         assert max(group["neg_scores"]) < max(group["pos_scores"]) - 0.01
+    few = mine_options(output, "--negatives", 30, "--range_max", 2, "--overwrite", *more)
+    _, out, _ = cli(*few)
+    drawn = re.search(r"(\d+) × wrong passages drawn at random", out)
+    # Those that the reranker drops are none of them.
+    assert drawn
+    assert 0 < int(drawn[1]) <= sum(len(group["neg"]) for group in read(output))
 
 
 def test_the_teacher_drops_what_it_finds_exactly_as_good(
@@ -195,7 +202,7 @@ def test_positives_by_answers(cli: Run, tmp_path: Path) -> None:
     texts = sample_texts()
     corpus = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
     records: list[dict[str, object]] = [
-        {"query": f"what about {text[:30]}", "answer": " ".join(text.split()[3:9])}
+        {"text": "x", "query": f"what about {text[:30]}", "answer": " ".join(text.split()[3:9])}
         for text in texts[:20]
     ]
     records.append({"query": "is it there", "answers": ["utter nonsense", "xyzzy"]})
@@ -229,6 +236,11 @@ def test_positives_by_answers(cli: Run, tmp_path: Path) -> None:
         ("Washington D.C.", "Washington, D.C", True),
         ("他（在北京）", "在北京，", True),
         ("价格是5 USD左右", "5 usd", True),
+        ("the rate is 1.5 percent", "5", False),
+        ("5,000 dogs at 5:30", "5", False),
+        ("1.5 or 5 5", "5", True),
+        ("I like C#, not C++", "C", False),
+        ("5 + 3, and 4. 2", "4", True),
     ],
 )
 def test_answers(text: str, answer: str, expected: bool) -> None:
@@ -406,6 +418,14 @@ def test_bad_options(cli: Run, tmp_path: Path, more: tuple[object, ...], expecte
     assert code == 2
     assert expected in err.strip().splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_an_untrained_reranker_filters_nothing(
+    cli: Run, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    code, _, err = cli(*mine_options(tmp_path / "out.jsonl", "--filter_model", tiny_encoder))
+    assert code == 2
+    assert f"--filter_model: {tiny_encoder} has no trained scoring head" in err
 
 
 def test_an_interrupted_run_leaves_nothing(

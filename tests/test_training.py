@@ -142,7 +142,7 @@ def test_a_diverging_run_keeps_its_best(
     )
     assert result.after["ndcg@10"] >= result.before["ndcg@10"]
     assert np.isfinite(Reranker(result.model_dir).score([("a", "b")])).all()
-    assert "the best model so far is kept" in caplog.text
+    assert "the model chosen so far is kept" in caplog.text
 
 
 def test_the_same_seed_gives_the_same_run(

@@ -1,6 +1,6 @@
 """BEIR folders: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
 
-A relevant passage is right, one judged 0 is wrong; what is not judged is left to drawing.
+A relevant passage is right, any other judged one wrong; what is not judged is left to drawing.
 """
 
 from collections import Counter
@@ -15,10 +15,13 @@ from ..records import Judgement, read_qrels, read_queries
 from .judged import Judged, judged
 
 
-def read(folder: Path, split: str, notes: "Counter[str]") -> Iterator[Judged]:
+def read(
+    folder: Path, notes: "Counter[str]", *, split: str, threshold: float | None
+) -> Iterator[Judged]:
     """The judged queries of a split, in the order of the judgements.
 
-    What is left out is counted in `notes`.
+    Right is a grade of at least `threshold`, without one any above 0. What is left out is counted
+    in `notes`.
     """
     files = [folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / f"{split}.tsv"]
     for file in files:
@@ -44,6 +47,6 @@ def read(folder: Path, split: str, notes: "Counter[str]") -> Iterator[Judged]:
                     told = f"judged passages that are {reason}, left out, {example}"
                     notes[left_out.setdefault(reason, told)] += 1
             texts = corpus.texts([corpus.places[of.passage] for of in known])
-            labelled = zip(texts, (of.grade > 0 for of in known), strict=True)
-            yield judged(queries[query], labelled, id=query)
+            right = [of.grade > 0 if threshold is None else of.grade >= threshold for of in known]
+            yield judged(queries[query], zip(texts, right, strict=True), id=query)
         corpus.close()

@@ -3,17 +3,17 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.jsonl import DataPath, writing
+from rerank_plugin.jsonl import DataPath, read_lines, writing
 from rerank_plugin.options import check_choices, option
 
 from ..group_files import check_files, group_line, record_line
-from ..groups import Group, read_groups
+from ..groups import Group, parse_group
 from ..progress import bar
 from . import beir, flagembedding, labelled_table, msmarco, sentence_transformers
 from .grouping import group
@@ -24,7 +24,7 @@ from .to_sentence_transformers import FORMATS, fitting, rows
 #: The formats that are read from files, and what reads them.
 READERS: "dict[str, Callable[[DataPath, Counter[str]], Iterator[Judged]]]" = {
     "flagembedding": flagembedding.read,
-    "msmarco": lambda data_path, _: msmarco.read(data_path),
+    "msmarco": msmarco.read,
 }
 
 #: Those that may have labels, of which a threshold says what is right.
@@ -35,6 +35,9 @@ LABELLED: dict[str, Callable[..., Iterator[Judged]]] = {
 
 SOURCES = ("beir", *READERS, *LABELLED, "groups")
 TARGETS = ("groups", "sentence-transformers")
+
+#: What is read of a line with a group.
+GROUP_FIELDS = {field.name for field in fields(Group)}
 
 
 @dataclass(kw_only=True)
@@ -53,13 +56,21 @@ class ConvertOptions:
     output: str = option(help="the .jsonl file that is written")
     overwrite: bool = option(False, help="replace an earlier file")
     to: str = option("groups", choices=TARGETS, help="what the data becomes")
-    output_format: str = option(
-        "labeled-list", choices=FORMATS, help="which of sentence-transformers' formats"
+    output_format: str | None = option(
+        None,
+        choices=FORMATS,
+        help="which of sentence-transformers' formats; default labeled-list",
     )
-    threshold: float = option(0.5, help="a passage is right from this label on")
-    split: str = option("train", help="which of a beir folder's qrels are read")
-    negatives: int = option(
-        7, help="how many passages a query without wrong ones gets, drawn from other queries'"
+    threshold: float | None = option(
+        None,
+        help="a passage is right from this label on; default 1 where labels are whole numbers, and "
+        "above 0 in a beir folder",
+    )
+    split: str | None = option(None, help="which of a beir folder's qrels are read; default train")
+    negatives: int | None = option(
+        None,
+        help="how many passages a query without wrong ones gets, drawn from other queries'; "
+        "default 7",
     )
     seed: int = option(42, help="fixes what is drawn")
 
@@ -67,13 +78,26 @@ class ConvertOptions:
         check_choices(self)
         if self.from_ == self.to:
             raise OptionError("to", "groups are groups already: choose sentence-transformers")
-        if self.negatives < 1:
+        self._check_use()
+        if self.negatives is not None and self.negatives < 1:
             raise OptionError("negatives", f"{self.negatives} is less than 1")
-        if not isfinite(self.threshold):
+        if self.threshold is not None and not isfinite(self.threshold):
             raise OptionError("threshold", f"{self.threshold} is no finite number")
         if self.from_ == "beir" and not isinstance(self.data_path, str | Path):
             raise OptionError("data_path", "one BEIR folder is needed")
         check_files([Path(self.output)], self.inputs, overwrite=self.overwrite)
+
+    def _check_use(self) -> None:
+        """Check that no option is given that nothing would be done with."""
+        labelled, beir = self.from_ in ("beir", *LABELLED), self.from_ == "beir"
+        for name, is_used, use in (
+            ("output_format", self.to != "groups", "for --to sentence-transformers"),
+            ("threshold", labelled, f"for labels: --from {', '.join(('beir', *LABELLED))}"),
+            ("split", beir, "the name of a beir folder's qrels; `mine` splits queries"),
+            ("negatives", self.from_ != "groups", "for data that is made into groups"),
+        ):
+            if getattr(self, name) is not None and not is_used:
+                raise OptionError(name, f"is {use}")
 
     @property
     def inputs(self) -> Sequence[DataPath]:
@@ -95,12 +119,14 @@ def main(options: ConvertOptions) -> int:
         bar("converting", "group") as progress,
     ):
         found_groups = read(options, Path(work), notes)
+        output_format = None
         if options.to != "groups":
-            found_groups = fitting(found_groups, options.output_format, notes)
+            output_format = options.output_format or FORMATS[0]
+            found_groups = fitting(found_groups, output_format, notes)
         for found in found_groups:
             groups += 1
             pairs += len(found.documents)
-            for line in output_lines(found, options):
+            for line in output_lines(found, output_format):
                 lines += 1
                 file.write(line)
             progress.update()
@@ -123,21 +149,25 @@ def reasons(notes: "Counter[str]") -> str:
 def read(options: ConvertOptions, work: Path, notes: "Counter[str]") -> Iterator[Group]:
     """The groups of the data."""
     if options.from_ == "groups":
-        yield from read_groups(options.data_path)
+        for line in read_lines(options.data_path):
+            for name in (line.quick_record() or {}).keys() - GROUP_FIELDS:
+                notes[f"fields {name!r}, left out"] += 1
+            yield parse_group(line)
         return
     if options.from_ == "beir":
         # What is judged is little beside the corpus.
-        size, parts = 0, beir.read(Path(str(options.data_path)), options.split, notes)
+        folder, split = Path(str(options.data_path)), options.split or "train"
+        size, parts = 0, beir.read(folder, notes, split=split, threshold=options.threshold)
     elif options.from_ in READERS:
         size, parts = bytes_of(options.data_path), READERS[options.from_](options.data_path, notes)
     else:
         reader = LABELLED[options.from_]
         size, parts = (
             bytes_of(options.data_path),
-            reader(options.data_path, threshold=options.threshold),
+            reader(options.data_path, notes, threshold=options.threshold),
         )
     yield from group(
-        parts, work, size=size, negatives=options.negatives, seed=options.seed, notes=notes
+        parts, work, size=size, negatives=options.negatives or 7, seed=options.seed, notes=notes
     )
 
 
@@ -151,10 +181,10 @@ def bytes_of(data_path: DataPath) -> int:
     return size
 
 
-def output_lines(found: Group, options: ConvertOptions) -> Iterator[str]:
-    """The lines of a group in the output."""
-    if options.to == "groups":
+def output_lines(found: Group, output_format: str | None) -> Iterator[str]:
+    """The lines of a group in one of sentence-transformers' formats, or as a group."""
+    if output_format is None:
         yield group_line(found)
         return
-    for row in rows(found, options.output_format):
+    for row in rows(found, output_format):
         yield record_line(row)

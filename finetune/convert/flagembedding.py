@@ -1,7 +1,4 @@
-"""FlagEmbedding's training data: `query`, `pos`, `neg`, perhaps `pos_scores` and `neg_scores`.
-
-`prompt` and `type`, which embedding models are trained with, are left out.
-"""
+"""FlagEmbedding's training data: `query`, `pos`, `neg`, perhaps `pos_scores` and `neg_scores`."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,23 +9,27 @@ from rerank_plugin.jsonl import DataPath
 from .judged import Judged, Passage, id_text
 from .rows import Row, read_rows
 
-#: The fields that the format has.
-FIELDS = ("id", "query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "type")
+#: What is read of the format.
+FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
+
+#: Fields that are not taken for misspelt ones; what embedding models are trained with is left out.
+KNOWN = ("id", "idx", "prompt", "type")
 
 
 def read(data_path: DataPath, notes: "Counter[str]") -> Iterator[Judged]:
     """One record a line; `neg` may be missing or empty. Fields that are left out are counted."""
     for row in read_rows(data_path):
         for name in row.values:
-            if name not in FIELDS:
-                check_name(row, name)
-                notes[f"fields {name!r}, left out"] += 1
+            check_name(row, name)
+        row.count_others((*FIELDS, "id"), notes)
         sides = side(row, "pos"), side(row, "neg")
         yield Judged(row.text("query"), *sides, id_text(row.values.get("id")))
 
 
 def check_name(row: Row, name: str) -> None:
     """Check that an unknown field is not a missing one with its name misspelt."""
+    if name in (*FIELDS, *KNOWN):
+        return
     for meant in get_close_matches(name.lower(), FIELDS, n=1):
         if meant not in row.values:
             raise row.error(f"unknown field {name!r}, and no {meant!r}: rename it, or take it out")

@@ -1,11 +1,12 @@
 """Tables of (query, passage, label), as CSV, TSV, Parquet or JSON Lines."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from rerank_plugin.jsonl import DataPath
 
 from .judged import Judged, judged
-from .rows import first_of, read_rows
+from .rows import first_of, is_right, read_rows
 
 #: What columns are usually called, the likeliest first.
 QUERIES = ("query", "question", "anchor", "sentence1", "text1", "q")
@@ -13,10 +14,14 @@ PASSAGES = ("passage", "document", "doc", "text", "context", "answer", "sentence
 LABELS = ("label", "relevance", "score", "grade", "is_selected", "is_relevant")
 
 
-def read(data_path: DataPath, *, threshold: float) -> Iterator[Judged]:
-    """One judgement a row; right is a label of at least `threshold`."""
+def read(
+    data_path: DataPath, notes: "Counter[str]", *, threshold: float | None
+) -> Iterator[Judged]:
+    """One judgement a row; what is right `is_right` says. Columns that are left out are counted."""
     for row in read_rows(data_path):
-        query = row.text(first_of(row, QUERIES, "query"))
-        passage = row.text(first_of(row, PASSAGES, "passage"))
-        label = row.number(first_of(row, LABELS, "label"))
-        yield judged(query, [(passage, label >= threshold)])
+        query = first_of(row, QUERIES, "query")
+        passage = first_of(row, PASSAGES, "passage")
+        label = first_of(row, LABELS, "label")
+        row.count_others((query, passage, label), notes)
+        right = is_right(row, row.number(label), label, threshold)
+        yield judged(row.text(query), [(row.text(passage), right)])

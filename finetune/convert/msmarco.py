@@ -7,6 +7,7 @@ are JSON or what Python and numpy print.
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,23 @@ from .rows import Row, plain_rows, read_rows, table_files
 #: Names of files that are one JSON value, or JSON Lines by another name.
 JSON = (".json", ".json.gz")
 
+#: What is read of a record.
+FIELDS = ("query", "passages", "query_id")
 
-def read(data_path: DataPath) -> Iterator[Judged]:
-    """Files ending in `.tsv` are triples, all others have records."""
+
+def read(data_path: DataPath, notes: "Counter[str]") -> Iterator[Judged]:
+    """Files ending in `.tsv` are triples, all others have records.
+
+    Fields of records that are left out are counted.
+    """
     for path in table_files(data_path, JSON):
         name = path.name.removesuffix(".gz")
         if name.endswith(".tsv"):
             yield from read_triples(path)
         elif name.endswith(".json"):
-            yield from (record(row) for row in json_rows(path))
+            yield from (record(row, notes) for row in json_rows(path))
         else:
-            yield from (record(row) for row in read_rows(path))
+            yield from (record(row, notes) for row in read_rows(path))
 
 
 def read_triples(path: Path) -> Iterator[Judged]:
@@ -55,13 +62,16 @@ def is_header(row: Row) -> bool:
     )
 
 
-def record(row: Row) -> Judged:
+def record(row: Row, notes: "Counter[str]") -> Judged:
     """A query with its passages."""
+    row.count_others(FIELDS, notes)
     passages = row.values.get("passages")
     if isinstance(passages, str):
         passages = parse(row, passages)
     texts: Any = None
     selected: Any = None
+    for name in fields_of(passages) - {"passage_text", "is_selected"}:
+        notes[f"fields {name!r} of passages, left out"] += 1
     if isinstance(passages, dict):
         texts, selected = passages.get("passage_text"), passages.get("is_selected")
     elif isinstance(passages, list) and all(isinstance(item, dict) for item in passages):
@@ -75,6 +85,12 @@ def record(row: Row) -> Judged:
         raise row.error("'is_selected' is neither 0 nor 1")
     labelled = zip(texts, map(bool, selected), strict=True)
     return judged(row.text("query"), labelled, id=row.values.get("query_id"))
+
+
+def fields_of(passages: object) -> set[str]:
+    """The names of the fields that a record's passages have."""
+    values = passages if isinstance(passages, list) else [passages]
+    return {name for value in values if isinstance(value, dict) for name in value}
 
 
 def json_rows(path: Path) -> Iterator[Row]:
@@ -106,14 +122,12 @@ def value_rows(path: Path, value: object) -> Iterator[Row]:
         return
     columns = value if isinstance(value, dict) else {}
     queries, passages = columns.get("query"), columns.get("passages")
-    ids = columns.get("query_id")
-    ids = ids if isinstance(ids, dict) else {}
     if isinstance(queries, str):
         yield Row(columns, f"{path}:1")
     elif isinstance(queries, dict) and isinstance(passages, dict):
         for key, query in queries.items():
-            values = {"query": query, "passages": passages.get(key), "query_id": ids.get(key)}
-            yield Row(values, f"{path}, row {key}")
+            own = {name: of.get(key) for name, of in columns.items() if isinstance(of, dict)}
+            yield Row({**own, "query": query}, f"{path}, row {key}")
     else:
         raise InputError(
             f"{path}: expected records with 'query' and 'passages', or an object of both, each an "

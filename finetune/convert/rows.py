@@ -3,7 +3,8 @@
 import csv
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -58,6 +59,12 @@ class Row:
             raise self.error(f"column {column!r} is no list of texts")
         return [str(item) for item in value]
 
+    def count_others(self, columns: Collection[str], notes: "Counter[str]") -> None:
+        """Count what is in other columns than those that are read."""
+        for name, value in self.values.items():
+            if name not in columns and value is not None:
+                notes[f"fields {name!r}, left out"] += 1
+
     def number(self, column: str) -> float:
         """The number in a column; in CSV it is a text."""
         return number(self, self.values.get(column), column)
@@ -84,6 +91,20 @@ def number(row: Row, value: object, column: str) -> float:
     except (ValueError, OverflowError):
         shown = json_type(value) if isinstance(value, list | dict | None) else repr(str(value))
         raise row.error(f"column {column!r} is {shown}, expected a finite number") from None
+
+
+def is_right(row: Row, value: float, column: str, threshold: float | None) -> bool:
+    """Whether a label says that a passage is right; without a threshold from 1 on.
+
+    Raises:
+        InputError: it is no whole number, of which only a threshold says what it means.
+    """
+    if threshold is None and value != int(value):
+        raise row.error(
+            f"column {column!r} is {value:g}, no whole number: say with --threshold from which on "
+            "a passage is right"
+        )
+    return value >= (1 if threshold is None else threshold)
 
 
 def read_rows(data_path: DataPath) -> Iterator[Row]:
@@ -162,8 +183,9 @@ def header(path: Path, rows: Iterator[Row]) -> list[str]:
 
 def plain_rows(path: Path) -> Iterator[Row]:
     """The rows of a TSV file without column names and quotes; its columns are `0`, `1` …."""
-    with text_of(path) as file:
-        yield from numbered(path, csv_reader(path, file, quoting=csv.QUOTE_NONE))
+    for line in read_lines(path):
+        columns: Values = {str(place): text for place, text in enumerate(line.text().split("\t"))}
+        yield Row(columns, f"{path}:{line.number}")
 
 
 @contextmanager
@@ -173,13 +195,11 @@ def text_of(path: Path) -> Iterator[io.TextIOWrapper]:
         yield file
 
 
-def csv_reader(
-    path: Path, file: io.TextIOWrapper, quoting: int = csv.QUOTE_MINIMAL
-) -> "csv._reader":  # type: ignore[name-defined]
+def csv_reader(path: Path, file: io.TextIOWrapper) -> "csv._reader":  # type: ignore[name-defined]
     """A reader for the kind of file that a name says."""
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    return csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
+    return csv.reader(file, delimiter=delimiter, strict=True)
 
 
 def numbered(path: Path, reader: "csv._reader") -> Iterator[Row]:  # type: ignore[name-defined]

@@ -5,6 +5,7 @@ second a right passage, all others wrong ones. Columns of labels and scores go b
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath
 
 from .judged import Judged, Passage, judged
-from .rows import DELIMITED, Row, column_names, read_rows, table_files
+from .rows import DELIMITED, Row, column_names, is_right, read_rows, table_files
 
 #: Columns that hold no text; sentence-transformers knows the same ones.
 LABELS = ("label", "labels", "score", "scores")
@@ -25,8 +26,10 @@ IDS = ("id", "_id", "idx", "query_id", "qid")
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-def read(data_path: DataPath, *, threshold: float) -> Iterator[Judged]:
-    """One record a row; right is a label of at least `threshold`, where there are labels."""
+def read(
+    data_path: DataPath, notes: "Counter[str]", *, threshold: float | None
+) -> Iterator[Judged]:
+    """One record a row; where there are labels, `is_right` says what is right."""
     for path in table_files(data_path):
         if path.name.endswith(DELIMITED):
             check_names(path)
@@ -34,6 +37,7 @@ def read(data_path: DataPath, *, threshold: float) -> Iterator[Judged]:
         for row in read_rows(path):
             columns = columns or Columns.of(row)
             columns.check(row)
+            row.count_others((*texts_of(row), *LABELS), notes)
             yield read_row(row, columns, threshold)
 
 
@@ -91,7 +95,7 @@ def texts_of(row: Row) -> list[str]:
     return [column for column in row.values if column not in (*LABELS, *IDS)]
 
 
-def read_row(row: Row, columns: Columns, threshold: float) -> Judged:
+def read_row(row: Row, columns: Columns, threshold: float | None) -> Judged:
     """What one row says."""
     query, wrong = row.text(columns.query), columns.wrong(row)
     labels = columns.labels
@@ -104,12 +108,12 @@ def read_row(row: Row, columns: Columns, threshold: float) -> Judged:
                 f"{', '.join((columns.second, *wrong))}: give a list with a score for each, or "
                 "take it out"
             )
-        right = row.number(labels) >= threshold
+        right = is_right(row, row.number(labels), labels, threshold)
         return judged(query, [(row.text(columns.second), right)])
     return tuple_of(row, query, [columns.second, *wrong], labels)
 
 
-def labelled_list(row: Row, query: str, columns: Columns, threshold: float) -> Judged:
+def labelled_list(row: Row, query: str, columns: Columns, threshold: float | None) -> Judged:
     """A query, a list of passages and a list of labels."""
     column, labels = columns.second, columns.labels
     passages = row.texts(column)
@@ -118,9 +122,8 @@ def labelled_list(row: Row, query: str, columns: Columns, threshold: float) -> J
     values = row.numbers(labels)
     if len(values) != len(passages):
         raise row.error(f"{labels!r} has {len(values)} numbers for {len(passages)} passages")
-    return judged(
-        query, [(text, value >= threshold) for text, value in zip(passages, values, strict=True)]
-    )
+    right = [is_right(row, value, labels, threshold) for value in values]
+    return judged(query, zip(passages, right, strict=True))
 
 
 def tuple_of(row: Row, query: str, columns: list[str], labels: str | None) -> Judged:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from rerank_plugin.errors import InputError
 
@@ -18,21 +19,36 @@ def fitting(groups: Iterable[Group], output_format: str, notes: "Counter[str]") 
     """Groups that a format can hold; what it has no place for is counted.
 
     Raises:
-        InputError: n-tuples, which are columns, of groups with unequally many wrong passages.
+        InputError: n-tuples, which are columns, of groups with unequally many wrong passages; a
+            column of scores that some groups have and others have not.
     """
-    size = None
+    size, scored = None, None
     for group in groups:
         size = size or len(group.neg)
+        scored = bool(group.teacher) if scored is None else scored
         if output_format == "n-tuple" and len(group.neg) != size:
             raise InputError(
                 f"--output_format: an n-tuple has equally many wrong passages in every row: the "
                 f"first group has {size}, {group.query!r} has {len(group.neg)}; labeled-list and "
                 "triplet take any number"
             )
-        if group.teacher and output_format not in SCORED:
-            notes[f"groups with teacher scores, for which {output_format} has no place"] += 1
+        if output_format not in SCORED:
+            if group.pos_scores or group.neg_scores:
+                notes[f"groups with teacher scores, for which {output_format} has no place"] += 1
+        elif bool(group.teacher) != scored:
+            one, other = ("all", "not all") if scored else ("not all", "all")
+            raise InputError(
+                f"--output_format: passages of the first group {one} have teacher scores, those of "
+                f"{group.query!r} {other}: a {output_format} has a column of them or none; "
+                "labeled-list has none"
+            )
+        elif not scored and (group.pos_scores or group.neg_scores):
+            notes["groups of which some passages have no score: without scores"] += 1
         if group.id is not None:
             notes["ids of groups, for which the format has no place"] += 1
+        if output_format == "pair":
+            notes["wrong passages, for which pair has no place"] += len(group.neg)
+            group = replace(group, neg=[])
         yield group
 
 
