@@ -5,22 +5,30 @@
 
 For every set and seed the same model is trained on three kinds of groups of the same queries: the
 ones that the set comes with, mined ones, and mined ones filtered by the model that the first seed
-made of the mined ones. All are measured on the set's test queries. What is done is not done again:
-an interrupted run goes on with the same command.
+made of the mined ones. All are measured on the set's test queries, and so is every model that a run
+evaluates on its way, which shows what is lost by keeping another one than the kept. What is done is
+not done again: an interrupted run goes on with the same command.
 """
 
 import argparse
 import json
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 from machine import set_environment
 from texts import write_records
+
+if TYPE_CHECKING:
+    from rerank_plugin.finetune.groups import Group
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -87,8 +95,7 @@ def main() -> int:
 
 def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
     """Train and measure once, unless it is done."""
-    figures = setting.values(kind, seed)
-    if figures.is_file():
+    if setting.values(kind, seed).is_file():
         return
     from rerank_plugin import Reranker
     from rerank_plugin.finetune import FinetuneConfig, finetune
@@ -98,23 +105,47 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
 
     make_groups(setting, kind, first=first)
     folder = setting.model(kind, seed)
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        config = FinetuneConfig(
-            model_name_or_path=model_path(),
-            data_path=str(setting.groups(kind)),
-            eval_data_path=str(setting.source / "dev.jsonl"),
-            finetune_model_dir=str(folder),
-            max_len=setting.max_len,
-            total_epoch=setting.epochs,
-            seed=seed,
-            overwrite=True,
-        )
-        finetune(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     test = list(read_groups(setting.source / "test.jsonl"))
-    found = evaluate_groups(Reranker(folder), test)
-    figures.parent.mkdir(parents=True, exist_ok=True)
-    write_json(figures, {name: column.tolist() for name, column in found.values.items()})
+    config = FinetuneConfig(
+        model_name_or_path=model_path(),
+        data_path=str(setting.groups(kind)),
+        eval_data_path=str(setting.source / "dev.jsonl"),
+        finetune_model_dir=str(folder),
+        max_len=setting.max_len,
+        total_epoch=setting.epochs,
+        seed=seed,
+        overwrite=True,
+    )
+    # Of a run that was interrupted the first evaluations are missing.
+    shutil.rmtree(folder.with_suffix(".run"), ignore_errors=True)
+    with measured_steps(test) as steps:
+        finetune(config)
+    kept = evaluate_groups(Reranker(folder), test).values["ndcg@10"].tolist()
+    setting.values(kind, seed).parent.mkdir(parents=True, exist_ok=True)
+    write_json(setting.values(kind, seed), {"kept": kept, "steps": steps})
+
+
+@contextmanager
+def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
+    """Of every evaluation of a run: its step, and nDCG@10 of the choosing and the test queries."""
+    from rerank_plugin.finetune.evaluation import evaluate_groups
+    from rerank_plugin.finetune.keep_best import METRIC, KeepBest
+
+    steps: list[dict[str, float]] = []
+    choose = KeepBest.on_evaluate
+
+    def measure(self: KeepBest, args: Any, state: Any, control: Any, **more: Any) -> None:
+        choose(self, args, state, control, **more)
+        trainer = self.trainer
+        if state.global_step:
+            with trainer.compute_loss_context_manager():
+                found = evaluate_groups(trainer.scorer, test).means[METRIC]
+            chosen_by = trainer.latest.means[METRIC]
+            steps.append({"step": state.global_step, "choosing": chosen_by, "test": found})
+
+    with patch.object(KeepBest, "on_evaluate", measure):
+        yield steps
 
 
 def make_groups(setting: Setting, kind: str, *, first: int) -> None:
@@ -155,6 +186,12 @@ def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
     for kind, own in values.items():
         runs = ", ".join(f"{value:.4f}" for value in own.mean(1))
         print(f"  {kind:<9}{own.mean():.4f}  ({runs})")
+    found = [figures(setting, kind, seed) for kind in KINDS for seed in seeds]
+    steps = [run["steps"] for run in found]
+    highest = [max(own, key=lambda step: step["choosing"])["test"] for own in steps]
+    print(f"  over all {len(found)} runs {np.mean([run['kept'] for run in found]):.4f}")
+    print(f"  with the model that dev queries find best {np.mean(highest):.4f}")
+    print(f"  with the last one {np.mean([own[-1]['test'] for own in steps]):.4f}")
     for one, other in (("mined", "given"), ("filtered", "mined")):
         delta = (values[one] - values[other]).mean(0)
         low, high = bootstrap_interval(delta[None])[:, 0]
@@ -163,9 +200,13 @@ def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
 
 def ndcg(setting: Setting, kind: str, seeds: list[int]) -> Values:
     """nDCG@10 of every seed and query, `[seeds, queries]`."""
-    return np.array(
-        [json.loads(setting.values(kind, seed).read_text())["ndcg@10"] for seed in seeds]
-    )
+    return np.array([figures(setting, kind, seed)["kept"] for seed in seeds])
+
+
+def figures(setting: Setting, kind: str, seed: int) -> dict[str, Any]:
+    """What `run` has found."""
+    found: dict[str, Any] = json.loads(setting.values(kind, seed).read_text())
+    return found
 
 
 def model_path() -> str:
