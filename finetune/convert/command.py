@@ -150,7 +150,7 @@ def read(options: ConvertOptions, work: Path, notes: "Counter[str]") -> Iterator
     """The groups of the data."""
     if options.from_ == "groups":
         for line in read_lines(options.data_path):
-            for name in (line.quick_record() or {}).keys() - GROUP_FIELDS:
+            for name in sorted((line.quick_record() or {}).keys() - GROUP_FIELDS):
                 notes[f"fields {name!r}, left out"] += 1
             yield parse_group(line)
         return

@@ -70,7 +70,7 @@ def record(row: Row, notes: "Counter[str]") -> Judged:
         passages = parse(row, passages)
     texts: Any = None
     selected: Any = None
-    for name in fields_of(passages) - {"passage_text", "is_selected"}:
+    for name in sorted(fields_of(passages) - {"passage_text", "is_selected"}):
         notes[f"fields {name!r} of passages, left out"] += 1
     if isinstance(passages, dict):
         texts, selected = passages.get("passage_text"), passages.get("is_selected")
