@@ -6,8 +6,8 @@
 For every set and seed the same model is trained on three kinds of groups of the same queries: the
 ones that the set comes with, mined ones, and mined ones filtered by the model that the first seed
 made of the mined ones. All are measured on the set's test queries, and so is every model that a run
-evaluates on its way, which shows what is lost by keeping another one than the kept. What is done is
-not done again: an interrupted run goes on with the same command.
+evaluates on its way: the summary says what keeping another one would give. The same command goes
+on with the runs that are not done.
 """
 
 import argparse

@@ -171,15 +171,15 @@ class Inspection:
     def _add_group(self, group: Group) -> None:
         self.groups += 1
         self.queries.add(text_digest(group.query), group.query)
+        has_copies = False
         for side, tally in (("pos", self.right), ("neg", self.wrong)):
             texts = getattr(group, side)
             self.sizes[side][len(texts)] += 1
-            for number, text in {text_digest(text): text for text in texts}.items():
+            distinct = {text_digest(text): text for text in texts}
+            for number, text in distinct.items():
                 tally.add(number, text)
-        self.twice += any(
-            len({text_digest(text) for text in texts}) < len(texts)
-            for texts in (group.pos, group.neg)
-        )
+            has_copies |= len(distinct) < len(texts)
+        self.twice += has_copies
         scripts = main_script(group.query), main_script(group.pos[0])
         for counts, script in zip(self.scripts.values(), scripts, strict=True):
             counts[script or "no letters"] += 1
