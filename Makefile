@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test notebooks lint types clean
+# What a model scores with, which has fast paths by the processor.
+SCORING := $(addprefix tests/test_,scoring.py packing.py reranker.py model_queue.py adapters.py)
+
+.PHONY: demo test test-avx2 notebooks lint types clean
 
 demo: $(VENV)/.demo  ## fine-tune a small model on the sample data and use it
 	$(BIN)/rerank-plugin demo
 
 test: $(VENV)/.dev  ## the test suite
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-avx2: $(VENV)/.dev  ## the scoring tests as a CPU without AVX-512 runs them
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 $(SCORING)
 
 notebooks: $(VENV)/.notebooks  ## execute the notebooks; HTML into build/notebooks
 	$(BIN)/python notebooks/run.py $(NOTEBOOK_ARGS)

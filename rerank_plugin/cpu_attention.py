@@ -15,10 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rerank_plugin.device import torch_uses_avx512
+
 #: The compiled library stands beside this file, under the name that setuptools gives it.
 MODULE = "rerank_plugin._packed_attention"
 
 HEAD_SIZES = (32, 64)
+
+#: What the C file is compiled for, by torch's names.
+INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16", "fma3")
 
 Kernel = Callable[[Any, int | None, int], int]
 
@@ -57,8 +62,12 @@ class Work(ctypes.Structure):
 
 @cache
 def kernels() -> tuple[Kernel, Kernel] | None:
-    """The forward and the backward kernel; none where this machine cannot run them."""
-    if not torch.cpu.get_capabilities().get("avx512_bf16"):
+    """Return the forward and the backward kernel; None where this machine cannot run them.
+
+    None too where `ATEN_CPU_CAPABILITY` keeps torch itself from using AVX-512.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if not torch_uses_avx512() or not all(capabilities.get(name) for name in INSTRUCTIONS):
         return None
     spec = find_spec(MODULE)
     if spec is None or spec.origin is None:

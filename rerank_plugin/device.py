@@ -3,6 +3,7 @@
 import logging
 import platform
 import re
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -61,12 +62,45 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def warn_of_slow_products(dtype: torch.dtype, device: torch.device) -> None:
+    """Warn of a precision that works on a device but is slower there than float32."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_multiplies_bfloat16():
+        logger.warning(
+            "dtype bfloat16: this CPU has no bfloat16 instructions, float32 would be faster"
+        )
+
+
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 products (AVX512-BF16, AMX, or Arm's BF16 extension)."""
+    """Return whether this CPU has bfloat16 products (AVX512-BF16, AMX, or Arm's BF16 extension).
+
+    Without them where `ATEN_CPU_CAPABILITY` or `ONEDNN_MAX_CPU_ISA` keep torch from using them.
+    """
+    if platform.machine() == "aarch64":
+        cpuinfo = Path("/proc/cpuinfo")
+        return cpuinfo.is_file() and " svebf16" in cpuinfo.read_text(encoding="utf-8")
     capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-        return True
-    cpuinfo = Path("/proc/cpuinfo")
-    if platform.machine() == "aarch64" and cpuinfo.is_file():
-        return " svebf16" in cpuinfo.read_text(encoding="utf-8")
-    return False
+    if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+        return False
+    return torch_uses_avx512() and onednn_takes(torch.bfloat16)
+
+
+def torch_uses_avx512() -> bool:
+    """Return whether torch's own kernels are those for AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@cache
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN packs and multiplies weights of a precision here, by trying it once.
+
+    In bfloat16 it refuses CPUs without AVX-512, and builds of torch may come without oneDNN.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    ones = torch.ones(32, 32, dtype=dtype)
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(ones, 32)
+        torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return True

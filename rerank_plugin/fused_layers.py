@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from rerank_plugin.adapters import InUse, low_rank_parts
 from rerank_plugin.attention import Boundaries, attend
+from rerank_plugin.device import onednn_takes
 from rerank_plugin.families import family_of
 
 #: Rows for which weights are packed; any number can be multiplied.
@@ -201,10 +202,13 @@ def fuse_layers(model: PreTrainedModel, in_use: InUse) -> bool:
     config = model.config
     kind = family_of(config).layers
     activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
-    fits = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
-    if kind is None or activation != "gelu" or not fits:
+    if kind is None or activation != "gelu" or platform.machine() not in ("x86_64", "AMD64"):
         return False
     lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    # The model's own dtype may be that of its head, which is float32.
+    precisions = {weight.dtype for layers in lists for weight in layers.parameters()}
+    if not all(map(onednn_takes, precisions)):
+        return False
     if any(low_rank_parts(layer) is None for layer in linear_layers(lists)):
         # Of a kind that is more than a product beside the layer's own.
         return False

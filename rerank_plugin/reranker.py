@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import nn
 
 from rerank_plugin.adapters import Adapters
-from rerank_plugin.device import resolve_device, resolve_dtype
+from rerank_plugin.device import resolve_device, resolve_dtype, warn_of_slow_products
 from rerank_plugin.encoding import Pair, PairEncoder
 from rerank_plugin.errors import InputError
 from rerank_plugin.head import cast_backbone
@@ -104,6 +104,7 @@ class Reranker:
         }
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
+        warn_of_slow_products(self.dtype, self.device)
         loaded = load_model(
             model, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
         )

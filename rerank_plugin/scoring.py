@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -225,18 +226,23 @@ class Scorer:
             yield part
 
     def encode(self, part: Sequence[Pair]) -> EncodedPairs:
-        """Some pairs as what is scored for them; equal ones once."""
+        """Return some pairs as what is scored for them; those with equal token ids once.
+
+        A product may give equal rows unequal results in their last bits, and texts that a tokenizer
+        reads alike must keep their input order.
+        """
         index: dict[Pair, int] = {}
-        places = np.array([index.setdefault(pair, len(index)) for pair in part])
+        texts = [index.setdefault(pair, len(index)) for pair in part]
         documents = self.encoder.windows(list(index))
+        keys = [tuple(window.key for window in document) for document in documents]
         # In an order of their own, so that batches do not depend on the order of a request.
-        order = sorted(range(len(documents)), key=lambda i: documents[i][0].key)
-        rank = np.empty(len(order), np.intp)
-        rank[order] = np.arange(len(order))
-        windows = [documents[i] for i in order]
-        starts = np.cumsum([0, *(len(document) for document in windows[:-1])])
-        distinct = [pair for document in windows for pair in document]
-        return EncodedPairs(distinct, starts, rank[places])
+        windows = dict(sorted(zip(keys, documents, strict=True), key=itemgetter(0)))
+        rows = {key: row for row, key in enumerate(windows)}
+        distinct = [pair for document in windows.values() for pair in document]
+        starts = np.cumsum([0, *map(len, windows.values())])[:-1]
+        return EncodedPairs(
+            distinct, starts, np.array([rows[keys[text]] for text in texts], np.intp)
+        )
 
     def use(self, adapter: str | None) -> None:
         """Score with one of the model's adapters from now on, or with none."""

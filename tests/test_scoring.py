@@ -1,7 +1,11 @@
 """The engine: streams, batches and what a score must not depend on."""
 
+import json
 import logging
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,49 @@ def test_the_order_of_a_request_moves_no_score(larger_model: Path, dtype: str) -
     expected = dict(zip(PAIRS, reranker.score(PAIRS).tolist(), strict=True))
     shuffled = random.Random(0).sample(PAIRS, len(PAIRS))
     assert dict(zip(shuffled, reranker.score(shuffled).tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("alike", [("Ferry", "ferry"), ("ferry\x00", " ferry"), ("\u200b", "")])
+def test_texts_that_are_read_alike_are_scored_once(
+    tiny_model: Path, alike: tuple[str, str]
+) -> None:
+    reranker = Reranker(tiny_model, dtype="float32", device="cpu")
+    pairs = [("dogs", text) for text in (*alike, *TEXTS[:9], *alike[::-1])]
+    assert len(reranker._scorer.encode(pairs).distinct) == 10
+    first, second, *_, fourth, third = reranker.logits(pairs)
+    assert first == second == third == fourth
+
+
+#: Prints the scores of pairs in every precision that it is given.
+ON_AVX2 = """
+import json, logging, sys
+logging.basicConfig(format="%(message)s")
+from rerank_plugin import Reranker
+from rerank_plugin.cpu_attention import kernels
+from rerank_plugin.device import cpu_multiplies_bfloat16
+assert kernels() is None and not cpu_multiplies_bfloat16()
+pairs = json.load(sys.stdin)
+scores = [Reranker(sys.argv[1], device="cpu", dtype=dtype).score(pairs) for dtype in sys.argv[2:]]
+print(json.dumps([found.tolist() for found in scores]))
+"""
+
+
+def test_every_precision_scores_on_a_cpu_without_avx512(larger_model: Path) -> None:
+    names = ["auto", "float32", "bfloat16"]
+    done = subprocess.run(
+        [sys.executable, "-c", ON_AVX2, str(larger_model), *names],
+        input=json.dumps(PAIRS[:8]),
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    auto, whole, half = json.loads(done.stdout)
+    assert auto == whole
+    np.testing.assert_allclose(half, whole, atol=2e-2)
+    expected = Reranker(larger_model, device="cpu", dtype="float32").score(PAIRS[:8])
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
+    assert done.stderr.count("no bfloat16 instructions") == 1
 
 
 def test_fused_layers_score_as_the_stock_ones(
