@@ -6,7 +6,9 @@ the same results.
 """
 
 import ctypes
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from rerank_plugin.device import torch_uses_avx512
+
+logger = logging.getLogger(__name__)
 
 #: The compiled library stands beside this file, under the name that setuptools gives it.
 MODULE = "rerank_plugin._packed_attention"
@@ -72,12 +76,20 @@ def kernels() -> tuple[Kernel, Kernel] | None:
     spec = find_spec(MODULE)
     if spec is None or spec.origin is None:
         return None
-    library = ctypes.CDLL(spec.origin)
-    found = library.packed_attention_forward, library.packed_attention_backward
-    for function in found:
+    try:
+        library = ctypes.CDLL(spec.origin)
+        size = library.packed_attention_work_size()
+    except (OSError, AttributeError) as error:
+        logger.warning("%s cannot be used, attention is slower without it: %s", spec.origin, error)
+        return None
+    if size != ctypes.sizeof(Work):
+        logger.warning("%s was built for another version: reinstall the package", spec.origin)
+        return None
+    functions = library.packed_attention_forward, library.packed_attention_backward
+    for function in functions:
         function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
         function.restype = ctypes.c_int
-    return found
+    return functions
 
 
 @cache
@@ -89,8 +101,9 @@ def parallel() -> int | None:
     package = Path(torch.__file__).parent
     for folder in (package / "lib", package.with_name("torch.libs")):
         for file in folder.glob("libgomp*"):
-            entry = ctypes.CDLL(str(file)).GOMP_parallel
-            return ctypes.cast(entry, ctypes.c_void_p).value
+            with suppress(OSError, AttributeError):
+                entry = ctypes.CDLL(str(file)).GOMP_parallel
+                return ctypes.cast(entry, ctypes.c_void_p).value
     return None
 
 

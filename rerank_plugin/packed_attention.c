@@ -450,6 +450,9 @@ static int run(Work *work, void (*fn)(void *), Parallel parallel, int threads) {
     return work->failed;
 }
 
+/* The caller compares it with its own: a library that is older than the package has another. */
+int packed_attention_work_size(void) { return (int)sizeof(Work); }
+
 int packed_attention_forward(Work *work, Parallel parallel, int threads) {
     return run(work, forward_share, parallel, threads);
 }
@@ -462,6 +465,7 @@ int packed_attention_backward(Work *work, Parallel parallel, int threads) {
 
 #else
 
+int packed_attention_work_size(void) { return 0; }
 int packed_attention_forward(void *work, void *parallel, int threads) { return 2; }
 int packed_attention_backward(void *work, void *parallel, int threads) { return 2; }
 

@@ -1,4 +1,6 @@
 from copy import deepcopy
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from transformers import (
     XLMRobertaXLConfig,
 )
 
-from rerank_plugin import attention
+from rerank_plugin import attention, cpu_attention
 from rerank_plugin.attention import Boundaries, attend
 from rerank_plugin.cpu_attention import kernels
 from rerank_plugin.encoding import EncodedPair
@@ -239,6 +241,24 @@ def test_the_compiled_kernel_is_attention(size: int, window: int) -> None:
     for place in range(3):
         found, gradient = qkv.grad[:, place].float(), exact.grad[:, place]
         assert (found - gradient).norm() < 6e-3 * gradient.norm()
+
+
+@pytest.mark.parametrize("library", ["garbage", "no library", "another library"])
+def test_a_kernel_that_cannot_be_loaded_is_not_used(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    file = tmp_path / "kernel.so"
+    if library == "garbage":
+        file.write_text("not a library")
+    if library == "another library":
+        file.symlink_to(str(torch._C.__file__))
+    monkeypatch.setattr(cpu_attention, "INSTRUCTIONS", ())
+    monkeypatch.setattr(cpu_attention, "torch_uses_avx512", lambda: True)
+    spec = ModuleSpec("kernel", None, origin=str(file))
+    monkeypatch.setattr(cpu_attention, "find_spec", lambda _: spec)
+    assert kernels.__wrapped__() is None
+    (record,) = caplog.records
+    assert str(file) in record.getMessage()
 
 
 @pytest.mark.skipif(kernels() is None, reason="no compiled kernel for this machine")
