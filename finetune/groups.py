@@ -10,7 +10,11 @@ from math import nan
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath, Line, SkippedLines, json_type, read_lines
 
+from .other_records import other_format
 from .words import text_key
+
+#: What a line is read for, as its bytes have it.
+FIELDS = tuple(f'"{name}"'.encode() for name in ("query", "pos", "neg", "pos_scores", "neg_scores"))
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def query_problems(record: dict[str, object]) -> list[Problem]:
     query, name = record.get("query"), record.get("id")
     problems = []
     if "query" not in record:
-        problems.append(Problem("missing 'query'", "field 'query' is missing, expected a text"))
+        message = f"field 'query' is missing, expected a text{other_format(record)}"
+        problems.append(Problem("missing 'query'", message))
     elif not isinstance(query, str):
         message = f"field 'query' is {json_type(query)}, expected a text"
         problems.append(Problem("wrong type of 'query'", message))
@@ -124,9 +129,10 @@ def texts_problems(record: dict[str, object], name: str) -> list[Problem]:
     texts = record.get(name)
     expected = "expected a list of texts"
     if name not in record:
-        return [Problem(f"missing '{name}'", f"field '{name}' is missing, {expected}")]
+        message = f"field '{name}' is missing, {expected}{other_format(record)}"
+        return [Problem(f"missing '{name}'", message)]
     if not isinstance(texts, list):
-        message = f"field '{name}' is {json_type(texts)}, {expected}"
+        message = f"field '{name}' is {json_type(texts)}, {expected}{other_format(record)}"
         return [Problem(f"wrong type of '{name}'", message)]
     if not texts:
         return [Problem(f"empty '{name}'", f"field '{name}' is empty, expected at least one text")]
@@ -146,9 +152,14 @@ def scores_problems(record: dict[str, object], name: str) -> list[Problem]:
     assert isinstance(texts, list)
     if scores is None:
         return []
-    if not isinstance(scores, list) or not all(is_finite_number(score) for score in scores):
-        message = f"field '{field}' is not a list of finite numbers"
+    if not isinstance(scores, list):
+        message = f"field '{field}' is {json_type(scores)}, not a list of finite numbers"
         return [Problem(f"wrong type of '{field}'", message)]
+    for place, score in enumerate(scores):
+        if not is_finite_number(score):
+            found = ascii(score)[:40] if isinstance(score, str | int | float) else json_type(score)
+            message = f"{field}[{place}] is {found}, expected a finite number"
+            return [Problem(f"wrong type of '{field}'", message)]
     if len(scores) != len(texts):
         message = f"field '{field}' has {len(scores)} numbers for {len(texts)} texts"
         return [Problem(f"wrong length of '{field}'", message)]
@@ -168,7 +179,9 @@ def parse_group(line: Line) -> Group:
     Raises:
         InputError: anything is wrong with it; the message names file, line and field.
     """
-    record = line.quick_record()
+    # The quick parser keeps the last of two values without a word.
+    repeated = any(line.raw.count(name) > 1 for name in FIELDS)
+    record = None if repeated else line.quick_record()
     if record is None or find_problems(record):
         record = line.record()
         problems = find_problems(record)

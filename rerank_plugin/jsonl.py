@@ -9,12 +9,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
 import orjson
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.file_formats import HEAD, first_line_problem, foreign_format
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -40,9 +42,11 @@ class Line:
             InputError: not UTF-8.
         """
         try:
-            return self.raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
+            # Also in the middle of a file, where files with such a mark were put together.
+            return self.raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise self.error(f"not UTF-8 (byte {error.start + 1} of the line)") from None
+            byte = f"byte {error.start + 1} of the line"
+            raise self.error(f"not UTF-8 ({byte}): save the file as UTF-8") from None
 
     def quick_record(self) -> dict[str, object] | None:
         """The JSON object on this line by a parser that is quick but explains little.
@@ -64,17 +68,47 @@ class Line:
         """
         text = self.text()
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=object_of)
             whole = is_unicode(value)
         except json.JSONDecodeError as error:
-            raise self.error(f"broken JSON at column {error.colno}: {error.msg}") from None
+            raise self.error(self._not_json(text, error)) from None
         except (RecursionError, ValueError) as error:
             raise self.error(f"broken JSON: {error}") from None
         if not isinstance(value, dict):
-            raise self.error(f"expected one JSON object a line, found {json_type(value)}")
+            found = f"expected one JSON object a line, found {json_type(value)}"
+            raise self.error(self._first_line_problem(text) or found)
         if not whole:
             raise self.error("a text holds half a surrogate pair (\\ud800 to \\udfff)")
+        if isinstance(value, Repeated):
+            raise self.error(f"field {value.field!r} is there twice: take one out")
         return value
+
+    def _not_json(self, text: str, error: json.JSONDecodeError) -> str:
+        other = self._first_line_problem(text)
+        if other:
+            return other
+        if "\r" in text:
+            return "broken JSON: lines end in a carriage return alone; save the file with \\n"
+        return f"broken JSON at column {error.colno}: {error.msg}"
+
+    def _first_line_problem(self, text: str) -> str | None:
+        return first_line_problem(text, self.path) if self.number == 1 else None
+
+
+class Repeated(dict[str, object]):
+    """A JSON object that has a field twice, of which one value is lost."""
+
+    field: str
+
+
+def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object by its fields."""
+    record = dict(pairs)
+    if len(record) == len(pairs):
+        return record
+    repeated, names = Repeated(record), [name for name, _ in pairs]
+    repeated.field = next(name for name in names if names.count(name) > 1)
+    return repeated
 
 
 def json_type(value: object) -> str:
@@ -82,7 +116,8 @@ def json_type(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     if value is None:
         return "null"
-    return names.get(type(value), "a number")
+    name = "a number" if isinstance(value, int | float) else type(value).__name__
+    return names.get(type(value), name)
 
 
 def is_unicode(value: object) -> bool:
@@ -94,7 +129,9 @@ def is_unicode(value: object) -> bool:
             return False
     if isinstance(value, list):
         return all(is_unicode(item) for item in value)
-    return all(is_unicode(item) for item in value.values()) if isinstance(value, dict) else True
+    if isinstance(value, dict):
+        return all(is_unicode(name) and is_unicode(item) for name, item in value.items())
+    return True
 
 
 def input_files(data_path: DataPath) -> list[Path]:
@@ -130,10 +167,13 @@ def is_input(file: Path, data_path: DataPath) -> bool:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+def reading(path: Path) -> Iterator[BufferedReader | gzip.GzipFile]:
     """A plain or gzipped file, open for reading bytes; what goes wrong inside names it."""
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            found = foreign_format(file.peek(HEAD)[:HEAD], path)
+            if found:
+                raise InputError(f"{path}: {found}")
             yield file
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)

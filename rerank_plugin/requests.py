@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.file_formats import first_line_problem
 from rerank_plugin.jsonl import (
     SUFFIXES,
     DataPath,
+    Repeated,
     input_files,
     is_unicode,
     json_type,
+    object_of,
     read_lines,
     reading,
 )
@@ -47,13 +50,12 @@ def read_json(path: Path) -> Iterator[Request]:
     with reading(path) as file:
         raw = file.read()
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=object_of)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
-            where = f"{path}:{error.lineno}"
-            raise InputError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
+            raise InputError(not_json(path, error)) from None
         for line in read_lines(path):
             yield parse_request(line.record(), f"{path}:{line.number}")
         return
@@ -68,12 +70,25 @@ def read_json(path: Path) -> Iterator[Request]:
         raise InputError(f"{path}: expected an object or a list, found {json_type(value)}")
 
 
+def not_json(path: Path, error: json.JSONDecodeError) -> str:
+    """What is wrong with a file of requests that is no JSON."""
+    text = error.doc
+    if not text.strip():
+        return f"{path}: the file is empty"
+    first = text.lstrip().partition("\n")[0]
+    other = None if first.startswith(("{", "[")) else first_line_problem(first, path)
+    problem = other or f"broken JSON at column {error.colno}: {error.msg}"
+    return f"{path}:{error.lineno}: {problem}"
+
+
 def parse_request(record: object, where: str) -> Request:
     """A request out of a JSON value."""
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected an object, found {json_type(record)}")
     if not is_unicode(record):
         raise InputError(f"{where}: a text holds half a surrogate pair (\\ud800 to \\udfff)")
+    if isinstance(record, Repeated):
+        raise InputError(f"{where}: field {record.field!r} is there twice: take one out")
     query = record.get("query")
     if not isinstance(query, str):
         raise InputError(f"{where}: field 'query' is {json_type(query)}, expected a text")
@@ -81,7 +96,8 @@ def parse_request(record: object, where: str) -> Request:
         raise InputError(f"{where}: field 'query' is blank")
     given = [name for name in SPELLINGS if name in record]
     if len(given) != 1:
-        found = " and ".join(given) or "none"
+        fields = ", ".join(map(ascii, list(record)[:8]))
+        found = " and ".join(given) or f"none; the fields are {fields}"
         raise InputError(
             f"{where}: one list of documents is needed under 'documents', found {found}"
         )

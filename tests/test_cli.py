@@ -125,7 +125,15 @@ def test_rerank_prints_one_object_a_request(
         ('{"query": "q", \n "documents": [', "broken JSON"),
         ("3", "expected an object or a list"),
         ("[[]]", "a.json[0]: expected an object, found a list"),
-        ("", "broken JSON"),
+        ("", "a.json: the file is empty"),
+        ("\n", "a.json: the file is empty"),
+        ("query,passage\nq,p\n", "a.json:1: a table, as its first line"),
+        ('{"query": "q", "pos": ["p"], "neg": []}', "none; the fields are 'query', 'pos', 'neg'"),
+        ('{"query": "q", "query": "p", "texts": []}', "field 'query' is there twice"),
+        ('[{"query": "q", "texts": ["\\udc00"]}]', "a.json[0]: a text holds half a surrogate"),
+        ('{"query": "q", "texts": ["t", null]}', "texts[1] is neither a text nor an object"),
+        ('{"query": "q", "texts": [{"text": 1}]}', "texts[0] is neither a text nor an object"),
+        ('{"query": {"text": "q"}, "texts": []}', "field 'query' is an object"),
     ],
 )
 def test_bad_requests_name_their_place(
