@@ -98,10 +98,10 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
     if setting.values(kind, seed).is_file():
         return
     from rerank_plugin import Reranker
+    from rerank_plugin.atomic import write_json
     from rerank_plugin.finetune import FinetuneConfig, finetune
     from rerank_plugin.finetune.evaluation import evaluate_groups
     from rerank_plugin.finetune.groups import read_groups
-    from rerank_plugin.jsonl import write_json
 
     make_groups(setting, kind, first=first)
     folder = setting.model(kind, seed)

@@ -117,10 +117,10 @@ class Bench:
     def measure(self, case: Case, seed: int) -> dict[str, Any]:
         """Before, after and their difference on the test queries, unless they are known."""
         from rerank_plugin import Reranker
+        from rerank_plugin.atomic import write_json
         from rerank_plugin.finetune.evaluation import evaluate_groups
         from rerank_plugin.finetune.groups import read_groups
         from rerank_plugin.finetune.metrics import comparison
-        from rerank_plugin.jsonl import write_json
 
         figures = self.model(case, seed).with_suffix(".json")
         if not figures.is_file():

@@ -54,7 +54,7 @@ class WordIds:
         waiting: list[list[int]] = []
 
         def flush() -> None:
-            np.fromiter(chain.from_iterable(waiting), np.int32).tofile(file)
+            file.write(np.fromiter(chain.from_iterable(waiting), np.int32).tobytes())
             if progress:
                 progress(len(waiting))
             waiting.clear()

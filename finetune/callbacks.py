@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rerank_plugin.jsonl import write_text
+from rerank_plugin.atomic import write_text
 
 from .processes import rank
 from .stopwatch import Stopwatch

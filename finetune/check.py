@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rerank_plugin.atomic import writing
 from rerank_plugin.errors import CheckFailedError, InputError, OptionError
-from rerank_plugin.jsonl import DataPath, read_lines, writing
+from rerank_plugin.jsonl import DataPath, read_lines
 from rerank_plugin.options import option
 
 from .check_report import (

@@ -5,44 +5,25 @@ pickles. Here a checkpoint is written beside its place, synced, renamed, and hol
 """
 
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rerank_plugin.errors import RerankError
-from rerank_plugin.jsonl import write_text
+from rerank_plugin.atomic import sync, sync_file, write_text
 
 PREFIX = "checkpoint-"
 OPTIMIZER = "optimizer.safetensors"
 RECORD = "run.json"
 
-
-class SavingError(RerankError):
-    """Something could not be written: the disk is full, or not there any more."""
-
-
-@contextmanager
-def saving(path: Path) -> Iterator[None]:
-    """Turn what can go wrong with a disk into one line; what is half-written is removed."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(path, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        raise SavingError(
-            f"{path} could not be written: {reason}; make room and start the same command "
-            "again: it goes on from the last checkpoint"
-        ) from error
+#: What to do when a disk that could not be written can be.
+RESUMES = "start the same command again: it resumes from the last checkpoint"
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -73,22 +54,6 @@ def remove_others(kept: Path) -> None:
     for path in kept.parent.glob(f"{PREFIX}*"):
         if path != kept:
             shutil.rmtree(path)
-
-
-def sync(folder: Path) -> None:
-    """Bring a folder with all its files to the disk."""
-    for path in folder.rglob("*"):
-        sync_file(path)
-    sync_file(folder)
-
-
-def sync_file(path: Path) -> None:
-    """Bring a file, or the list of a folder's files, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """`rerank-plugin demo`: the sample data, a small real model, and what comes of them."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -48,10 +49,10 @@ def main(options: DemoOptions) -> int:
     finetune(config)
     compare(base, folder)
     rank(folder)
-    model = f"--model_dir {folder}"
+    evaluate = ["--model_dir", folder, "--data_path", str(sample_path("test.jsonl"))]
     sys.stdout.write(
         f"\nThe model lies in {folder} (a plain Hugging Face folder).\nNext:\n"
-        f"  rerank-plugin evaluate {model} --data_path {sample_path('test.jsonl')}\n"
+        f"  {shlex.join(['rerank-plugin', 'evaluate', *evaluate])}\n"
         f"  rerank-plugin train --data_path your_groups.jsonl --finetune_model_dir my_model \\\n"
         f"      --model_name_or_path BAAI/bge-reranker-base\n"
     )

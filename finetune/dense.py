@@ -87,7 +87,7 @@ class Dense:
         with path.open("wb") as file:
             for texts in in_batches(corpus, TEXTS_AT_ONCE):
                 found = self._embed(self._model.encode_document, texts)
-                found.astype(np.float16).tofile(file)
+                file.write(found.astype(np.float16).tobytes())
                 if progress:
                     progress(len(texts))
         self._embeddings = np.memmap(path, np.float16, "r", shape=(len(corpus), found.shape[1]))

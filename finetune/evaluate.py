@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rerank_plugin.atomic import is_stream, write_json
 from rerank_plugin.errors import CheckFailedError, OptionError
-from rerank_plugin.jsonl import SkippedLines, fingerprint, write_json
-from rerank_plugin.options import check_choices, check_output, check_writable, option, say
+from rerank_plugin.jsonl import SkippedLines, fingerprint
+from rerank_plugin.options import check_choices, check_output, check_output_folder, option, say
 
 from .progress import bar
 from .tables import print_comparison, print_differences, print_metrics, print_models, print_worst
@@ -113,11 +114,7 @@ class EvaluateOptions:
             raise OptionError("report", "needs a --baseline to compare with")
         if len(self.models) > 1:
             raise OptionError("report", "is on one model and its baseline")
-        place = folder.absolute()
-        there = next(path for path in (place, *place.parents) if path.exists())
-        if not there.is_dir():
-            raise OptionError("report", f"{there} is a file, a folder is needed")
-        check_writable(there, "report")
+        check_output_folder(folder, option="report")
 
     @property
     def models(self) -> list[str]:
@@ -132,7 +129,9 @@ class EvaluateOptions:
     @property
     def skipped_lines(self) -> Path:
         """Where skipped lines are written down: beside the figures."""
-        place = Path(self.output) if self.output else Path("evaluate.json")
+        place = Path(self.output or "evaluate.json")
+        if is_stream(place):
+            place = Path("evaluate.json")
         return place.with_suffix(".skipped_lines.jsonl")
 
 

@@ -10,8 +10,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from rerank_plugin.atomic import writing
 from rerank_plugin.errors import OptionError
-from rerank_plugin.jsonl import DataPath, writing
+from rerank_plugin.jsonl import DataPath
 from rerank_plugin.options import check_output
 
 from .groups import Group

@@ -6,21 +6,26 @@ and the time that it had, is not read; one that was moved, copied or touched is 
 indexed.
 """
 
+import atexit
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rerank_plugin.atomic import write_json
 from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import reading, write_json
+from rerank_plugin.jsonl import reading
 
 from .group_file import GroupFile, Stamp, changed, stamp_of
 from .indexing import BLOCK, index_file
+
+logger = logging.getLogger(__name__)
 
 #: To be raised when an index holds something else, or when what makes a line usable or two queries
 #: the same changes.
@@ -45,23 +50,54 @@ CACHE_VARIABLE = "RERANK_PLUGIN_CACHE"
 
 def cache_folder() -> Path:
     """The user's folder for indices, under `$RERANK_PLUGIN_CACHE` or where caches belong."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    own = os.environ.get(CACHE_VARIABLE) or caches / "rerank-plugin"
-    return Path(own) / f"groups-{FORMAT}"
+    own = os.environ.get(CACHE_VARIABLE)
+    if own:
+        return Path(own) / f"groups-{FORMAT}"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache")
+    with suppress(RuntimeError):  # the user has no home, as in some containers
+        return Path(caches).expanduser() / "rerank-plugin" / f"groups-{FORMAT}"
+    warn_of_no_cache("no home directory: nothing")
+    return passing_folder()
+
+
+@cache
+def passing_folder() -> Path:
+    """A folder for indices that is removed when this process ends."""
+    folder = TemporaryDirectory(prefix="rerank-plugin-", ignore_cleanup_errors=True)
+    maker = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == maker:  # not a process that was forked from it
+            folder.cleanup()
+
+    atexit.register(remove)
+    return Path(folder.name)
+
+
+@cache
+def warn_of_no_cache(problem: str) -> None:
+    """Say once what it costs that indices cannot be kept."""
+    logger.warning(
+        "%s can be kept of data files, which every run reads anew; set %s to a folder that can be "
+        "written",
+        problem,
+        CACHE_VARIABLE,
+    )
 
 
 class IndexCache:
     """A folder of indices; making it removes what nobody has used for long.
 
-    Raises:
-        InputError: the folder cannot be written.
+    Where nothing can be written in it, new indices go into a folder of this process alone.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with self._writing():
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             clear_old(folder)
+        except OSError as error:
+            self._give_up(error)
 
     def open(self, path: Path, *, stop_at_bad: bool) -> GroupFile:
         """A file with its index: one that is here, or one that is made by reading it once.
@@ -78,13 +114,30 @@ class IndexCache:
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         looked = time.time()
-        with self._writing():
-            entry = self._find(path, stamp) or self._add(path, stamp, stop_at_bad=stop_at_bad)
+        entry = self._find(path, stamp) or self._make(path, stamp, stop_at_bad=stop_at_bad)
+        with suppress(OSError):  # others may own an entry, and it may be readable alone
             # Its time says when it was used last.
             os.utime(entry)
             if looked - stamp[1] / 1e9 > TICK_SECONDS:
                 remember(entry, path, stamp)
         return GroupFile(path, stamp, entry)
+
+    def _make(self, path: Path, stamp: Stamp, *, stop_at_bad: bool) -> Path:
+        """Index a file, in a passing folder if nothing can be written in the usual one."""
+        try:
+            return self._add(path, stamp, stop_at_bad=stop_at_bad)
+        except OSError as error:
+            if self.folder == passing_folder():
+                where, reason = self.folder, error.strerror
+                problem = f"{where}: the index of {path} cannot be written there: {reason}"
+                raise InputError(f"{problem}; set {CACHE_VARIABLE} to a folder with room") from None
+            self._give_up(error)
+        return self._make(path, stamp, stop_at_bad=stop_at_bad)
+
+    def _give_up(self, error: OSError) -> None:
+        """Go on in a passing folder."""
+        warn_of_no_cache(f"{self.folder}: {error.strerror}: nothing")
+        self.folder = passing_folder()
 
     def _find(self, path: Path, stamp: Stamp) -> Path | None:
         """The entry of a file, if it has one; the file is read only if its size is known."""
@@ -113,16 +166,6 @@ class IndexCache:
                 if not entry.exists():
                     raise
         return entry
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self.folder}: indices of data files cannot be written there: {error.strerror}; "
-                f"set {CACHE_VARIABLE} to a folder with room"
-            ) from None
 
 
 def entry_name(stamp: Stamp, digest: str) -> str:
@@ -155,10 +198,10 @@ def remember(entry: Path, path: Path, stamp: Stamp) -> None:
         write_json(entry / SEEN, {**paths, str(path.absolute()): stamp[1]})
 
 
-def clear_old(cache: Path) -> None:
+def clear_old(folder: Path) -> None:
     """Remove what nobody has used for long, and what interrupted runs left."""
     now = time.time()
-    entries = sorted(cache.iterdir(), key=last_use)
+    entries = sorted(folder.iterdir(), key=last_use)
     size = sum(map(folder_size, entries))
     for entry in entries:
         unused = now - last_use(entry)

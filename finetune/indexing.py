@@ -87,8 +87,9 @@ def index_file(path: Path, folder: Path, *, stop_at_bad: bool) -> str:
             if stop_at_bad and len(others):
                 # Says what is wrong with it.
                 parse_group(block.line(int(others[0]["line"])))
-            usable.tofile(good)
-            others.tofile(bad)
+            # Not by `tofile`, which says nothing of a disk that is full.
+            good.write(usable.tobytes())
+            bad.write(others.tobytes())
             bar.update(len(contents))
         if not good.tell() and not bad.tell():
             raise InputError(f"{path}: the file is empty")

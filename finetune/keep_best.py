@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rerank_plugin.jsonl import write_json
+from rerank_plugin.atomic import saving, write_json
 
-from .checkpoint import saving
+from .checkpoint import RESUMES
 from .evaluation import Evaluation
 from .metrics import improvement_probability
 from .processes import gathered, rank
@@ -118,7 +118,7 @@ class KeepBest(TrainerCallback):
         staged, replaced = places(self.folder)
         if state.is_world_process_zero:
             shutil.rmtree(staged, ignore_errors=True)
-        with saving(staged):
+        with saving(staged, again=RESUMES):
             self.trainer.save_model(str(staged), _internal_call=True)
             if state.is_world_process_zero:
                 kept = {"step": state.global_step, "kept": self.trainer.latest.as_record()}

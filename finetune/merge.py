@@ -4,11 +4,19 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from rerank_plugin.atomic import (
+    EARLIER,
+    bring_back,
+    publish_folder,
+    real_target,
+    saving,
+    staging_folder,
+)
 from rerank_plugin.errors import OptionError
 from rerank_plugin.options import option, say
 from rerank_plugin.settings import RerankSettings, is_adapter
 
-from .run_folder import check_not_the_base, check_target, publish_folder
+from .run_folder import MODEL_FILES, check_not_the_base, check_target
 
 
 @dataclass(kw_only=True)
@@ -26,10 +34,20 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if not is_adapter(self.model_dir):
             raise OptionError("model_dir", f"{self.model_dir} is no LoRA adapter folder")
-        target = Path(self.output_dir)
-        check_target(target, overwrite=self.overwrite, option="output_dir")
+        target = self.target
+        self.check_target()
         for folder in (self.model_dir, self.base):
             check_not_the_base(target, folder, option="output_dir")
+
+    def check_target(self) -> None:
+        """Refuse a folder that holds something else, or is not to be replaced."""
+        target = Path(self.output_dir).expanduser()
+        check_target(target, overwrite=self.overwrite, option="output_dir")
+
+    @property
+    def target(self) -> Path:
+        """The folder of the merged model, behind all links."""
+        return real_target(Path(self.output_dir).expanduser(), option="output_dir")
 
     @property
     def base(self) -> str:
@@ -45,18 +63,23 @@ def main(options: MergeOptions) -> int:
 
     from .trained_folder import prepare_config, prepare_tokenizer, save_plain, write_records
 
-    adapter, target = Path(options.model_dir), Path(options.output_dir)
+    adapter, target = Path(options.model_dir).expanduser(), options.target
+    work = staging_folder(target, ".part", option="output_dir")
+    bring_back(work / EARLIER, target)
+    options.check_target()
+    # Of an earlier try that was cut short.
+    shutil.rmtree(work, ignore_errors=True)
     settings = RerankSettings.read(adapter)
     own, trust = options.base_model, options.trust_remote_code
     loaded = load_model(own or adapter, adapter=adapter if own else None, trust_remote_code=trust)
     prepare_config(loaded.model.config, settings.normalize)
     if settings.max_length:
         prepare_tokenizer(loaded.tokenizer, settings.max_length)
-    staged = target.with_name(target.name + ".part")
-    # Of an earlier try that was cut short.
-    shutil.rmtree(staged, ignore_errors=True)
-    save_plain(loaded, staged)
-    write_records(staged, settings, labels=int(loaded.model.config.num_labels or 1))
-    publish_folder(staged, target)
-    say(f"merged model: {target}")
+    staged = work / "model"
+    with saving(work):
+        save_plain(loaded, staged)
+        write_records(staged, settings, labels=int(loaded.model.config.num_labels or 1))
+        publish_folder(staged, target, last=MODEL_FILES)
+        shutil.rmtree(work)
+    say(f"merged model: {options.output_dir}")
     return 0

@@ -1,5 +1,6 @@
 """`rerank-plugin mine`: groups out of a corpus, queries, and what is known to be right."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from rerank_plugin.atomic import scratch_place
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.options import check_choices, option, say
 
@@ -145,7 +147,7 @@ def main(options: MineOptions) -> int:
     teacher = load_teacher(options) if options.filter_model else None
     embedding_model = load_embedding_model(options) if options.embedding_model else None
     summary = Summary()
-    with TemporaryDirectory(prefix=".mine-", dir=options.files[0].absolute().parent) as work:
+    with TemporaryDirectory(prefix=".mine-", dir=scratch_place(options.files[0])) as work:
         folder = Path(work)
         wanted = {passage for passages in (judged or {}).values() for passage in passages}
         with bar("reading", "passage") as progress:
@@ -177,7 +179,8 @@ def main(options: MineOptions) -> int:
     for file, count in zip(options.files, writer.counts, strict=True):
         sys.stdout.write(f"{file}: {count} groups\n")
     sys.stdout.write("\n".join([*summary.lines(), ""]))
-    say(f"next:  rerank-plugin check --data_path {options.files[0]}")
+    check = shlex.join(["rerank-plugin", "check", "--data_path", str(options.files[0])])
+    say(f"next:  {check}")
     return 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from rerank_plugin.jsonl import write_text
+from rerank_plugin.atomic import real_path, write_text
 from rerank_plugin.normalization import normalize, sigmoid
 from rerank_plugin.settings import RerankSettings
 
@@ -101,6 +101,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Write `report.html`, and its pictures as files beside it."""
+        folder = real_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         pictures = {name: plots.png(figure) for name, figure in self.pictures().items()}
         for name, contents in pictures.items():

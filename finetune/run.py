@@ -19,6 +19,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rerank_plugin.adapters import Base
+from rerank_plugin.atomic import saving
 from rerank_plugin.device import resolve_device
 from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import OptionError
@@ -29,7 +30,7 @@ from rerank_plugin.settings import RerankSettings, is_adapter
 
 from .calibration import Calibration
 from .callbacks import History, LastStep, PlateauWarmup, ProgressLine
-from .checkpoint import saving
+from .checkpoint import RESUMES
 from .config import FREE, FinetuneConfig
 from .dataset import GroupDataset
 from .dropout import set_dropout
@@ -99,7 +100,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 
     Raises:
         InputError: an option, a file or the model cannot be used; nothing is left behind.
-        SavingError: the disk is full; the same call goes on from the last checkpoint.
+        SavingError: the disk is full or broken; the same call goes on from the last checkpoint.
         KeyboardInterrupt: the run was stopped; so does it then.
     """
     device = resolve_device(config.device)
@@ -375,7 +376,7 @@ class Run:
             after: And of the kept one.
         """
         config, folder = self.config, self.folder
-        with saving(folder.copy):
+        with saving(folder.copy, again=RESUMES):
             changes = config.merge or config.fold_calibration
             model = folder.copy_model() if changes else folder.model
             if config.merge:

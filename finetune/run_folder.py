@@ -1,22 +1,34 @@
 """Where a run works and what it leaves: the trained folder appears whole or not at all."""
 
+import errno
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from rerank_plugin.atomic import (
+    EARLIER,
+    PUBLISHING,
+    bring_back,
+    contents,
+    publish_folder,
+    real_target,
+    staging_folder,
+    write_json,
+)
 from rerank_plugin.errors import OptionError
-from rerank_plugin.jsonl import write_json
-from rerank_plugin.settings import FILE
+from rerank_plugin.settings import ADAPTER, FILE
 
 from .checkpoint import latest_checkpoint
 from .keep_best import RECORD as KEPT
 from .keep_best import recover
 from .processes import first_process_first, rank
+
+logger = logging.getLogger(__name__)
 
 #: Windows has no such locks; a folder is not locked there.
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
@@ -27,9 +39,20 @@ STATE = "state.json"
 #: Where TensorBoard's logs are, by transformers.
 LOGS = "runs"
 
+#: What is beside a trained folder while it is made, and in it where that cannot be renamed.
+WORK = ".run"
+
+#: What programs know a model folder by, ours first; `atomic.publish_folder` puts it there last.
+MODEL_FILES = (FILE, ADAPTER, "config.json")
+
+#: What the system says of a lock that another process holds; all else is no locks at all.
+TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+
 
 class RunFolder:
     """`<finetune_model_dir>.run/` while the run lasts, `<finetune_model_dir>` at its end.
+
+    A folder that no rename can put there is filled in place, and the run works in its `.run/`.
 
     Args:
         target: The folder that is wanted.
@@ -37,12 +60,14 @@ class RunFolder:
         overwrite: Replace an earlier trained folder or an unfinished run.
 
     Raises:
-        OptionError: the folder holds something that is not ours, or a result to be kept.
+        OptionError: the folder holds something that is not ours, or a result to be kept, or it
+            cannot be written.
     """
 
     def __init__(self, target: Path, options: Mapping[str, Any], *, overwrite: bool) -> None:
         self.target = target
-        self.work = target.with_name(target.name + ".run")
+        #: Behind all links.
+        self._place = real_target(target, option="finetune_model_dir")
         #: What outlives the process, in `state.json`; whether a folder was to be replaced, too: the
         #: same command then goes on with this run, and does not start it anew.
         self.state: dict[str, Any] = {"options": dict(options), "overwrite": overwrite}
@@ -51,8 +76,12 @@ class RunFolder:
         with first_process_first():
             if rank() == 0:
                 check_target(target, overwrite=overwrite)
+                self.work = staging_folder(self._place, WORK, option="finetune_model_dir")
                 self._take(overwrite=overwrite)
             else:
+                inside = self._place / WORK
+                beside = self._place.with_name(self._place.name + WORK)
+                self.work = inside if (inside / STATE).is_file() else beside
                 self._find()
 
     def _take(self, *, overwrite: bool) -> None:
@@ -68,6 +97,7 @@ class RunFolder:
             except OptionError:
                 self._unlock()
                 raise
+        bring_back(self.work / EARLIER, self._place)
         if self.checkpoint is None:
             remove(self.work)
             self.work.mkdir(parents=True)
@@ -111,15 +141,19 @@ class RunFolder:
         """Refuse a folder that another process is working for."""
         if fcntl is None:
             return
-        self.work.parent.mkdir(parents=True, exist_ok=True)
         path = self.work.with_name(self.work.name + ".lock")
         self._lock_file = path.open("w")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OptionError(
-                "finetune_model_dir", f"another run is working in {self.work}"
-            ) from None
+        except OSError as error:
+            if error.errno in TAKEN:
+                problem = f"another run is working in {self.work}"
+                raise OptionError("finetune_model_dir", problem) from None
+            logger.warning(
+                "no locks on this file system (%s): start no second run for %s meanwhile",
+                error.strerror,
+                self.target,
+            )
 
     def _unlock(self) -> None:
         if fcntl is not None and rank() == 0:
@@ -159,14 +193,14 @@ class RunFolder:
         return self.copy
 
     def publish(self, finished: Path) -> None:
-        """Put the finished model in its place by a rename, and clear the work away."""
+        """Put the finished model in its place, and clear the work away."""
         for file in (self.history, self.skipped_lines):
             if file.exists():
                 shutil.copy2(file, finished / file.name)
         if (self.work / LOGS).is_dir():
             shutil.copytree(self.work / LOGS, finished / LOGS, dirs_exist_ok=True)
         (finished / KEPT).unlink(missing_ok=True)
-        publish_folder(finished, self.target)
+        publish_folder(finished, self._place, last=MODEL_FILES)
         remove(self.work)
         self._unlock()
 
@@ -202,7 +236,7 @@ def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model
         return
     if not target.is_dir():
         raise OptionError(option, f"{target} is a file")
-    if not any(target.iterdir()):
+    if not contents(target) or (target / PUBLISHING).exists():
         return
     if not (target / FILE).is_file():
         raise OptionError(
@@ -219,17 +253,3 @@ def check_not_the_base(target: Path, base: str, option: str = "finetune_model_di
     folder = Path(base).expanduser()
     if target.is_dir() and folder.is_dir() and target.samefile(folder):
         raise OptionError(option, f"{target} is what the adapter needs: choose another folder")
-
-
-def publish_folder(finished: Path, target: Path) -> None:
-    """Rename a finished folder into its place, over an earlier one if there is any."""
-    if not target.exists():
-        finished.rename(target)
-        return
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as replaced:
-        earlier = target.rename(Path(replaced) / target.name)
-        try:
-            finished.rename(target)
-        except OSError:
-            earlier.rename(target)
-            raise

@@ -1,5 +1,7 @@
 """`rerank-plugin train`."""
 
+import shlex
+
 from rerank_plugin.errors import CheckFailedError
 from rerank_plugin.options import say
 
@@ -27,5 +29,6 @@ def main(config: FinetuneConfig) -> int:
         if config.fail_if_not_better:
             raise CheckFailedError("--fail_if_not_better: no step was better than step 0")
     say(f"model: {folder}")
-    say(f"next:  rerank-plugin rerank --model_dir {folder} --data_path queries.jsonl")
+    rerank = ["rerank-plugin", "rerank", "--model_dir", str(folder)]
+    say(f"next:  {shlex.join([*rerank, '--data_path', 'queries.jsonl'])}")
     return 0

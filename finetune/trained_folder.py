@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rerank_plugin.atomic import write_json, write_text
 from rerank_plugin.encoding import clear_truncation_and_padding
 from rerank_plugin.head import head_names
-from rerank_plugin.jsonl import write_json, write_text
 from rerank_plugin.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.loading import load_model
 from rerank_plugin.normalization import check_normalization

@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
+from rerank_plugin.atomic import saving
 from rerank_plugin.loaded import quiet_transformers
 from rerank_plugin.loading import load_model
 from rerank_plugin.scoring import Scorer
 
 from .batches import Batch, GroupCollator, GroupLoader, SampledGroups, part_logits
 from .checkpoint import (
+    RESUMES,
     random_states,
     read_optimizer,
     read_record,
     remove_others,
     restore_random_states,
-    saving,
     write_checkpoint,
     write_optimizer,
     write_record,
@@ -325,7 +326,7 @@ class RerankTrainer(Trainer):
                 optimizer = write_optimizer(staged, self.optimizer.state_dict())
                 write_record(staged, {**record, "optimizer": optimizer})
 
-            with saving(folder / f"checkpoint-{step}.new"):
+            with saving(folder / f"checkpoint-{step}.new", again=RESUMES):
                 write_checkpoint(folder, step, write)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

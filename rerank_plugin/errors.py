@@ -28,6 +28,10 @@ class OptionError(InputError):
         return type(self), (self.option, self.problem)
 
 
+class SavingError(RerankError):
+    """A result could not be written: the disk is full, broken, or not writable any more."""
+
+
 class CheckFailedError(RerankError):
     """A check that the user asked for, such as `--fail_if_not_better`, did not hold."""
 

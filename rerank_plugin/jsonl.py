@@ -4,19 +4,20 @@ import glob
 import gzip
 import hashlib
 import json
-import os
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import orjson
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.file_formats import HEAD, first_line_problem, foreign_format
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -216,6 +217,8 @@ class SkippedLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count = 0
+        #: Whether the file cannot be written.
+        self._unwritten = False
         #: What was wrong with the first of them.
         self.first: InputError | None = None
 
@@ -227,33 +230,14 @@ class SkippedLines:
             "problem": str(problem),
             "text": line.raw.decode("utf-8", errors="replace"),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a" if self.count else "w", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a" if self.count else "w", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            # They are skipped all the same, and counted.
+            if not self._unwritten:
+                logger.warning("%s cannot be written: %s", self.path, error.strerror)
+            self._unwritten = True
         self.count += 1
         self.first = self.first or problem
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[IO[str]]:
-    """A file that is written beside its place and renamed there: it is never seen half-written."""
-    staged = path.with_name(path.name + ".part")
-    try:
-        with staged.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    with writing(path) as file:
-        file.write(text)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")

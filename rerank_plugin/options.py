@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import types
 import typing
@@ -14,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from rerank_plugin.atomic import is_stream, real_path, try_file, try_folder
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.jsonl import DataPath, is_input, json_type
 
@@ -47,26 +47,43 @@ def check_output(
 ) -> None:
     """Check that an option's file can be written: in a folder, over nothing that is needed.
 
+    Pipes, devices and open files such as `/dev/stdout` are written as they are.
+
     Raises:
         OptionError: there is no such folder, nothing can be written in it, the file exists already,
             or it is an input.
     """
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise OptionError(option, f"no folder {folder}")
-    if file.is_dir():
-        raise OptionError(option, f"{file} is a folder, a file is needed")
-    if any(path is not None and is_input(file, path) for path in inputs):
-        raise OptionError(option, f"{file} is what the command reads: choose another")
-    if file.exists() and not overwrite:
-        raise OptionError(option, f"{file} exists: choose another, or --overwrite")
-    check_writable(folder, option)
+    try:
+        if is_stream(file):
+            return
+        target = real_path(file)
+        if not target.parent.is_dir():
+            raise OptionError(option, f"no folder {target.parent}")
+        if target.is_dir():
+            raise OptionError(option, f"{file} is a folder, a file is needed")
+        if any(path is not None and is_input(file, path) for path in inputs):
+            raise OptionError(option, f"{file} is what the command reads: choose another")
+        if target.exists() and not overwrite:
+            raise OptionError(option, f"{file} exists: choose another, or --overwrite")
+        try_file(target)
+    except OSError as error:
+        raise OptionError(option, f"{file} cannot be written: {error.strerror}") from None
 
 
-def check_writable(folder: Path, option: str) -> None:
-    """Check that files can be made in a folder, before hours go into what they would hold."""
-    if not os.access(folder, os.W_OK):
-        raise OptionError(option, f"nothing can be written in {folder}")
+def check_output_folder(folder: Path, *, option: str) -> None:
+    """Check that files can be made in a folder that is there or can be made.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    try:
+        place = real_path(folder)
+        there = next(path for path in (place, *place.parents) if path.exists())
+        if not there.is_dir():
+            raise OptionError(option, f"{there} is a file, a folder is needed")
+        try_folder(there / place.name)
+    except OSError as error:
+        raise OptionError(option, f"{folder} cannot be written: {error.strerror}") from None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from rerank_plugin.atomic import is_stream, move_file, open_stream, real_path, write_json
 from rerank_plugin.errors import OptionError
-from rerank_plugin.jsonl import fingerprint, write_json
+from rerank_plugin.jsonl import fingerprint
 from rerank_plugin.options import check_choices, check_output, option, say
 from rerank_plugin.requests import Request, read_requests
 
@@ -71,7 +72,9 @@ def main(options: RerankOptions) -> int:
     """Rank every request of the data path, in its order."""
     # All of it is read once before the model loads: a bad line at the end comes to light first.
     total = sum(len(request.documents) for request in read_requests(options.data_path))
-    unfinished = Unfinished.of(options) if options.output else None
+    output = Path(options.output) if options.output else None
+    stream = output if output and is_stream(output) else None
+    unfinished = Unfinished.of(options) if output and not stream else None
     from rerank_plugin.reranker import Reranker
 
     reranker = Reranker(
@@ -87,12 +90,18 @@ def main(options: RerankOptions) -> int:
     requests = read_requests(options.data_path)
     ranked = islice(requests, unfinished.lines if unfinished else 0)
     done = sum(len(request.documents) for request in ranked)
-    writing = unfinished.writing() if unfinished else nullcontext(sys.stdout)
-    with writing as file, progress_bar(total, done) as bar:
+    with opened(unfinished, stream) as file, progress_bar(total, done) as bar:
         write_results(file, rank(reranker, requests, options.top_n, bar.update))
     if unfinished:
         unfinished.finish()
     return 0
+
+
+def opened(unfinished: "Unfinished | None", stream: Path | None) -> AbstractContextManager[IO[str]]:
+    """Return what results are written to: a file, a stream that `--output` names, or stdout."""
+    if unfinished:
+        return unfinished.writing()
+    return open_stream(stream) if stream else nullcontext(sys.stdout)
 
 
 def progress_bar(total: int, done: int) -> "tqdm[Any]":
@@ -165,14 +174,13 @@ class Unfinished:
     """
 
     def __init__(self, output: Path, task: dict[str, object]) -> None:
-        self.output = output
+        self.output = output = real_path(output)
         self.part = output.with_name(output.name + ".part")
         self.state = output.with_name(output.name + ".part.json")
         #: Results that an earlier run has left.
         self.lines = 0
         if self.part.exists():
-            known = self.state.is_file() and json.loads(self.state.read_text("utf-8")) == task
-            if not known:
+            if self._known_task() != task:
                 raise OptionError(
                     "output",
                     f"{self.part} holds unfinished results of other data or options: remove it, or "
@@ -182,6 +190,12 @@ class Unfinished:
             say(f"going on behind the {self.lines} requests in {self.part}")
         else:
             write_json(self.state, task)
+
+    def _known_task(self) -> object:
+        """Return what the unfinished results are the results of; None if that cannot be read."""
+        with suppress(OSError, ValueError):
+            return json.loads(self.state.read_text(encoding="utf-8"))
+        return None
 
     @classmethod
     def of(cls, options: RerankOptions) -> "Unfinished":
@@ -203,8 +217,8 @@ class Unfinished:
 
     def finish(self) -> None:
         """Put the results in their place."""
-        self.part.replace(self.output)
-        self.state.unlink()
+        move_file(self.part, self.output)
+        self.state.unlink(missing_ok=True)
 
 
 def keep_whole_lines(path: Path) -> int:

@@ -6,8 +6,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
+from rerank_plugin.atomic import write_json
 from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import write_json
 
 FILE = "rerank.json"
 

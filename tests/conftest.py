@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,29 @@ def easy_groups(count: int, *, start: int = 0, negatives: int = 3) -> list[dict[
 def write_lines(path: Path, records: list[Any]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def mount(what: object, place: Path, *options: str) -> None:
+    """Mount a file system over a folder or a file; skips the test where there is no right to."""
+    kind = () if options[:1] == ("--bind",) else ("-t", "tmpfs")
+    command = ["mount", *kind, *options, str(what), str(place)]
+    if os.name != "posix" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+
+
+def unmount(place: Path) -> None:
+    """Take away all that is mounted over a path."""
+    while not subprocess.run(["umount", "-l", place], capture_output=True, check=False).returncode:
+        pass
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Iterator[Path]:
+    """A folder to mount file systems over."""
+    place = tmp_path / "mounted"
+    place.mkdir()
+    yield place
+    unmount(place)
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import os
@@ -16,11 +17,16 @@ from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import index_cache
 from rerank_plugin.finetune.dataset import GroupDataset
 from rerank_plugin.finetune.groups import Group, read_groups
-from rerank_plugin.finetune.index_cache import IndexCache, cache_folder
+from rerank_plugin.finetune.index_cache import (
+    IndexCache,
+    cache_folder,
+    passing_folder,
+    warn_of_no_cache,
+)
 from rerank_plugin.finetune.words import text_digest
 from rerank_plugin.jsonl import DataPath, SkippedLines
 
-from .conftest import easy_groups, write_lines
+from .conftest import easy_groups, mount, write_lines
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
 SCORED = {**GOOD, "pos_scores": [3, 2.5], "pos": ["p", "o"], "neg_scores": [2.0, -1e300]}
@@ -218,9 +224,88 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("RERANK_PLUGIN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder().parent == tmp_path / "rerank-plugin"
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="set RERANK_PLUGIN_CACHE to a folder with room"):
-        IndexCache(tmp_path / "file" / "cache")
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a passwd entry, as containers have them."""
+
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("RERANK_PLUGIN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+@pytest.mark.usefixtures("no_home")
+def test_without_a_home_indices_live_as_long_as_the_process(tmp_path: Path) -> None:
+    warn_of_no_cache.cache_clear()
+    path = write_lines(tmp_path / "a.jsonl", easy_groups(3))
+    groups = GroupDataset.build(str(path), cache_folder(), None)
+    assert len(groups) == 3 and groups.files[0].entry.parent == passing_folder()
+
+
+class Unwritable:
+    """Ways in which a cache cannot be written."""
+
+    @staticmethod
+    def below_a_file(place: Path) -> Path:
+        (place / "file").write_text("")
+        return place / "file" / "cache"
+
+    @staticmethod
+    def full_disk(place: Path) -> Path:
+        mount("tmpfs", place, "-o", "size=4k")
+        (place / "all").write_bytes(bytes(4096))
+        return place
+
+    @staticmethod
+    def read_only(place: Path) -> Path:
+        mount("tmpfs", place, "-o", "ro")
+        return place
+
+    @staticmethod
+    def read_only_parent(place: Path) -> Path:
+        return Unwritable.read_only(place) / "deeper" / "cache"
+
+
+WAYS = [name for name in vars(Unwritable) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cache_that_cannot_be_written_costs_one_line(
+    tmp_path: Path, mounts: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_no_cache.cache_clear()
+    path = write_lines(tmp_path / "a.jsonl", easy_groups(3))
+    cache = getattr(Unwritable, way)(mounts)
+    for _ in range(2):
+        assert len(build(path, cache)) == 3
+    (line,) = caplog.messages
+    assert str(cache) in line and "set RERANK_PLUGIN_CACHE" in line
+
+
+def test_a_read_only_cache_is_read(tmp_path: Path, mounts: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", easy_groups(3))
+    mount("tmpfs", mounts)
+    found = build(path, mounts)
+    mount("tmpfs", mounts, "-o", "remount,ro")
+    assert build(path, mounts).files[0].entry == found.files[0].entry
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EROFS])
+def test_times_that_cannot_be_set_end_nothing(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = write_lines(tmp_path / "a.jsonl", easy_groups(3))
+    monkeypatch.setattr(os, "utime", refuse)
+    assert len(build(path, tmp_path / "cache")) == 3
 
 
 def scored(tmp_path: Path, *changes: dict[str, Any]) -> GroupDataset:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from rerank_plugin.atomic import write_json
 from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import SkippedLines, input_files, read_lines, write_json
+from rerank_plugin.jsonl import SkippedLines, input_files, read_lines
 
 
 def records(path: object) -> list[dict[str, object]]:

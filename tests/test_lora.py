@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from rerank_plugin import Reranker
-from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.errors import InputError, OptionError, SavingError
 from rerank_plugin.families import FAMILIES as PACKED
 from rerank_plugin.finetune import FinetuneConfig, finetune, lora
-from rerank_plugin.finetune.checkpoint import SavingError
 from rerank_plugin.finetune.lora import add_adapter
 from rerank_plugin.finetune.report import Report
 from rerank_plugin.loading import load_model

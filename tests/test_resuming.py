@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rerank_plugin.errors import OptionError
+from rerank_plugin.errors import OptionError, SavingError
 from rerank_plugin.finetune import FinetuneConfig, finetune, run_folder
-from rerank_plugin.finetune.checkpoint import SavingError, read_optimizer, write_optimizer
+from rerank_plugin.finetune.checkpoint import read_optimizer, write_optimizer
 from rerank_plugin.finetune.interrupt import Interruption
 from rerank_plugin.finetune.keep_best import KeepBest
 from rerank_plugin.finetune.report import Report
 from rerank_plugin.finetune.run_folder import RunFolder
 
-from .conftest import easy_groups, write_lines
+from .conftest import easy_groups, mount, write_lines
 
 STEP = "/12 "
 
@@ -143,15 +142,10 @@ def test_two_runs_never_work_in_one_folder(tiny_model: Path, data: Path, tmp_pat
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(mounts: Path) -> Path:
     """A disk of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a small disk")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    mount("tmpfs", mounts, "-o", "size=1m")
+    return mounts
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
@@ -161,7 +155,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
     full = finish(command(tiny_model, data, folder))
     assert full.returncode == 1
     assert "No space left" in full.stderr and "Traceback" not in full.stderr
-    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    mount("tmpfs", small_disk, "-o", "remount,size=50m")
     done = finish(command(tiny_model, data, folder))
     assert done.returncode == 0, done.stderr
     assert same_model(folder, whole)

@@ -8,8 +8,9 @@ from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rerank_plugin.atomic import scratch_place, writing
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.jsonl import DataPath, read_lines, writing
+from rerank_plugin.jsonl import DataPath, read_lines
 from rerank_plugin.options import check_choices, option
 
 from ..group_files import check_files, group_line, record_line
@@ -114,7 +115,7 @@ def main(options: ConvertOptions) -> int:
     output = Path(options.output)
     groups = pairs = lines = 0
     with (
-        TemporaryDirectory(prefix=".convert-", dir=output.absolute().parent) as work,
+        TemporaryDirectory(prefix=".convert-", dir=scratch_place(output)) as work,
         writing(output) as file,
         bar("converting", "group") as progress,
     ):
