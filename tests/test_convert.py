@@ -409,6 +409,136 @@ def test_tables(cli: Run, tmp_path: Path, suffix: str) -> None:
     assert second["query"] == "wo"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("excel.csv", "query;passage;label\r\nwer;p;1,5\r\nwer;n;0,5\r\n"),
+        ("capitals.csv", "Query, Passage ,LABEL\nwer,p,1.5\nwer,n,0.5\n"),
+        ("empty_rows.csv", "query,passage,label\nwer,p,1.5\n,,\nwer,n,0.5\n,,\n, ,\n"),
+        ("empty_columns.csv", "query,passage,label,,\nwer,p,1.5,,\nwer,n,0.5,,\n"),
+        ("pandas_index.csv", ",query,passage,label\n0,wer,p,1.5\n1,wer,n,0.5\n"),
+        (
+            "indices.csv",
+            "Unnamed: 0,Unnamed: 0.1,query,passage,label\n0,0,wer,p,1.5\n1,1,wer,n,0\n",
+        ),
+        ("mark.csv", "\ufeffquery,passage,label\nwer,p,1.5\nwer,n,0.5\n"),
+        ("said.csv", "sep=|\nquery|passage|label\nwer|p|1.5\nwer|n|0.5\n"),
+        ("quotes.csv", '"query"\t"passage"\t"label"\n"wer"\t"p"\t"1.5"\nwer\tn\t0.5\n'),
+        ("table.txt", "query|passage|label\nwer|p|1.5\nwer|n|0.5\n"),
+        ("table.jsonl", "query,passage,label\nwer,p,1.5\nwer,n,0.5\n"),
+        (
+            "one_line.jsonl",
+            '[{"query": "wer", "passage": "p", "label": "2"}, '
+            '{"query": "wer", "passage": "n", "label": false}]',
+        ),
+        (
+            "pretty.json",
+            '[\n{"query": "wer",\n"passage": "p", "label": 2},\n'
+            '{"query": "wer", "passage": "n", "label": -1}]',
+        ),
+        (
+            "columns.json",
+            '{"query": {"0": "wer", "1": "wer"}, "passage": {"0": "p", "1": "n"}, '
+            '"label": {"0": 1, "1": 0}}',
+        ),
+        (
+            "lines.txt",
+            '{"query": "wer", "passage": "p", "label": "1"}\n'
+            '{"query": "wer", "passage": "n", "label": 0.5}\n',
+        ),
+    ],
+)
+def test_tables_as_they_come(cli: Run, tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    (group,) = convert(cli, "table", path, "--threshold", 1)
+    assert group == {"query": "wer", "pos": ["p"], "neg": ["n"]}
+    code, out, _ = cli(
+        *("convert", "--from", "table", "--data_path", path, "--output", tmp_path / "o.jsonl"),
+        *("--threshold", 1),
+    )
+    assert code == 0 and "left out" not in out
+
+
+def test_values_over_several_lines_and_columns_of_other_names(cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('query;passage;label;Note\nq;"p;1\n2";1;x\nq;n;0;\n', encoding="utf-8")
+    output = ("--output", tmp_path / "o.jsonl")
+    code, out, _ = cli("convert", "--from", "table", "--data_path", path, *output)
+    assert code == 0
+    assert json.loads((tmp_path / "o.jsonl").read_text())["pos"] == ["p;1\n2"]
+    assert "2 × fields 'Note', left out" in out
+    path.write_text('query;passage;label\nq;"p\n";1\nq;n;x\n', encoding="utf-8")
+    code, _, err = cli("convert", "--from", "table", "--data_path", path, *output, "--overwrite")
+    assert code == 2 and f"{path}:4: column 'label' is 'x'" in err
+
+
+PASSAGES = {
+    "positive_passages": [{"docid": "7#0", "title": "T", "text": "p"}, {"text": "o"}],
+    "negative_passages": [{"docid": "9#1", "title": "", "text": "n"}, {"title": None, "text": ""}],
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "record", "pos", "neg"),
+    [
+        ("tevatron", {"query_id": "1", "query": "q", **PASSAGES}, ["T p", "o"], ["n"]),
+        ("sentence-transformers", {"q": "q", "positive": "p", "negatives": ["n", "m"]}, "p", "nm"),
+        ("sentence-transformers", {"q": "q", "positives": ["p"], "negatives": ["n"]}, "p", "n"),
+        (
+            "sentence-transformers",
+            {"query": "q", "positive": "p", "negative_1": "n", "negative_2": None},
+            "p",
+            "n",
+        ),
+        ("sentence-transformers", {"Query": "q", "Docs": ["p", "n"], "Labels": ["1", 0]}, "p", "n"),
+        ("flagembedding", {"query": "q", "pos": ["p"], "neg": ["n", None, " "]}, "p", "n"),
+        (
+            "flagembedding",
+            {"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": ["2"], "neg_scores": [None]},
+            None,
+            "'neg_scores' is null, expected a finite number",
+        ),
+        ("msmarco", {"query": "q", "passages": {"passage_text": ["p", None, "n"],
+         "is_selected": [1, 0, 0]}}, "p", "n"),
+    ],
+)  # fmt: skip
+def test_records_as_they_come(
+    cli: Run, tmp_path: Path, source: str, record: dict[str, Any], pos: Any, neg: Any
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [record])
+    if pos is None:
+        code, _, err = cli(
+            "convert", "--from", source, "--data_path", path, "--output", tmp_path / "o"
+        )
+        assert code == 2 and neg in err
+        return
+    (group,) = convert(cli, source, path)
+    assert (group["query"], group["pos"], group["neg"]) == ("q", [*pos], [*neg])
+    # The same as an array, in one line and over several.
+    for indent in (None, 1):
+        path.write_text(json.dumps([record], indent=indent))
+        assert convert(cli, source, path) == [group]
+
+
+def test_a_missing_positive_makes_no_negative_positive(cli: Run, tmp_path: Path) -> None:
+    rows = [
+        {"query": "q", "positive": None, "negative": "n"},
+        {"query": "r", "positive": "p", "negative": "n"},
+        {"query": None, "positive": "p", "negative": "n"},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    output = tmp_path / "o.jsonl"
+    code, out, _ = cli(
+        "convert", "--from", "sentence-transformers", "--data_path", path, "--output", output
+    )
+    assert code == 0
+    assert [json.loads(line)["query"] for line in output.read_text().splitlines()] == ["r"]
+    assert f"1 × blank passages, left out, for example {path}:1" in out
+    assert f"1 × records with a blank query, left out, for example {path}:3" in out
+    assert "1 × queries without a right passage, left out" in out
+
+
 def test_more_text_than_memory_goes_through_files(
     cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,11 +566,58 @@ MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
         ("table", "a.csv", "query,passage\nq,p\n", "a.csv:2: no column for the label"),
         ("table", "a.csv", "query,passage,label\nq,p,good\n", ":2: column 'label' is 'good'"),
         ("table", "a.csv", "query,passage,label\nq,p\n", ":2: 2 values for 3 columns"),
-        ("table", "a.csv", "query,passage,label\n,p,1\n", ":2: column 'query' is blank"),
+        (
+            "table",
+            "a.csv",
+            "query,passage,label\n,p,1\n",
+            "1 × records with a blank query, left out",
+        ),
+        ("table", "a.csv", "query;passage;label\nq;p;1.000,5\n", ":2: column 'label' is '1.000,5'"),
+        ("table", "a.csv", "query,passage,label\nq,p,\n", ":2: column 'label' is '', expected a"),
+        ("table", "a.csv", "query,passage,label\nq,p,'1\n", ":2: column 'label' is"),
+        (
+            "table",
+            "a.jsonl",
+            '{"query": "q", "passage": 1, "label": 1}',
+            ":1: column 'passage' is a",
+        ),
+        ("table", "a.jsonl", '{"query": "q", "passage": "p", "label": null}', "'label' is null"),
+        ("table", "a.jsonl", '{"query": "q", "passage": "p", "label": [1]}', "'label' is a list"),
+        ("table", "a.jsonl", "[1, 2]", "a.jsonl: expected a list of records, or an object of"),
+        ("table", "a.json", '{"data": []}', "expected a list of records, or an object of columns"),
+        ("table", "a.csv", "PK\x03\x04", "a.csv: a zip archive or an Excel workbook: unpack it"),
+        ("tevatron", "a.jsonl", '{"query": "q"}', ":1: column 'positive_passages' is missing"),
+        ("tevatron", "a.jsonl", '{"query": "q", "positive_passages": ["p"]}', "[0] is a string"),
+        (
+            "tevatron",
+            "a.jsonl",
+            '{"query": "q", "positive_passages": "p"}',
+            "is a string, expected a",
+        ),
+        (
+            "tevatron",
+            "a.jsonl",
+            '{"query": "q", "positive_passages": [{"text": 1}], "negative_passages": null}',
+            "'text' of positive_passages[0] is a number, expected a text",
+        ),
+        ("flagembedding", "a.jsonl", '{"query": "q", "positive": "p"}', "--from sentence-transf"),
+        ("flagembedding", "a.jsonl", '{"query": "q", "pos": [1]}', ":1: pos[0] is a number"),
+        (
+            "flagembedding",
+            "a.jsonl",
+            '{"query": 1, "pos": ["p"]}',
+            ":1: column 'query' is a number",
+        ),
+        (
+            "sentence-transformers",
+            "a.jsonl",
+            '{"q": "q", "d": ["p"]}',
+            "which needs a column 'labels'",
+        ),
         ("table", "a.txt", "x", "a.txt: unknown kind of file"),
         ("table", "a.parquet", "x", "a.parquet: cannot be read"),
         ("table", "a.csv", "query,passage,label\nq,p,0\n", "no group comes of it (1 × queries"),
-        ("flagembedding", "a.jsonl", '{"query": "q", "pos": "p"}', ":1: column 'pos' is no list"),
+        ("flagembedding", "a.jsonl", '{"query": "q", "pos": "p"}', ":1: column 'pos' is a string"),
         ("sentence-transformers", "a.jsonl", '{"query": "q"}', ":1: expected the query, passages"),
         (
             "sentence-transformers",
@@ -457,7 +634,7 @@ MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
         ("sentence-transformers", "a.csv", "q,d,label\na,b,c\n", ":2: column 'label' is 'c'"),
         ("msmarco", "a.csv", 'query,passages\nq,"[1, ..., 2]"\n', ": its middle was left out"),
         ("msmarco", "a.jsonl", '{"query": "q", "passages": [1]}', "has no 'passage_text'"),
-        ("msmarco", "a.json", "[1]", "a.json: expected records with 'query' and 'passages'"),
+        ("msmarco", "a.json", "[1]", "a.json: expected a list of records"),
         ("msmarco", "a.json", DEEP, "a.json: broken JSON"),
         ("msmarco", "a.json", '["\\ud800"]', "a.json: broken JSON: a text holds half a surrogate"),
         ("msmarco", "a.csv", f'query,passages\nq,"{DEEP}"\n', ":2: column 'passages' is neither"),

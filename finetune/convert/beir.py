@@ -3,7 +3,6 @@
 A relevant passage is right, any other judged one wrong; what is not judged is left to drawing.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,13 +10,12 @@ from tempfile import TemporaryDirectory
 from rerank_plugin.errors import InputError
 
 from ..corpus import Corpus
+from ..notes import Notes
 from ..records import Judgement, read_qrels, read_queries
 from .judged import Judged, judged
 
 
-def read(
-    folder: Path, notes: "Counter[str]", *, split: str, threshold: float | None
-) -> Iterator[Judged]:
+def read(folder: Path, notes: Notes, *, split: str, threshold: float | None) -> Iterator[Judged]:
     """The judged queries of a split, in the order of the judgements.
 
     Right is a grade of at least `threshold`, without one any above 0. What is left out is counted

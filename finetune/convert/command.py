@@ -1,7 +1,6 @@
 """`rerank-plugin convert`: other libraries' training data into groups, and back."""
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
@@ -15,15 +14,17 @@ from rerank_plugin.options import check_choices, option
 
 from ..group_files import check_files, group_line, record_line
 from ..groups import Group, parse_group
+from ..notes import Notes
 from ..progress import bar
-from . import beir, flagembedding, labelled_table, msmarco, sentence_transformers
+from . import beir, flagembedding, labelled_table, msmarco, sentence_transformers, tevatron
 from .grouping import group
 from .judged import Judged
-from .rows import table_files
+from .rows import JSON, table_files
 from .to_sentence_transformers import FORMATS, fitting, rows
 
 #: The formats that are read from files, and what reads them.
-READERS: "dict[str, Callable[[DataPath, Counter[str]], Iterator[Judged]]]" = {
+READERS: dict[str, Callable[[DataPath, Notes], Iterator[Judged]]] = {
+    "tevatron": tevatron.read,
     "flagembedding": flagembedding.read,
     "msmarco": msmarco.read,
 }
@@ -49,10 +50,10 @@ class ConvertOptions:
         choices=SOURCES,
         help="what the data is: a beir folder, msmarco triples (.tsv) or records with passages and "
         "is_selected, sentence-transformers pairs, triplets, n-tuples or labelled ones, "
-        "flagembedding, a table of query, passage and label, or groups",
+        "flagembedding, tevatron (MIRACL, Mr. TyDi), a table of query, passage, label, or groups",
     )
     data_path: str | list[str] = option(
-        help="files, folders or globs: .jsonl, .csv, .tsv, .parquet, or a saved data set"
+        help="files, folders or globs: .jsonl, .json, .csv, .tsv, .parquet, or a saved data set"
     )
     output: str = option(help="the .jsonl file that is written")
     overwrite: bool = option(False, help="replace an earlier file")
@@ -111,7 +112,7 @@ class ConvertOptions:
 
 def main(options: ConvertOptions) -> int:
     """Convert, and say what was left out."""
-    notes: Counter[str] = Counter()
+    notes = Notes()
     output = Path(options.output)
     groups = pairs = lines = 0
     with (
@@ -132,22 +133,19 @@ def main(options: ConvertOptions) -> int:
                 file.write(line)
             progress.update()
         if not groups:
-            raise InputError(f"{options.data_path}: no group comes of it{reasons(notes)}")
+            raise InputError(f"{options.data_path}: no group comes of it{why(notes)}")
     what = f"{groups} groups" + (f", {lines} rows" if options.to != "groups" else "")
     sys.stdout.write(f"{output}: {what}, {pairs} passages\n")
-    for reason, count in notes.most_common():
-        if count:
-            sys.stdout.write(f"  {count} × {reason}\n")
+    sys.stdout.writelines(f"  {line}\n" for line in notes.told())
     return 0
 
 
-def reasons(notes: "Counter[str]") -> str:
+def why(notes: Notes) -> str:
     """What was left out, in a line."""
-    shown = ", ".join(f"{count} × {reason}" for reason, count in notes.most_common() if count)
-    return f" ({shown})" if shown else ""
+    return f" ({', '.join(notes.told())})" if notes.told() else ""
 
 
-def read(options: ConvertOptions, work: Path, notes: "Counter[str]") -> Iterator[Group]:
+def read(options: ConvertOptions, work: Path, notes: Notes) -> Iterator[Group]:
     """The groups of the data."""
     if options.from_ == "groups":
         for line in read_lines(options.data_path):
@@ -175,7 +173,7 @@ def read(options: ConvertOptions, work: Path, notes: "Counter[str]") -> Iterator
 def bytes_of(data_path: DataPath) -> int:
     """About how many bytes of text some files hold, compressed ones several times their own."""
     size = 0
-    for path in table_files(data_path, msmarco.JSON):
+    for path in table_files(data_path, JSON):
         files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
         times = 4 if path.suffix in (".gz", ".parquet") else 1
         size += times * sum(file.stat().st_size for file in files)

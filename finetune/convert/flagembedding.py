@@ -1,11 +1,12 @@
 """FlagEmbedding's training data: `query`, `pos`, `neg`, perhaps `pos_scores` and `neg_scores`."""
 
-from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
 
 from rerank_plugin.jsonl import DataPath
 
+from ..notes import Notes
+from ..other_records import other_format
 from .judged import Judged, Passage, id_text
 from .rows import Row, read_rows
 
@@ -16,14 +17,14 @@ FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
 KNOWN = ("id", "idx", "prompt", "type")
 
 
-def read(data_path: DataPath, notes: "Counter[str]") -> Iterator[Judged]:
+def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
     """One record a line; `neg` may be missing or empty. Fields that are left out are counted."""
     for row in read_rows(data_path):
         for name in row.values:
             check_name(row, name)
         row.count_others((*FIELDS, "id"), notes)
         sides = side(row, "pos"), side(row, "neg")
-        yield Judged(row.text("query"), *sides, id_text(row.values.get("id")))
+        yield Judged(row.text("query"), *sides, id_text(row.values.get("id")), row.where)
 
 
 def check_name(row: Row, name: str) -> None:
@@ -39,6 +40,8 @@ def side(row: Row, name: str) -> list[Passage]:
     """The passages of one side with their scores."""
     if row.values.get(name) is None and name == "neg":
         return []
+    if name not in row.values:
+        raise row.error(f"no column {name!r}, expected a list of texts{other_format(row.values)}")
     texts, field = row.texts(name), f"{name}_scores"
     if row.values.get(field) is None:
         return [Passage(text) for text in texts]

@@ -1,7 +1,6 @@
 """Judgements of the same query into one group, in bounded memory."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 from ..group_files import record_line
 from ..groups import Group, query_hash
 from ..near_duplicates import Duplicates
+from ..notes import Notes
 from ..words import text_digest, text_key
 from .judged import Judged, Passage
 
@@ -35,13 +35,13 @@ class Collected:
     pos: dict[int, Passage] = field(default_factory=dict)
     neg: dict[int, Passage] = field(default_factory=dict)
 
-    def add(self, judged: Judged, notes: "Counter[str]") -> None:
+    def add(self, judged: Judged, notes: Notes) -> None:
         """Take what one more record says; of copies the first one and its score count."""
         self.id = self.id if self.id is not None else judged.id
         for mine, theirs in ((self.pos, judged.pos), (self.neg, judged.neg)):
             for passage in theirs:
                 if not passage.text.strip():
-                    notes["blank passages, left out"] += 1
+                    notes.add("blank passages, left out", judged.where)
                 elif mine.setdefault(text_digest(passage.text), passage) != passage:
                     notes[COPIES] += 1
 
@@ -53,7 +53,7 @@ def group(
     size: int,
     negatives: int,
     seed: int,
-    notes: "Counter[str]",
+    notes: Notes,
 ) -> Iterator[Group]:
     """One group for every query text, in the order in which queries come first.
 
@@ -68,6 +68,7 @@ def group(
         seed: Fixes the draws.
         notes: Counts what was dropped and what was drawn.
     """
+    parts = with_query(parts, notes)
     count = size // BUCKET + 1
     if count == 1:
         yield from group_in_memory(parts, negatives=negatives, seed=seed, notes=notes)
@@ -85,6 +86,15 @@ def group(
         file.unlink()
 
 
+def with_query(parts: Iterable[Judged], notes: Notes) -> Iterator[Judged]:
+    """The records whose query is not blank."""
+    for part in parts:
+        if part.query.strip():
+            yield part
+        else:
+            notes.add("records with a blank query, left out", part.where)
+
+
 def write_part(file: IO[str], part: Judged) -> None:
     """Put one record on disk."""
     file.write(record_line(asdict(part)))
@@ -94,11 +104,11 @@ def stored_part(line: str) -> Judged:
     """One record from disk."""
     values = json.loads(line)
     pos, neg = ([Passage(**passage) for passage in values[name]] for name in ("pos", "neg"))
-    return Judged(values["query"], pos, neg, values["id"])
+    return Judged(values["query"], pos, neg, values["id"], values["where"])
 
 
 def group_in_memory(
-    parts: Iterable[Judged], *, negatives: int, seed: int, notes: "Counter[str]"
+    parts: Iterable[Judged], *, negatives: int, seed: int, notes: Notes
 ) -> Iterator[Group]:
     """The groups of records, all of them in memory."""
     collected: dict[str, Collected] = {}
@@ -147,12 +157,12 @@ def draw(
 ) -> list[Passage]:
     """Passages of other queries, none of them close to a right one; the same for the same seed.
 
-    The query itself is none of them.
+    The query itself is none of them, with or without a title before it.
     """
     right = Duplicates(passage.text for passage in pos)
     random = np.random.default_rng(int(query_hash(query, seed)[:16], 16))
     places = random.choice(len(pool), min(len(pool), DRAWN * count), replace=False)
     drawn = (pool[place] for place in places.tolist())
     key = text_key(query)
-    wrong = (text for text in drawn if not right.has(text) and text_key(text) != key)
+    wrong = (text for text in drawn if not right.has(text) and not text_key(text).endswith(key))
     return [Passage(text) for text, _ in zip(wrong, range(count), strict=False)]

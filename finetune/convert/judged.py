@@ -21,14 +21,18 @@ class Judged:
     neg: list[Passage] = field(default_factory=list)
     #: The query's id, where the data has one.
     id: str | None = None
+    #: The row or the line, for messages.
+    where: str = ""
 
 
-def judged(query: str, labelled: Iterable[tuple[str, bool]], *, id: object = None) -> Judged:
+def judged(
+    query: str, labelled: Iterable[tuple[str, bool]], *, id: object = None, where: str = ""
+) -> Judged:
     """A query with passages of which is said whether they are right."""
     sides: dict[bool, list[Passage]] = {True: [], False: []}
     for text, right in labelled:
         sides[right].append(Passage(text))
-    return Judged(query, sides[True], sides[False], id_text(id))
+    return Judged(query, sides[True], sides[False], id_text(id), where)
 
 
 def id_text(value: object) -> str | None:

@@ -1,10 +1,10 @@
 """Tables of (query, passage, label), as CSV, TSV, Parquet or JSON Lines."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 from rerank_plugin.jsonl import DataPath
 
+from ..notes import Notes
 from .judged import Judged, judged
 from .rows import first_of, is_right, read_rows
 
@@ -14,9 +14,7 @@ PASSAGES = ("passage", "document", "doc", "text", "context", "answer", "sentence
 LABELS = ("label", "relevance", "score", "grade", "is_selected", "is_relevant")
 
 
-def read(
-    data_path: DataPath, notes: "Counter[str]", *, threshold: float | None
-) -> Iterator[Judged]:
+def read(data_path: DataPath, notes: Notes, *, threshold: float | None) -> Iterator[Judged]:
     """One judgement a row; what is right `is_right` says. Columns that are left out are counted."""
     for row in read_rows(data_path):
         query = first_of(row, QUERIES, "query")
@@ -24,4 +22,4 @@ def read(
         label = first_of(row, LABELS, "label")
         row.count_others((query, passage, label), notes)
         right = is_right(row, row.number(label), label, threshold)
-        yield judged(row.text(query), [(row.text(passage), right)])
+        yield judged(row.text(query), [(row.text(passage), right)], where=row.where)

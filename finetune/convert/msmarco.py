@@ -7,25 +7,24 @@ are JSON or what Python and numpy print.
 
 import ast
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rerank_plugin.errors import InputError
-from rerank_plugin.jsonl import DataPath, is_unicode, json_type, read_lines, reading
+from rerank_plugin.jsonl import DataPath, is_unicode
 
+from ..notes import Notes
 from .judged import Judged, Passage, judged
-from .rows import Row, plain_rows, read_rows, table_files
-
-#: Names of files that are one JSON value, or JSON Lines by another name.
-JSON = (".json", ".json.gz")
+from .rows import JSON, Row, plain_rows, read_rows, table_files
 
 #: What is read of a record.
 FIELDS = ("query", "passages", "query_id")
 
+#: In the place of a text that is not even null.
+MISSING = object()
 
-def read(data_path: DataPath, notes: "Counter[str]") -> Iterator[Judged]:
+
+def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
     """Files ending in `.tsv` are triples, all others have records.
 
     Fields of records that are left out are counted.
@@ -34,8 +33,6 @@ def read(data_path: DataPath, notes: "Counter[str]") -> Iterator[Judged]:
         name = path.name.removesuffix(".gz")
         if name.endswith(".tsv"):
             yield from read_triples(path)
-        elif name.endswith(".json"):
-            yield from (record(row, notes) for row in json_rows(path))
         else:
             yield from (record(row, notes) for row in read_rows(path))
 
@@ -50,7 +47,7 @@ def read_triples(path: Path) -> Iterator[Judged]:
         query, right, wrong = (row.text(column) for column in ("0", "1", "2"))
         if query.isdecimal() and right.isdecimal() and wrong.isdecimal():
             raise row.error("these are ids: the triples of texts are needed")
-        yield Judged(query, [Passage(right)], [Passage(wrong)])
+        yield Judged(query, [Passage(right)], [Passage(wrong)], where=row.where)
 
 
 def is_header(row: Row) -> bool:
@@ -62,7 +59,7 @@ def is_header(row: Row) -> bool:
     )
 
 
-def record(row: Row, notes: "Counter[str]") -> Judged:
+def record(row: Row, notes: Notes) -> Judged:
     """A query with its passages."""
     row.count_others(FIELDS, notes)
     passages = row.values.get("passages")
@@ -71,68 +68,28 @@ def record(row: Row, notes: "Counter[str]") -> Judged:
     texts: Any = None
     selected: Any = None
     for name in sorted(fields_of(passages) - {"passage_text", "is_selected"}):
-        notes[f"fields {name!r} of passages, left out"] += 1
+        notes.add(f"fields {name!r} of passages, left out")
     if isinstance(passages, dict):
         texts, selected = passages.get("passage_text"), passages.get("is_selected")
     elif isinstance(passages, list) and all(isinstance(item, dict) for item in passages):
-        texts = [item.get("passage_text") for item in passages]
+        texts = [item.get("passage_text", MISSING) for item in passages]
         selected = [item.get("is_selected") for item in passages]
     if not (isinstance(texts, list) and isinstance(selected, list) and texts):
         raise row.error("column 'passages' has no 'passage_text' and 'is_selected'")
+    # A text that is null is a blank one.
+    texts = ["" if text is None else text for text in texts]
     if len(texts) != len(selected) or not all(isinstance(text, str) for text in texts):
         raise row.error("'passages' needs a text and an 'is_selected' for every passage")
-    if not all(flag in (0, 1) for flag in selected):
+    if not all(isinstance(flag, int | float) and flag in (0, 1) for flag in selected):
         raise row.error("'is_selected' is neither 0 nor 1")
     labelled = zip(texts, map(bool, selected), strict=True)
-    return judged(row.text("query"), labelled, id=row.values.get("query_id"))
+    return judged(row.text("query"), labelled, id=row.values.get("query_id"), where=row.where)
 
 
 def fields_of(passages: object) -> set[str]:
     """The names of the fields that a record's passages have."""
     values = passages if isinstance(passages, list) else [passages]
     return {name for value in values if isinstance(value, dict) for name in value}
-
-
-def json_rows(path: Path) -> Iterator[Row]:
-    """The rows of a `.json` file: JSON Lines, a list of records, or an object of columns."""
-    with reading(path) as file:
-        try:
-            value = json.loads(file.readline())
-        except (ValueError, RecursionError):
-            value = None
-        has_more = any(not line.isspace() for line in file)
-    if value is not None and has_more:
-        yield from (Row(line.record(), f"{path}:{line.number}") for line in read_lines(path))
-        return
-    try:
-        if value is None:
-            with reading(path) as file:
-                value = json.load(file)
-        if not is_unicode(value):
-            raise ValueError("a text holds half a surrogate pair (\\ud800 to \\udfff)")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON: {error}") from None
-    yield from value_rows(path, value)
-
-
-def value_rows(path: Path, value: object) -> Iterator[Row]:
-    """The rows of one JSON value; MS MARCO v2 is columns, each an object by row number."""
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        yield from (Row(item, f"{path}, record {place}") for place, item in enumerate(value, 1))
-        return
-    columns = value if isinstance(value, dict) else {}
-    queries, passages = columns.get("query"), columns.get("passages")
-    if isinstance(queries, str):
-        yield Row(columns, f"{path}:1")
-    elif isinstance(queries, dict) and isinstance(passages, dict):
-        for key, query in queries.items():
-            own = {name: of.get(key) for name, of in columns.items() if isinstance(of, dict)}
-            yield Row({**own, "query": query}, f"{path}, row {key}")
-    else:
-        raise InputError(
-            f"{path}: expected records with 'query' and 'passages', or an object of both, each an "
-            f"object by row; found {json_type(value)}"
-        )
 
 
 def parse(row: Row, text: str) -> Any:

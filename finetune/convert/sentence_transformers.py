@@ -1,11 +1,11 @@
 """sentence-transformers' training data: pairs, triplets, n-tuples, labelled pairs and lists.
 
 As that library does, columns are read by their order in the first row: the first is the query, the
-second a right passage, all others wrong ones. Columns of labels and scores go by their names.
+second a right passage, all others wrong ones. Columns of labels and scores go by their names. Lists
+of passages are taken too, as `negatives`.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath
 
+from ..notes import Notes
 from .judged import Judged, Passage, judged
 from .rows import DELIMITED, Row, column_names, is_right, read_rows, table_files
 
@@ -26,9 +27,7 @@ IDS = ("id", "_id", "idx", "query_id", "qid")
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-def read(
-    data_path: DataPath, notes: "Counter[str]", *, threshold: float | None
-) -> Iterator[Judged]:
+def read(data_path: DataPath, notes: Notes, *, threshold: float | None) -> Iterator[Judged]:
     """One record a row; where there are labels, `is_right` says what is right."""
     for path in table_files(data_path):
         if path.name.endswith(DELIMITED):
@@ -37,7 +36,7 @@ def read(
         for row in read_rows(path):
             columns = columns or Columns.of(row)
             columns.check(row)
-            row.count_others((*texts_of(row), *LABELS), notes)
+            row.count_others((*texts_of(row), *labels_of(row)), notes)
             yield read_row(row, columns, threshold)
 
 
@@ -87,19 +86,19 @@ class Columns:
 
 def labels_of(row: Row) -> list[str]:
     """The columns of labels and scores."""
-    return [column for column in row.values if column in LABELS]
+    return [column for column in row.values if column.lower() in LABELS]
 
 
 def texts_of(row: Row) -> list[str]:
     """The columns of texts, in their order."""
-    return [column for column in row.values if column not in (*LABELS, *IDS)]
+    return [column for column in row.values if column.lower() not in (*LABELS, *IDS)]
 
 
 def read_row(row: Row, columns: Columns, threshold: float | None) -> Judged:
     """What one row says."""
     query, wrong = row.text(columns.query), columns.wrong(row)
     labels = columns.labels
-    if isinstance(row.values[columns.second], list):
+    if isinstance(row.values[columns.second], list) and (labels or not is_positives(columns)):
         return labelled_list(row, query, columns, threshold)
     if labels and not isinstance(row.values[labels], list):
         if wrong:
@@ -109,8 +108,13 @@ def read_row(row: Row, columns: Columns, threshold: float | None) -> Judged:
                 "take it out"
             )
         right = is_right(row, row.number(labels), labels, threshold)
-        return judged(query, [(row.text(columns.second), right)])
-    return tuple_of(row, query, [columns.second, *wrong], labels)
+        return judged(query, [(row.text(columns.second), right)], where=row.where)
+    return tuple_of(row, query, columns)
+
+
+def is_positives(columns: Columns) -> bool:
+    """Whether a list in the second column is one of right passages, by its name."""
+    return columns.second.lower().startswith("pos")
 
 
 def labelled_list(row: Row, query: str, columns: Columns, threshold: float | None) -> Judged:
@@ -123,16 +127,29 @@ def labelled_list(row: Row, query: str, columns: Columns, threshold: float | Non
     if len(values) != len(passages):
         raise row.error(f"{labels!r} has {len(values)} numbers for {len(passages)} passages")
     right = [is_right(row, value, labels, threshold) for value in values]
-    return judged(query, zip(passages, right, strict=True))
+    return judged(query, zip(passages, right, strict=True), where=row.where)
 
 
-def tuple_of(row: Row, query: str, columns: list[str], labels: str | None) -> Judged:
-    """A query, a right passage and any number of wrong ones, perhaps with a list of scores."""
-    texts = [row.text(column) for column in columns if row.values[column] is not None]
-    scores: list[float | None] = [None] * len(texts)
-    if labels:
-        scores = [*row.numbers(labels)]
-        if len(scores) != len(texts):
-            raise row.error(f"{labels!r} has {len(scores)} numbers for {len(texts)} passages")
-    right, *wrong = (Passage(text, score) for text, score in zip(texts, scores, strict=True))
-    return Judged(query, [right], wrong)
+def tuple_of(row: Row, query: str, columns: Columns) -> Judged:
+    """A query, a right passage and any number of wrong ones, perhaps with a list of scores.
+
+    A column may hold a list of passages, as `negatives`; one that is null has none.
+    """
+    right = passages_of(row, columns.second)
+    wrong = [
+        text
+        for column in columns.wrong(row)
+        if row.values[column] is not None
+        for text in passages_of(row, column)
+    ]
+    texts, labels = [*right, *wrong], columns.labels
+    scores = row.numbers(labels) if labels else [None] * len(texts)
+    if len(scores) != len(texts):
+        raise row.error(f"{labels!r} has {len(scores)} numbers for {len(texts)} passages")
+    scored = [Passage(text, score) for text, score in zip(texts, scores, strict=True)]
+    return Judged(query, scored[: len(right)], scored[len(right) :], where=row.where)
+
+
+def passages_of(row: Row, column: str) -> list[str]:
+    """The passages in a column: a text, or a list of them."""
+    return row.texts(column) if isinstance(row.values[column], list) else [row.text(column)]

@@ -1,12 +1,12 @@
 """Groups as sentence-transformers' training data, in the formats of its `mine_hard_negatives`."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from rerank_plugin.errors import InputError
 
 from ..groups import Group
+from ..notes import Notes
 
 #: The formats, by the names that sentence-transformers gives them.
 FORMATS = ("labeled-list", "labeled-pair", "triplet", "n-tuple", "pair")
@@ -15,7 +15,7 @@ FORMATS = ("labeled-list", "labeled-pair", "triplet", "n-tuple", "pair")
 SCORED = ("triplet", "n-tuple")
 
 
-def fitting(groups: Iterable[Group], output_format: str, notes: "Counter[str]") -> Iterator[Group]:
+def fitting(groups: Iterable[Group], output_format: str, notes: Notes) -> Iterator[Group]:
     """Groups that a format can hold; what it has no place for is counted.
 
     Raises:
