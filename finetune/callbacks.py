@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rerank_plugin.atomic import write_text
+from rerank_plugin.console import bar
 
 from .processes import rank
 from .stopwatch import Stopwatch
@@ -85,13 +86,7 @@ class ProgressLine(TrainerCallback):
     ) -> None:
         """Open the line."""
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc="training",
-                unit="step",
-                dynamic_ncols=True,
-            )
+            self.bar = bar("training", "step", state.max_steps, initial=state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -1,14 +1,14 @@
 """`rerank-plugin check`: everything that is wrong with a data set, at once."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.atomic import writing
+from rerank_plugin.console import Stdout, bar
 from rerank_plugin.errors import CheckFailedError, InputError, OptionError
 from rerank_plugin.jsonl import DataPath, read_lines
-from rerank_plugin.options import option
+from rerank_plugin.options import check_options, option
 
 from .check_report import (
     Report,
@@ -22,7 +22,6 @@ from .group_files import check_files, record_line
 from .groups import Group
 from .inspection import Inspection, Labels, Overlap, read_inspected
 from .lengths import Lengths
-from .progress import bar
 
 
 @dataclass(kw_only=True)
@@ -49,6 +48,7 @@ class CheckOptions:
     fail_on_warning: bool = option(False, help="exit code 3 if anything is warned about")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if self.max_len is not None and self.max_len < 1:
             raise OptionError("max_len", f"{self.max_len} is less than 1")
         if self.max_len is not None and self.model_name_or_path is None:
@@ -75,7 +75,7 @@ def main(options: CheckOptions) -> int:
         describe_overlap(report, overlap)
     if lengths and found.groups + other.groups:
         describe_lengths(report, lengths)
-    sys.stdout.write("\n".join(report.lines) + "\n")
+    Stdout().write("\n".join([*report.lines, *report.last_lines]) + "\n")
     if options.fix:
         write_fixed(options, Fixer(labels, overlap), report)
     if report.unusable:
@@ -112,26 +112,31 @@ def start_overlap(
 
 
 def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
-    """What counts lengths; None, and a line in the report, if the model or the length is wrong."""
-    if options.model_name_or_path is None:
+    """Return what counts lengths, in tokens of a model or in characters.
+
+    None if the model or the length cannot be used; the report ends with the reason.
+    """
+    model = options.model_name_or_path
+    if model is None:
         return Lengths(None, None)
     from rerank_plugin.encoding import PairEncoder
     from rerank_plugin.loading import (
         DEFAULT_MAX_LENGTH,
+        check_folder,
         load_config,
         load_tokenizer,
         resolve_max_length,
     )
 
-    model = options.model_name_or_path
     try:
+        check_folder(model)
         max_len = resolve_max_length(
             options.max_len, default=DEFAULT_MAX_LENGTH, config=load_config(model), option="max_len"
         )
         encoder = PairEncoder(load_tokenizer(model), max_length=max_len, option="max_len")
     except InputError as error:
         report.unusable = True
-        report.lines.append(f"lengths: {error}")
+        report.last_lines.append(f"lengths: {error}")
         return None
     return Lengths(encoder, max_len)
 
@@ -139,7 +144,7 @@ def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
 def write_fixed(options: CheckOptions, fixer: Fixer, report: Report) -> None:
     """Write the fixed copy, and say what is different in it."""
     if options.eval_data_path and not fixer.overlap:
-        sys.stdout.write("--fix: not written, as --eval_data_path cannot be read\n")
+        Stdout().write("--fix: not written, as --eval_data_path cannot be read\n")
         return
     output, groups = Path(str(options.fix)), 0
     if report.unusable:
@@ -152,7 +157,7 @@ def write_fixed(options: CheckOptions, fixer: Fixer, report: Report) -> None:
                 groups += 1
         if not groups:
             raise InputError(f"--fix: no group of {options.data_path} is left")
-    sys.stdout.write(f"{output}: {groups} groups\n")
+    Stdout().write(f"{output}: {groups} groups\n")
     for what, count in fixer.counts.most_common():
         if count:
-            sys.stdout.write(f"  {count} × {what}\n")
+            Stdout().write(f"  {count} × {what}\n")

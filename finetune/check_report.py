@@ -12,6 +12,8 @@ class Report:
     """The lines that are printed, and what they add up to."""
 
     lines: list[str] = field(default_factory=list)
+    #: Printed after all others.
+    last_lines: list[str] = field(default_factory=list)
     warnings: int = 0
     unusable: bool = False
 

@@ -1,12 +1,11 @@
 """The options of a training run."""
 
 from dataclasses import asdict, dataclass, field
-from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from rerank_plugin.errors import OptionError
-from rerank_plugin.options import check_choices, option
+from rerank_plugin.options import check_options, option
 
 from .losses import DEFAULT_LOSS, LOSSES, parse_loss
 from .processes import world_size
@@ -40,14 +39,6 @@ RESERVED = {
     "train_sampling_strategy": "the order of groups depends on --seed and the epoch",
 }
 
-
-PATHS = (
-    "model_name_or_path",
-    "finetune_model_dir",
-    "data_path",
-    "eval_data_path",
-    "test_data_path",
-)
 
 #: Options that say nothing of what a run computes: a resumed one may have others.
 FREE = ("overwrite", "fail_if_not_better")
@@ -111,6 +102,7 @@ class FinetuneConfig:
     total_epoch: float = option(1.0, help="passes over the training groups")
     lr: float | str | None = option(
         None,
+        words=("auto",),
         help="learning rate; default by what is loaded: a fresh head needs a larger one than a "
         "trained reranker, a small model than a large one, LoRA than full fine-tuning; auto "
         "measures some, for a few steps each",
@@ -169,9 +161,7 @@ class FinetuneConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in PATHS:
-            setattr(self, name, without_paths(getattr(self, name)))
-        check_choices(self)
+        check_options(self)
         if self.train_group_size < 2:
             raise OptionError(
                 "train_group_size",
@@ -179,7 +169,6 @@ class FinetuneConfig:
             )
         for name in ("batch_size", "total_epoch"):
             self._check(name, getattr(self, name) > 0, "must be more than 0")
-        self._check("total_epoch", isfinite(self.total_epoch), "must be a finite number")
         self._check("seed", 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
         for name in (
             "max_len",
@@ -236,9 +225,7 @@ class FinetuneConfig:
         losses = [] if self.loss is None else [term.name for term in parse_loss(self.loss)]
         if self.temperature is not None:
             self._check("temperature", "kl_divergence" in losses, "is for --loss kl_divergence")
-            self._check("temperature", 0 < self.temperature < inf, "must be a number above 0")
-        margin = self.teacher_margin
-        self._check("teacher_margin", margin is None or isfinite(margin), "must be a finite number")
+            self._check("temperature", self.temperature > 0, "must be more than 0")
 
     def _check(self, name: str, holds: bool, problem: str) -> None:
         if not holds:
@@ -260,10 +247,3 @@ class FinetuneConfig:
     def as_record(self) -> dict[str, Any]:
         """The options as plain values, for `rerank.json`."""
         return asdict(self)
-
-
-def without_paths(value: Any) -> Any:
-    """Paths as texts, alone or in a list: what the trained folder writes down is JSON."""
-    if isinstance(value, list | tuple):
-        return [str(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -1,13 +1,13 @@
 """`rerank-plugin demo`: the sample data, a small real model, and what comes of them."""
 
 import shlex
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from rerank_plugin.console import Stdout, say
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import read_lines
-from rerank_plugin.options import option, say
+from rerank_plugin.options import check_options, option
 from rerank_plugin.sample import sample_path
 
 from .config import FinetuneConfig
@@ -25,6 +25,9 @@ class DemoOptions:
     """Fine-tune all-MiniLM-L6-v2 on the sample data, measure it, and rank with it."""
 
     output_dir: str = option(DEFAULT_FOLDER, help="where the trained folder will stand")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def main(options: DemoOptions) -> int:
@@ -50,7 +53,7 @@ def main(options: DemoOptions) -> int:
     compare(base, folder)
     rank(folder)
     evaluate = ["--model_dir", folder, "--data_path", str(sample_path("test.jsonl"))]
-    sys.stdout.write(
+    Stdout().write(
         f"\nThe model lies in {folder} (a plain Hugging Face folder).\nNext:\n"
         f"  {shlex.join(['rerank-plugin', 'evaluate', *evaluate])}\n"
         f"  rerank-plugin train --data_path your_groups.jsonl --finetune_model_dir my_model \\\n"
@@ -87,7 +90,7 @@ def rank(trained: str) -> None:
     from rerank_plugin.reranker import Reranker
 
     passages = [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
-    sys.stdout.write(f"\n{QUERY}\n")
+    Stdout().write(f"\n{QUERY}\n")
     for place, item in enumerate(Reranker(trained).rank(QUERY, passages, top_n=3), 1):
         text = item.document if len(item.document) <= 150 else item.document[:149] + "…"
-        sys.stdout.write(f"  {place}. {item.score:.3f}  {text}\n")
+        Stdout().write(f"  {place}. {item.score:.3f}  {text}\n")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rerank_plugin.atomic import is_stream, write_json
+from rerank_plugin.console import bar, say
 from rerank_plugin.errors import CheckFailedError, OptionError
 from rerank_plugin.jsonl import SkippedLines, fingerprint
-from rerank_plugin.options import check_choices, check_output, check_output_folder, option, say
+from rerank_plugin.options import check_options, check_output, check_output_folder, option
 
-from .progress import bar
 from .tables import print_comparison, print_differences, print_metrics, print_models, print_worst
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class EvaluateOptions:
     trust_remote_code: bool = option(False, help="run code that comes with the model")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_options(self)
         self._check_data()
         if self.fail_if_not_better and not self.has_baseline:
             raise OptionError("fail_if_not_better", "needs a --baseline to be better than")
@@ -146,11 +146,7 @@ def main(options: EvaluateOptions) -> int:
         baseline = find_baseline(options, judged)
         found = {model: evaluate_model(model, judged, options) for model in options.models}
         records = [record_of(model, own, baseline) for model, own in found.items()]
-        tell(records, baseline)
-        if baseline:
-            for model, own in found.items():
-                names = baseline.name, model
-                print_worst(judged, (baseline.evaluation, own), names, options.worst)
+        # Results first: a table may find nobody who reads it.
         if options.output:
             figures = records[0] if len(records) == 1 else {"models": records}
             write_json(Path(options.output), figures)
@@ -158,6 +154,11 @@ def main(options: EvaluateOptions) -> int:
         if baseline and options.report:
             (own,) = found.values()
             write_report(options, judged, baseline, own, records[0])
+        tell(records, baseline)
+        if baseline:
+            for model, own in found.items():
+                names = baseline.name, model
+                print_worst(judged, (baseline.evaluation, own), names, options.worst)
     check(options, records)
     return 0
 

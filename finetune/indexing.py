@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from rerank_plugin.console import bar
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import Line, reading
 
@@ -69,14 +69,7 @@ def index_file(path: Path, folder: Path, *, stop_at_bad: bool) -> str:
         (folder / BAD).open("wb") as bad,
         (folder / LINES).open("wb") as lines,
         # A file that is read at once needs no bar.
-        tqdm(
-            total=total,
-            desc=f"checking {path.name}",
-            unit="B",
-            unit_scale=True,
-            delay=1,
-            dynamic_ncols=True,
-        ) as bar,
+        bar(f"checking {path.name}", "B", total, unit_scale=True, delay=1) as progress,
     ):
         for block in blocks(path):
             contents = b"".join(block.raw)
@@ -90,7 +83,7 @@ def index_file(path: Path, folder: Path, *, stop_at_bad: bool) -> str:
             # Not by `tofile`, which says nothing of a disk that is full.
             good.write(usable.tobytes())
             bad.write(others.tobytes())
-            bar.update(len(contents))
+            progress.update(len(contents))
         if not good.tell() and not bad.tell():
             raise InputError(f"{path}: the file is empty")
         for file in (good, bad, lines):

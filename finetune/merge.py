@@ -12,8 +12,9 @@ from rerank_plugin.atomic import (
     saving,
     staging_folder,
 )
+from rerank_plugin.console import say
 from rerank_plugin.errors import OptionError
-from rerank_plugin.options import option, say
+from rerank_plugin.options import check_options, option
 from rerank_plugin.settings import RerankSettings, is_adapter
 
 from .run_folder import MODEL_FILES, check_not_the_base, check_target
@@ -32,6 +33,7 @@ class MergeOptions:
     trust_remote_code: bool = option(False, help="run code that comes with the base model")
 
     def __post_init__(self) -> None:
+        check_options(self)
         if not is_adapter(self.model_dir):
             raise OptionError("model_dir", f"{self.model_dir} is no LoRA adapter folder")
         target = self.target

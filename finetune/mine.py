@@ -1,17 +1,16 @@
 """`rerank-plugin mine`: groups out of a corpus, queries, and what is known to be right."""
 
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rerank_plugin.atomic import scratch_place
+from rerank_plugin.console import Stdout, bar, say
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.options import check_choices, option, say
+from rerank_plugin.options import check_options, option
 
 from .bm25 import Bm25
 from .candidates import Retriever
@@ -20,7 +19,6 @@ from .group_files import check_files, group_writer, parse_shares, split_files, s
 from .groups import Group
 from .mining_summary import Summary
 from .negatives import SAMPLING_STRATEGIES, Selection, Window, select
-from .progress import bar
 from .records import positives_by_query, read_queries
 from .targets import QUERIES_AT_ONCE, Target, answered_targets, judged_targets, merge_same
 
@@ -92,7 +90,7 @@ class MineOptions:
     trust_remote_code: bool = option(False, help="run code that comes with a model")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_options(self)
         if self.negatives < 1:
             raise OptionError("negatives", f"{self.negatives} is less than 1")
         if self.seed < 0:
@@ -116,8 +114,6 @@ class MineOptions:
         for name in ("max_length", "filter_margin"):
             if getattr(self, name) is not None and not self.filter_model:
                 raise OptionError(name, "is for a --filter_model, and there is none")
-        if self.filter_margin is not None and not isfinite(self.filter_margin):
-            raise OptionError("filter_margin", f"{self.filter_margin} is no finite number")
 
     @property
     def shares(self) -> list[float]:
@@ -177,8 +173,8 @@ def main(options: MineOptions) -> int:
                     raise OptionError("split", problem)
         corpus.close()
     for file, count in zip(options.files, writer.counts, strict=True):
-        sys.stdout.write(f"{file}: {count} groups\n")
-    sys.stdout.write("\n".join([*summary.lines(), ""]))
+        Stdout().write(f"{file}: {count} groups\n")
+    Stdout().write("\n".join([*summary.lines(), ""]))
     check = shlex.join(["rerank-plugin", "check", "--data_path", str(options.files[0])])
     say(f"next:  {check}")
     return 0

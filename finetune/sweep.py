@@ -7,8 +7,8 @@ from math import inf, isfinite
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from rerank_plugin.console import bar
 from rerank_plugin.errors import OptionError
 from rerank_plugin.scoring import Scorer, ScoringError
 
@@ -87,14 +87,15 @@ class Sweep:
         }
         losses: list[float] = []
         logger.info("--lr auto: %d rates, %d steps each", len(rates), STEPS)
-        with tqdm(rates, desc="learning rates", unit="rate", dynamic_ncols=True) as bar:
-            for rate in bar:
+        with bar("learning rates", "rate", len(rates)) as progress:
+            for rate in rates:
                 losses.append(self.measure(rate))
                 with torch.no_grad():
                     for name, value in self.scorer.model.named_parameters():
                         if name in weights:
                             value.copy_(weights[name])
-                bar.set_postfix(lr=f"{rate:.2g}", loss=f"{losses[-1]:.3f}")
+                progress.set_postfix(lr=f"{rate:.2g}", loss=f"{losses[-1]:.3f}")
+                progress.update()
         restore_random_states(states)
         rate = choose(rates, losses)
         table = ", ".join(

@@ -7,7 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rerank_plugin.console import Stdout
+
 from .metrics import METRICS
+
+#: For rich, which asks a file for no more than this one has.
+STDOUT: Any = Stdout()
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
@@ -24,7 +29,7 @@ def print_comparison(
     for name in METRICS:
         figures = f"{before[name]:.4f}", f"{after[name]:.4f}"
         table.add_row(name, *figures, *difference_cells(difference, name))
-    Console().print(table)
+    Console(file=STDOUT).print(table)
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
@@ -34,7 +39,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
     table.add_column("value", justify="right")
     for name in METRICS:
         table.add_row(name, f"{metrics[name]:.4f}")
-    Console().print(table)
+    Console(file=STDOUT).print(table)
 
 
 def print_models(models: Mapping[str, Mapping[str, float]]) -> None:
@@ -45,7 +50,7 @@ def print_models(models: Mapping[str, Mapping[str, float]]) -> None:
         table.add_column(name, justify="right")
     for model, metrics in models.items():
         table.add_row(escape(model), *(f"{metrics[name]:.4f}" for name in METRICS))
-    Console().print(table)
+    Console(file=STDOUT).print(table)
 
 
 def print_differences(baseline: str, records: Sequence[Mapping[str, Any]], metric: str) -> None:
@@ -56,7 +61,7 @@ def print_differences(baseline: str, records: Sequence[Mapping[str, Any]], metri
         table.add_column(title, justify="right")
     for record in records:
         table.add_row(escape(record["model"]), *difference_cells(record["difference"], metric))
-    Console().print(table)
+    Console(file=STDOUT).print(table)
 
 
 def difference_cells(difference: Mapping[str, Any], metric: str) -> tuple[str, str, str, str]:
@@ -79,7 +84,7 @@ def print_worst(
     """The queries that lose most from the first model to the second, with passages, on stdout."""
     from .side_by_side import first_right, most_hurt, shortened, side_by_side
 
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Console(file=STDOUT, highlight=False, emoji=False, markup=False)
     for own in side_by_side(judged, evaluations, most_hurt(evaluations, count)):
         change = f"{own.before.value:.3f} → {own.after.value:.3f}"
         console.print(f"\n{shortened(own.judged.query)}  nDCG@10 {change}", style="bold")

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rerank_plugin.console import bar
 from rerank_plugin.jsonl import DataPath
 
 from .answers import Answers, find_answers
 from .bm25 import Bm25
 from .corpus import Corpus, in_batches
 from .mining_summary import Summary
-from .progress import bar
 from .records import Record, read_qrels
 from .words import text_key
 

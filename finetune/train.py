@@ -2,8 +2,8 @@
 
 import shlex
 
+from rerank_plugin.console import say
 from rerank_plugin.errors import CheckFailedError
-from rerank_plugin.options import say
 
 from .config import FinetuneConfig
 from .processes import rank

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from rerank_plugin.console import bar
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import DataPath, Line, read_lines
 from rerank_plugin.scoring import Logits
@@ -17,7 +18,6 @@ from rerank_plugin.scoring import Logits
 from .corpus import Corpus, Places
 from .evaluation import Evaluation
 from .metrics import Ranking, query_metrics
-from .progress import bar
 from .records import read_qrels, read_queries
 
 #: trec_eval counts documents of every grade up to the highest there is.

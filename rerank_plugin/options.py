@@ -2,12 +2,16 @@
 
 import argparse
 import json
-import sys
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
+from functools import partial
+from math import isfinite
+from numbers import Integral, Real
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -19,27 +23,100 @@ from rerank_plugin.jsonl import DataPath, is_input, json_type
 
 Options = TypeVar("Options")
 
+#: What a command's help says at its end.
+DEBUG_HELP = "--debug, alone, shows the traceback of an error."
+EXTRAS_HELP = " Every option of transformers.TrainingArguments is accepted too."
+
 
 def option(
     default: Any = MISSING,
     *,
     help: str,
     choices: Sequence[str] = (),
+    words: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field that is an option: its default, and the help that stands beside it."""
-    metadata = {"help": help, "choices": tuple(choices)}
+    """Return a dataclass field that is an option, with its help beside it.
+
+    Args:
+        default: The default; without one the option is required.
+        help: The help text.
+        choices: All values that the option can have.
+        words: What a number's option takes besides numbers.
+    """
+    metadata = {"help": help, "choices": tuple(choices), "words": tuple(words)}
     if default is MISSING:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def check_choices(options: Any) -> None:
-    """Check every field that has a list of choices; called by `__post_init__`."""
+def check_options(options: Any) -> None:
+    """Check the type of every field, and its choices; called by `__post_init__`.
+
+    Paths become texts, and numbers of other libraries become Python's: what is written down is
+    JSON.
+
+    Raises:
+        OptionError: a value has another type than its field, or is none of its choices.
+    """
+    hints = typing.get_type_hints(type(options))
     for item in fields(options):
+        name, kinds = option_name(item), union_members(hints[item.name])
+        words = item.metadata.get("words", ())
+        value = typed_value(name, getattr(options, item.name), kinds, words)
+        setattr(options, item.name, value)
         choices = item.metadata.get("choices")
-        value = getattr(options, item.name)
         if choices and value is not None and value not in choices:
-            raise OptionError(option_name(item), f"{value!r} is none of {', '.join(choices)}")
+            known = ", ".join(choices)
+            raise OptionError(name, f"invalid choice: {value!r} (choose from {known})")
+
+
+def typed_value(option: str, value: Any, kinds: Sequence[Any], words: Sequence[str] = ()) -> Any:
+    """Return a value as one of the types of a field.
+
+    Raises:
+        OptionError: it is of none of them, or a number that is not finite.
+    """
+    origins = [typing.get_origin(kind) or kind for kind in kinds]
+    if value is None and type(None) in kinds:
+        return None
+    if isinstance(value, str | PathLike) and str in kinds:
+        text = str(fspath(value))
+        if words and text not in words:
+            raise OptionError(option, invalid_number(text, words))
+        return text
+    if isinstance(value, list | tuple) and list in origins:
+        return [typed_value(option, item, (str,)) for item in value]
+    if isinstance(value, dict) and dict in origins:
+        return value
+    return typed_number(option, value, [kind for kind in origins if kind is not type(None)])
+
+
+def typed_number(option: str, value: Any, kinds: Sequence[type]) -> bool | int | float:
+    """Return a number as one of the types of a field; raises as `typed_value`."""
+    if isinstance(value, bool):
+        # An int to Python, but not to a person.
+        if bool in kinds:
+            return value
+    elif isinstance(value, Integral) and int in kinds:
+        return int(value)
+    elif isinstance(value, Real) and float in kinds:
+        if not isfinite(value):
+            raise OptionError(option, f"{value} is not a finite number")
+        return float(value)
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    raise OptionError(option, f"invalid {expected} value: {value!r}")
+
+
+def invalid_number(text: str, words: Sequence[str]) -> str:
+    """Return what is wrong with a text that is neither a number nor one of some words."""
+    problem = f"invalid value: {text!r} (a number, or choose from {', '.join(words)})"
+    # A minus of typography, and the decimal comma of many languages.
+    plain = re.sub("[\u2010-\u2015\u2212\ufe63\uff0d]", "-", text).replace(",", ".").strip()
+    try:
+        return f"{problem}: did you mean {float(plain):g}?"
+    except ValueError:
+        close = get_close_matches(text.lower(), words, n=1)
+        return f"{problem}: did you mean {close[0]}?" if close else problem
 
 
 def check_output(
@@ -133,9 +210,7 @@ def parse_options(
     parser = OneLineParser(
         prog=f"rerank-plugin {command}",
         description=(options.__doc__ or "").splitlines()[0],
-        epilog="Every option of transformers.TrainingArguments is accepted too."
-        if extras
-        else None,
+        epilog=DEBUG_HELP + (EXTRAS_HELP if extras else ""),
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -180,8 +255,8 @@ def add_fields(parser: argparse.ArgumentParser, options: Any) -> list[Any]:
             settings |= {"nargs": "+", "type": text, "action": OneOrMore}
         elif bool in kinds:
             settings |= {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
-        elif {float, str} <= set(kinds):
-            settings["type"] = number_or_word
+        elif item.metadata["words"]:
+            settings["type"] = partial(number_or_word, words=item.metadata["words"])
         else:
             kind = next(kind for kind in (int, float, str) if kind in kinds)
             settings["type"] = text if kind is str else kind
@@ -227,23 +302,43 @@ def text(value: str) -> str:
     return value
 
 
-def number_or_word(text: str) -> float | str:
-    """An option's text as a number, where it is one."""
+def number_or_word(text: str, words: Sequence[str]) -> float | str:
+    """Return an option's text as a number, or as one of some words."""
+    if text in words:
+        return text
     try:
         return float(text)
     except ValueError:
-        return text
+        raise argparse.ArgumentTypeError(invalid_number(text, words)) from None
 
 
 def with_underscores(argv: Sequence[str]) -> list[str]:
-    """The same arguments with `_` in option names, values untouched."""
-    arguments = []
+    """Return the same arguments with `_` in option names, values untouched.
+
+    A negative number is joined to its option: argparse takes `-1e-3` for an option.
+    """
+    arguments: list[str] = []
     for argument in argv:
         if argument.startswith("--") and len(argument) > 2:
             name, equals, value = argument.partition("=")
             argument = "--" + name[2:].replace("-", "_") + equals + value
+        elif is_negative_number(argument) and arguments and is_bare_option(arguments[-1]):
+            argument = f"{arguments.pop()}={argument}"
         arguments.append(argument)
     return arguments
+
+
+def is_negative_number(text: str) -> bool:
+    """Return whether a text is a number below zero."""
+    try:
+        return text.startswith("-") and float(text) <= 0
+    except ValueError:
+        return False
+
+
+def is_bare_option(argument: str) -> bool:
+    """Return whether an argument is an option's name alone."""
+    return argument.startswith("--") and "=" not in argument
 
 
 def rename_twins(arguments: Sequence[str], twins: Mapping[str, str]) -> list[str]:
@@ -268,10 +363,22 @@ def config_file(arguments: Sequence[str]) -> Path | None:
     return config
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a mapping that has a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_config(path: Path, known: set[str]) -> list[str]:
     """The options of a YAML file as command-line arguments."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeyLoader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -283,18 +390,18 @@ def read_config(path: Path, known: set[str]) -> list[str]:
         name = str(key).replace("-", "_")
         if name not in known:
             raise InputError(f"{path}: unknown option {key!r}{suggestion(name, known)}")
-        if value is not None:
-            arguments += [f"--{name}", *config_values(name, value)]
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={config_value(name, value)}")
     return arguments
 
 
-def config_values(name: str, value: object) -> list[str]:
-    """A YAML value as the arguments behind its option."""
+def config_value(name: str, value: object) -> str:
+    """Return a YAML value as an option's text."""
     if name.endswith("_strategy") and value is False:
-        return ["no"]  # which YAML takes for false
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict | bool) else str(value)]
+        return "no"  # which YAML takes for false
+    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
 
 
 def check_unknown(unknown: Sequence[str], names: set[str], extras: Extras | None) -> None:
@@ -312,8 +419,3 @@ def suggestion(name: str, known: set[str]) -> str:
     """`: did you mean …?`, where a known name is close."""
     close = get_close_matches(name, known, n=1)
     return f": did you mean --{close[0]}?" if close else ""
-
-
-def say(text: str = "") -> None:
-    """A line for the person at the terminal: on stderr, so that stdout holds results alone."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,7 +1,6 @@
 """`rerank-plugin rerank`: one JSON object for each request, on stdout or in a file."""
 
 import json
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from rerank_plugin.atomic import is_stream, move_file, open_stream, real_path, write_json
+from rerank_plugin.console import Stdout, bar, say
 from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import fingerprint
-from rerank_plugin.options import check_choices, check_output, option, say
+from rerank_plugin.options import check_options, check_output, option
 from rerank_plugin.requests import Request, read_requests
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class RerankOptions:
     trust_remote_code: bool = option(False, help="run code that comes with the model")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_options(self)
         for name in ("top_n", "token_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -90,29 +89,27 @@ def main(options: RerankOptions) -> int:
     requests = read_requests(options.data_path)
     ranked = islice(requests, unfinished.lines if unfinished else 0)
     done = sum(len(request.documents) for request in ranked)
-    with opened(unfinished, stream) as file, progress_bar(total, done) as bar:
-        write_results(file, rank(reranker, requests, options.top_n, bar.update))
+    output = opened(unfinished, stream)
+    with output as file, bar("ranking", "pair", total, initial=done) as progress:
+        write_results(file, rank(reranker, requests, options.top_n, progress.update))
     if unfinished:
         unfinished.finish()
     return 0
 
 
-def opened(unfinished: "Unfinished | None", stream: Path | None) -> AbstractContextManager[IO[str]]:
+def opened(
+    unfinished: "Unfinished | None", stream: Path | None
+) -> AbstractContextManager[IO[str] | Stdout]:
     """Return what results are written to: a file, a stream that `--output` names, or stdout."""
     if unfinished:
         return unfinished.writing()
-    return open_stream(stream) if stream else nullcontext(sys.stdout)
+    return open_stream(stream) if stream else nullcontext(Stdout())
 
 
-def progress_bar(total: int, done: int) -> "tqdm[Any]":
-    """A bar on stderr that counts pairs, with pairs/s and the time left."""
-    return tqdm(total=total, initial=done, desc="ranking", unit="pair", dynamic_ncols=True)
-
-
-def write_results(file: IO[str], results: Iterable[list[dict[str, object]]]) -> None:
+def write_results(file: IO[str] | Stdout, results: Iterable[list[dict[str, object]]]) -> None:
     """Write results as they come, a line each."""
     for part in results:
-        file.writelines(json.dumps(result, ensure_ascii=False) + "\n" for result in part)
+        file.write("".join(json.dumps(result, ensure_ascii=False) + "\n" for result in part))
         file.flush()
 
 

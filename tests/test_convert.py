@@ -687,7 +687,7 @@ def test_bad_thresholds_and_several_data_sets(cli: Run, tmp_path: Path) -> None:
         *("convert", "--from", "table", "--data_path", "x.csv", "--threshold", "nan", *output)
     )
     assert code == 2
-    assert "--threshold: nan is no finite number" in err
+    assert "--threshold: nan is not a finite number" in err
 
 
 def test_copies_of_right_passages_are_not_wrong(cli: Run, tmp_path: Path) -> None:

@@ -407,7 +407,10 @@ def test_bad_input_is_one_line(
         (("--split", "0.8,0.3"), "--split: '0.8,0.3' is not two or three positive numbers"),
         (("--split", "0.5,nan"), "--split: '0.5,nan' is not two or three positive numbers"),
         (("--filter_margin", 1), "--filter_margin: is for a --filter_model"),
-        (("--filter_model", "./x", "--filter_margin", "nan"), "--filter_margin: nan is no finite"),
+        (
+            ("--filter_model", "./x", "--filter_margin", "nan"),
+            "--filter_margin: nan is not",
+        ),
         (("--filter_model", "./nowhere"), "nowhere"),
         (("--embedding_model", "./nowhere"), "--embedding_model: ./nowhere"),
         (("--relative_margin", 1), "--relative_margin: 1.0 is not from 0"),

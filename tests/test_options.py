@@ -1,8 +1,10 @@
+import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rerank_plugin.errors import InputError, OptionError
@@ -74,6 +76,8 @@ def test_a_yaml_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> 
         ("cout: 3", "unknown option 'cout': did you mean --count?"),
         ("- 3", "expected a mapping of options"),
         ("a: [", "broken YAML"),
+        ("", "expected a mapping of options, found null"),
+        ("rate: 1\nrate: 2", "'rate' is given twice"),
     ],
 )
 def test_a_bad_yaml_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
@@ -127,6 +131,70 @@ def test_a_bad_value_names_its_option(options: dict[str, Any], name: str) -> Non
     values = {"model_name_or_path": "m", "data_path": "d", "finetune_model_dir": "out"}
     with pytest.raises(OptionError, match=f"^--{name}: "):
         FinetuneConfig(**values | options)
+
+
+VALUES = {"model_name_or_path": "m", "data_path": "d", "finetune_model_dir": "out"}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"batch_size": "8"}, "--batch_size: invalid int value: '8'"),
+        ({"device": 0}, "--device: invalid str value: 0"),
+        ({"token_budget": 0}, "--token_budget: "),
+        ({"seed": 1.5}, "--seed: invalid int value: 1.5"),
+        ({"lora": 1}, "--lora: invalid bool value: 1"),
+        ({"lora_rank": True}, "--lora_rank: invalid int value: True"),
+        ({"dropout": float("nan")}, "--dropout: nan is not a finite number"),
+        ({"lr": float("inf")}, "--lr: inf is not a finite number"),
+        ({"lr": "1e-5"}, "--lr: invalid value: '1e-5' (a number, or choose from auto): did you"),
+        ({"lr": "AUTO"}, "did you mean auto?"),
+        ({"lr": [1e-5]}, "--lr: invalid float or str value: [1e-05]"),
+        ({"data_path": None}, "--data_path: invalid str or list value: None"),
+        ({"data_path": ["a", 3]}, "--data_path: invalid str value: 3"),
+        ({"total_epoch": None}, "--total_epoch: invalid float value: None"),
+        ({"trainer": None}, "--trainer: invalid dict value: None"),
+        ({"eval_data_path": b"a.jsonl"}, "--eval_data_path: invalid str or list value: b'a.jsonl'"),
+        (
+            {"on_bad_line": "Skip"},
+            "--on_bad_line: invalid choice: 'Skip' (choose from error, skip)",
+        ),
+    ],
+)
+def test_a_value_of_another_type_names_its_option(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(OptionError) as error:
+        FinetuneConfig(**VALUES | options)
+    assert problem in str(error.value)
+
+
+def test_paths_and_numbers_of_other_libraries_are_taken() -> None:
+    config = FinetuneConfig(
+        model_name_or_path=Path("m"),  # type: ignore[arg-type]
+        data_path=(Path("a"), "b"),  # type: ignore[arg-type]
+        finetune_model_dir="out",
+        batch_size=np.int64(4),  # type: ignore[arg-type]
+        lr=np.float32(0.5),  # type: ignore[arg-type]
+        total_epoch=2,
+    )
+    values = config.model_name_or_path, config.data_path, config.batch_size, config.lr
+    assert values == ("m", ["a", "b"], 4, 0.5)
+    assert [type(value) for value in values] == [str, list, int, float]
+    assert json.dumps(config.as_record())
+
+
+@pytest.mark.parametrize("text", ["2e\u22125", "0,0001", "1\u20132", "fast", "", "auto ", "0x1p-3"])
+def test_a_number_that_takes_words_takes_no_others(text: str) -> None:
+    with pytest.raises(InputError, match="--lr: "):
+        train("--lr", text)
+
+
+@pytest.mark.parametrize("value", ["-1e-1", "-.5", "-2", "-1E2"])
+def test_negative_numbers_are_values(value: str, tmp_path: Path) -> None:
+    assert train("--teacher-margin", value).teacher_margin == float(value)
+    assert train(f"--teacher_margin={value}").teacher_margin == float(value)
+    config = tmp_path / "a.yaml"
+    config.write_text(f"teacher_margin: {value}\nlr_scheduler_kwargs: {{min_lr: 1.0}}\n")
+    assert train("--config", str(config)).teacher_margin == float(value)
 
 
 OLD_COMMAND = """

@@ -1,21 +1,19 @@
 """`rerank-plugin convert`: other libraries' training data into groups, and back."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rerank_plugin.atomic import scratch_place, writing
+from rerank_plugin.console import Stdout, bar
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.jsonl import DataPath, read_lines
-from rerank_plugin.options import check_choices, option
+from rerank_plugin.options import check_options, option
 
 from ..group_files import check_files, group_line, record_line
 from ..groups import Group, parse_group
 from ..notes import Notes
-from ..progress import bar
 from . import beir, flagembedding, labelled_table, msmarco, sentence_transformers, tevatron
 from .grouping import group
 from .judged import Judged
@@ -77,14 +75,12 @@ class ConvertOptions:
     seed: int = option(42, help="fixes what is drawn")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_options(self)
         if self.from_ == self.to:
             raise OptionError("to", "groups are groups already: choose sentence-transformers")
         self._check_use()
         if self.negatives is not None and self.negatives < 1:
             raise OptionError("negatives", f"{self.negatives} is less than 1")
-        if self.threshold is not None and not isfinite(self.threshold):
-            raise OptionError("threshold", f"{self.threshold} is no finite number")
         if self.from_ == "beir" and not isinstance(self.data_path, str | Path):
             raise OptionError("data_path", "one BEIR folder is needed")
         check_files([Path(self.output)], self.inputs, overwrite=self.overwrite)
@@ -135,8 +131,8 @@ def main(options: ConvertOptions) -> int:
         if not groups:
             raise InputError(f"{options.data_path}: no group comes of it{why(notes)}")
     what = f"{groups} groups" + (f", {lines} rows" if options.to != "groups" else "")
-    sys.stdout.write(f"{output}: {what}, {pairs} passages\n")
-    sys.stdout.writelines(f"  {line}\n" for line in notes.told())
+    Stdout().write(f"{output}: {what}, {pairs} passages\n")
+    Stdout().write("".join(f"  {line}\n" for line in notes.told()))
     return 0
 
 
