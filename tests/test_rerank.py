@@ -1,13 +1,15 @@
 """`rerank-plugin rerank`: results in a file, streamed and resumed."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from .conftest import Run, sample_texts, write_lines
+from .conftest import Run, mount, sample_texts, unmount, write_lines
 
 
 def rerank_file(path: Path, count: int) -> Path:
@@ -36,6 +38,45 @@ def test_an_output_file_holds_what_stdout_would(
     code, _, err = cli(*options, "--output", output)
     assert code == 2
     assert "out.jsonl exists" in err
+
+
+def test_an_output_may_be_a_link_a_pipe_or_a_mounted_file(
+    cli: Run, tiny_model: Path, tmp_path: Path, mounts: Path
+) -> None:
+    data = rerank_file(tmp_path / "requests.jsonl", 5)
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--dtype", "float32")
+    expected = cli(*options)[1]
+    link, pipe, inside = (tmp_path / "link", tmp_path / "pipe", mounts / "out.jsonl")
+    link.symlink_to("real.jsonl")
+    assert cli(*options, "--output", link)[0] == 0
+    assert link.is_symlink() and (tmp_path / "real.jsonl").read_text("utf-8") == expected
+    os.mkfifo(pipe)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text("utf-8")))
+    reader.start()
+    assert cli(*options, "--output", pipe)[0] == 0
+    reader.join()
+    assert found == [expected]
+    inside.touch()
+    mount(tmp_path / "real.jsonl", inside, "--bind")
+    try:
+        assert cli(*options, "--output", inside, "--overwrite", "--top_n", 1)[0] == 0
+    finally:
+        unmount(inside)
+    assert len((tmp_path / "real.jsonl").read_text("utf-8")) < len(expected)
+    assert {path.name for path in mounts.iterdir()} == {"out.jsonl"}
+
+
+@pytest.mark.parametrize("written", ["no json", "[]", ""])
+def test_unfinished_results_of_nobody_knows_what_are_not_gone_on_with(
+    cli: Run, tiny_model: Path, tmp_path: Path, written: str
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    (tmp_path / "out.jsonl.part").write_text("{}\n")
+    (tmp_path / "out.jsonl.part.json").write_text(written)
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data)
+    code, _, err = cli(*options, "--output", output)
+    assert code == 2 and "unfinished results of other data or options" in err
 
 
 def test_a_killed_ranking_goes_on_where_it_stopped(

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -5,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rerank_plugin.errors import OptionError, SavingError
+from rerank_plugin import Reranker, atomic
+from rerank_plugin.errors import InputError, OptionError, SavingError
 from rerank_plugin.finetune import FinetuneConfig, finetune, run_folder
 from rerank_plugin.finetune.checkpoint import read_optimizer, write_optimizer
 from rerank_plugin.finetune.interrupt import Interruption
@@ -159,6 +162,119 @@ def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
     done = finish(command(tiny_model, data, folder))
     assert done.returncode == 0, done.stderr
     assert same_model(folder, whole)
+
+
+def test_a_killed_run_in_a_mount_point_resumes_inside_it(
+    tiny_model: Path, data: Path, whole: Path, mounts: Path
+) -> None:
+    """A container's volume: what is beside it is lost with the container."""
+    mount("tmpfs", mounts)
+    process = start(command(tiny_model, data, mounts))
+    reach(process, 5)
+    process.kill()
+    process.wait()
+    assert [path for path in mounts.parent.iterdir() if path.name.startswith(mounts.name)] == [
+        mounts
+    ]
+    assert not (mounts / "config.json").exists()
+    done = finish(command(tiny_model, data, mounts))
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    assert same_model(mounts, whole) and figures(mounts) == figures(whole)
+    assert not [path.name for path in mounts.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kept", [0, 1, 4, -1])
+def test_a_run_that_dies_filling_its_folder_ends_like_one_that_did_not(
+    tiny_model: Path,
+    data: Path,
+    tmp_path: Path,
+    mounts: Path,
+    kept: int,
+    overwrite: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mount("tmpfs", mounts)
+    for place in (mounts, tmp_path / "whole") if overwrite else ():
+        finetune(config(tiny_model, data, place, trainer={"max_steps": 1}))
+    run = config(tiny_model, data, mounts, overwrite=overwrite, trainer={"max_steps": 2})
+    finetune(replace(run, finetune_model_dir=str(tmp_path / "whole")))
+    put_file, done = atomic.put_file, 0
+
+    def dies(source: Path, target: Path) -> None:
+        nonlocal done
+        if done == kept or (kept < 0 and target.name == "config.json"):
+            raise SystemExit(9)
+        put_file(source, target)
+        done += 1
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(atomic, "put_file", dies)
+        finetune(run)
+    with pytest.raises(InputError, match=r"no config\.json"):
+        Reranker(str(mounts))
+    finetune(run)
+    assert same_model(mounts, tmp_path / "whole")
+    assert figures(mounts) == figures(tmp_path / "whole")
+    assert {path.name for path in mounts.iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+
+def test_a_link_is_trained_through(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk/out")
+    for options in ({}, {"overwrite": True}):
+        run = config(tiny_model, data, tmp_path / "out", trainer={"max_steps": 1}, **options)
+        assert finetune(run).model_dir == tmp_path / "out"
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "out" / "rerank.json").is_file()
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("number", "taken"),
+    [
+        (errno.ENOSYS, False),
+        (errno.ENOLCK, False),
+        (errno.EOPNOTSUPP, False),
+        (errno.EINVAL, False),
+        (errno.EIO, False),
+        (errno.EWOULDBLOCK, True),
+        (errno.EACCES, True),
+    ],
+)
+def test_no_locks_are_not_a_lock_that_is_taken(
+    tmp_path: Path,
+    number: int,
+    taken: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if taken:
+        with pytest.raises(OptionError, match="another run is working"):
+            RunFolder(tmp_path / "out", {}, overwrite=False)
+        return
+    folder = RunFolder(tmp_path / "out", {}, overwrite=False)
+    assert os.strerror(number) in caplog.text
+    folder.leave()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_before_the_data_is_read(
+    tmp_path: Path, mounts: Path
+) -> None:
+    mount("tmpfs", mounts, "-o", "ro")
+    for target in (mounts, mounts / "out", mounts / "deep" / "er"):
+        with pytest.raises(OptionError, match=r"^--finetune_model_dir: .*Read-only file system"):
+            finetune(config(tmp_path / "no model", tmp_path / "no data", target))
 
 
 def test_the_state_of_any_optimizer_comes_back(tmp_path: Path) -> None:
