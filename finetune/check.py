@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.atomic import writing
-from rerank_plugin.console import Stdout, bar
+from rerank_plugin.console import Stdout, bar, summary_stream
 from rerank_plugin.errors import CheckFailedError, InputError, OptionError
 from rerank_plugin.jsonl import DataPath, read_lines
 from rerank_plugin.options import check_options, option
@@ -157,7 +157,8 @@ def write_fixed(options: CheckOptions, fixer: Fixer, report: Report) -> None:
                 groups += 1
         if not groups:
             raise InputError(f"--fix: no group of {options.data_path} is left")
-    Stdout().write(f"{output}: {groups} groups\n")
+    told = summary_stream(output)
+    told.write(f"{output}: {groups} groups\n")
     for what, count in fixer.counts.most_common():
         if count:
-            Stdout().write(f"  {count} × {what}\n")
+            told.write(f"  {count} × {what}\n")

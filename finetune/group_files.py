@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rerank_plugin.atomic import writing
+from rerank_plugin.atomic import is_stream, writing
 from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import DataPath
 from rerank_plugin.options import check_output
@@ -82,6 +82,8 @@ def check_files(
     Raises:
         OptionError: not into one of them.
     """
+    if len(files) > 1 and is_stream(files[0]):
+        raise OptionError(option, f"{files[0]} is one stream, the split needs files")
     for file in files:
         if file.name.endswith(".gz"):
             raise OptionError(option, f"{file}: groups are written as plain .jsonl")

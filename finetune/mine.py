@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from rerank_plugin.atomic import scratch_place
-from rerank_plugin.console import Stdout, bar, say
+from rerank_plugin.atomic import is_stream, scratch_place
+from rerank_plugin.console import bar, say, summary_stream
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.options import check_options, option
 
@@ -172,12 +172,19 @@ def main(options: MineOptions) -> int:
                     problem = f"no group is left for {file.name}: choose other shares"
                     raise OptionError("split", problem)
         corpus.close()
-    for file, count in zip(options.files, writer.counts, strict=True):
-        Stdout().write(f"{file}: {count} groups\n")
-    Stdout().write("\n".join([*summary.lines(), ""]))
-    check = shlex.join(["rerank-plugin", "check", "--data_path", str(options.files[0])])
-    say(f"next:  {check}")
+    tell(options.files, writer.counts, summary)
     return 0
+
+
+def tell(files: Sequence[Path], counts: Sequence[int], summary: Summary) -> None:
+    """Print the summary, and what to type next."""
+    told = summary_stream(files[0])
+    for file, count in zip(files, counts, strict=True):
+        told.write(f"{file}: {count} groups\n")
+    told.write("\n".join([*summary.lines(), ""]))
+    if not is_stream(files[0]):
+        check = shlex.join(["rerank-plugin", "check", "--data_path", str(files[0])])
+        say(f"next:  {check}")
 
 
 def nothing_left(options: MineOptions, summary: Summary) -> str:

@@ -53,6 +53,7 @@ from .processes import (
     world_size,
 )
 from .report import Report
+from .reporters import spare_reporters
 from .run_folder import RunFolder, check_not_the_base
 from .stopwatch import Stopwatch
 from .sweep import Sweep
@@ -264,6 +265,7 @@ class Run:
         """Run the trainer's loop; returns what the reporting queries say of the first model."""
         trainer, config, stopwatch = self.trainer, self.config, self.trainer.stopwatch
         trainer.remove_callback(PrinterCallback)
+        spare_reporters(trainer, is_wanted="report_to" in config.trainer)
         report = BeforeTraining(self.folder, trainer, self.data.reporting)
         carried: list[Any] = [self.history, self.best]
         if config.reduces_on_plateau:

@@ -4,9 +4,12 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
+
+from rerank_plugin.atomic import descriptor
 
 Result = TypeVar("Result")
 
@@ -62,6 +65,11 @@ class Stderr:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
+
+
+def summary_stream(output: Path) -> Stdout | Stderr:
+    """Return where the summary of what is in a file goes: stdout, unless the file is stdout."""
+    return Stderr() if descriptor(output) == 1 else Stdout()
 
 
 def say(text: str = "") -> None:

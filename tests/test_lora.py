@@ -23,7 +23,7 @@ from rerank_plugin.finetune.report import Report
 from rerank_plugin.loading import load_model
 from rerank_plugin.settings import RerankSettings
 
-from .conftest import FAMILIES, Run, build_model, easy_groups, write_lines
+from .conftest import FAMILIES, Run, build_model, easy_groups, mount, write_lines
 
 PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
 
@@ -442,6 +442,54 @@ def test_nothing_replaces_what_an_adapter_stands_on(of_a_run: Path, cli: Run) ->
     with pytest.raises(OptionError, match=r"finetune_model_dir: .*base is what the adapter needs"):
         lora_run(base, base, overwrite=True)
     assert len(logits(of_a_run)) == len(PAIRS)
+
+
+@pytest.mark.parametrize("kind", ["mount point", "link", "~"])
+def test_a_model_is_merged_to_wherever_it_is_wanted(
+    tiny_model: Path,
+    tmp_path: Path,
+    mounts: Path,
+    cli: Run,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adapter = by_peft(tiny_model, tmp_path / "a")
+    target: Path | str = tmp_path / "merged"
+    if kind == "mount point":
+        mount("tmpfs", mounts)
+        target = mounts
+    elif kind == "link":
+        (tmp_path / "merged").symlink_to("disk")
+    else:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        target = "~/merged"
+    command = ("merge", "--model_dir", adapter, "--output_dir", target)
+    assert cli(*command)[0] == 0
+    code, _, err = cli(*command)
+    assert code == 2 and "holds a trained model" in err
+    code, _, err = cli(*command, "--overwrite")
+    assert code == 0, err
+    found = Path(target).expanduser()
+    assert found.is_symlink() == (kind == "link")
+    assert (found / "model.safetensors").is_file() and not list(found.glob(".*"))
+    assert not list(tmp_path.glob("*.part"))
+    rights = {path.stat().st_mode & 0o777 for path in found.iterdir()}
+    assert rights == {(found / "rerank.json").stat().st_mode & 0o777} and rights != {0o600}
+
+
+def test_a_merge_onto_a_full_disk_is_one_line(
+    tiny_model: Path, tmp_path: Path, mounts: Path, cli: Run
+) -> None:
+    adapter = by_peft(tiny_model, tmp_path / "a")
+    mount("tmpfs", mounts, "-o", "size=32k")
+    for target in (mounts, mounts / "merged"):
+        code, _, err = cli("merge", "--model_dir", adapter, "--output_dir", target)
+        assert code == 1
+        assert "No space left" in err and "make room and start the same command again" in err
+        assert not list(mounts.iterdir())
+    mount("tmpfs", mounts, "-o", "remount,ro")
+    code, _, err = cli("merge", "--model_dir", adapter, "--output_dir", mounts)
+    assert code == 2 and "--output_dir: " in err and "Read-only file system" in err
 
 
 def test_a_merge_that_fails_is_done_again(

@@ -1,6 +1,7 @@
 """Mining: what groups hold, what they never hold, and what is said about the rest."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from rerank_plugin.finetune.records import read_passages
 from rerank_plugin.finetune.words import text_key
 from rerank_plugin.sample import sample_path
 
-from .conftest import Run, sample_texts, write_lines
+from .conftest import Run, mount, sample_texts, write_lines
 
 SAMPLE = {name: str(sample_path(f"{name}.jsonl")) for name in ("corpus", "queries")}
 QRELS = str(sample_path("qrels.tsv"))
@@ -555,3 +556,40 @@ def test_names_of_split_files() -> None:
     for wrong in ("1", "0.5,0.6", "a,b", "1,0"):
         with pytest.raises(OptionError, match="--split"):
             parse_shares(wrong)
+
+
+def test_groups_may_go_to_stdout(tmp_path: Path) -> None:
+    """Without the summary, and with no file of the work beside it."""
+    expected = tmp_path / "train.jsonl"
+    with expected.open("wb") as file:
+        command = [sys.executable, "-m", "rerank_plugin", *mine_options(Path("/dev/stdout"))]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=True)
+    assert len(list(read_groups(expected))) == 499
+    assert "/dev/stdout: 499 groups" in done.stderr and "next:" not in done.stderr
+    assert list(tmp_path.iterdir()) == [expected]
+
+
+@pytest.mark.parametrize("output", ["/dev/stdout", "/dev/null", "pipe"])
+def test_a_stream_cannot_be_split(tmp_path: Path, output: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code = main(mine_options(tmp_path / output, "--split", "0.5,0.5"))
+    assert code == 2 and [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_what_to_type_next_can_be_typed(cli: Run, tmp_path: Path) -> None:
+    output = tmp_path / "it's my $data (1).jsonl"
+    _, _, err = cli(*mine_options(output))
+    command = err.splitlines()[-1].removeprefix("next:").split(maxsplit=1)[1]
+    echoed = subprocess.run(
+        f"printf '%s\\n' {command}", shell=True, capture_output=True, text=True, check=True
+    )
+    assert echoed.stdout.splitlines()[-1] == str(output)
+
+
+def test_a_full_disk_is_no_corpus_cut_short(tmp_path: Path, mounts: Path) -> None:
+    mount("tmpfs", mounts, "-o", "size=100k")
+    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set())
+    (mounts / "all").write_bytes(bytes(96 * 1024))
+    with pytest.raises(OSError, match="No space left"):
+        Bm25(corpus, mounts)
+    corpus.close()

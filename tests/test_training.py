@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError
@@ -403,3 +405,36 @@ def test_bad_lines_alone_are_told_of(tiny_model: Path, tmp_path: Path) -> None:
     data.write_text('{"query": 3}\n')
     with pytest.raises(InputError, match=r"no usable group .* first problem: .*bad\.jsonl:1: "):
         run(tiny_model, data, tmp_path / "out", on_bad_line="skip")
+
+
+def reporter(event: str) -> type[TrainerCallback]:
+    """A reporter that fails at an event, as TensorBoard's does on a full disk."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    return type("DiskReporter", (TrainerCallback,), {event: fail})
+
+
+@pytest.mark.parametrize("event", ["on_log", "on_evaluate", "on_save", "on_train_end"])
+def test_a_reporter_that_fails_costs_one_line(
+    tiny_model: Path,
+    groups_file: Path,
+    tmp_path: Path,
+    event: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "disk", reporter(event))
+    trainer = {"report_to": "disk", "max_steps": 3, "logging_steps": 1, "save_steps": 1}
+    run(tiny_model, groups_file, tmp_path / "out", trainer=trainer)
+    lines = [line for line in caplog.messages if "DiskReporter: no more logs" in line]
+    assert len(lines) == 1 and "No space left" in lines[0]
+
+
+def test_a_reporter_that_was_asked_for_must_begin(
+    tiny_model: Path, groups_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "disk", reporter("on_train_begin"))
+    with pytest.raises(OSError, match="No space left"):
+        run(tiny_model, groups_file, tmp_path / "out", trainer={"report_to": "disk"})

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rerank_plugin.atomic import scratch_place, writing
-from rerank_plugin.console import Stdout, bar
+from rerank_plugin.console import bar, summary_stream
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.jsonl import DataPath, read_lines
 from rerank_plugin.options import check_options, option
@@ -131,8 +131,9 @@ def main(options: ConvertOptions) -> int:
         if not groups:
             raise InputError(f"{options.data_path}: no group comes of it{why(notes)}")
     what = f"{groups} groups" + (f", {lines} rows" if options.to != "groups" else "")
-    Stdout().write(f"{output}: {what}, {pairs} passages\n")
-    Stdout().write("".join(f"  {line}\n" for line in notes.told()))
+    told = summary_stream(output)
+    told.write(f"{output}: {what}, {pairs} passages\n")
+    told.write("".join(f"  {line}\n" for line in notes.told()))
     return 0
 
 
