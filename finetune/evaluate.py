@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rerank_plugin.atomic import is_stream, write_json
+from rerank_plugin.atomic import is_stdout, is_stream, write_json
 from rerank_plugin.console import bar, say
 from rerank_plugin.errors import CheckFailedError, OptionError
 from rerank_plugin.jsonl import SkippedLines, fingerprint
 from rerank_plugin.options import check_options, check_output, check_output_folder, option
+from rerank_plugin.paths import expanded
 
 from .tables import print_comparison, print_differences, print_metrics, print_models, print_worst
 
@@ -57,7 +58,9 @@ class EvaluateOptions:
     worst: int = option(
         3, help="queries that lost most against the baseline, to be shown with their passages"
     )
-    output: str | None = option(None, help="a JSON file for the figures")
+    output: str | None = option(
+        None, help="a JSON file for the figures; /dev/stdout gets them in place of the tables"
+    )
     report: str | None = option(
         None, help="a folder for report.html, on the model and its baseline, and its pictures"
     )
@@ -154,8 +157,9 @@ def main(options: EvaluateOptions) -> int:
         if baseline and options.report:
             (own,) = found.values()
             write_report(options, judged, baseline, own, records[0])
-        tell(records, baseline)
-        if baseline:
+        if not is_stdout(options.output):
+            tell(records, baseline)
+        if baseline and not is_stdout(options.output):
             for model, own in found.items():
                 names = baseline.name, model
                 print_worst(judged, (baseline.evaluation, own), names, options.worst)
@@ -277,7 +281,7 @@ def write_report(
         names = baseline.name, model
     if names[0] == names[1]:
         names = f"{names[0]} (first)", f"{names[1]} (second)"
-    settings = RerankSettings.read(Path(model).expanduser())
+    settings = RerankSettings.read(expanded(model))
     carried = None if baseline.retrieved else settings.calibration
     data = {
         "data_path": options.data_path,
@@ -301,7 +305,7 @@ def write_report(
         facts={
             "data": data,
             **{
-                name: carried_facts(Path(own).expanduser())
+                name: carried_facts(expanded(own))
                 for name, own in zip(names, (baseline.name, model), strict=True)
                 if own != RUN
             },

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from rerank_plugin.atomic import write_json
 from rerank_plugin.errors import InputError
 from rerank_plugin.jsonl import reading
+from rerank_plugin.paths import expanded
 
 from .group_file import GroupFile, Stamp, changed, stamp_of
 from .indexing import BLOCK, index_file
@@ -52,10 +53,10 @@ def cache_folder() -> Path:
     """The user's folder for indices, under `$RERANK_PLUGIN_CACHE` or where caches belong."""
     own = os.environ.get(CACHE_VARIABLE)
     if own:
-        return Path(own) / f"groups-{FORMAT}"
-    caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache")
-    with suppress(RuntimeError):  # the user has no home, as in some containers
-        return Path(caches).expanduser() / "rerank-plugin" / f"groups-{FORMAT}"
+        return expanded(own) / f"groups-{FORMAT}"
+    caches = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if caches.parts[0] != "~":
+        return caches / "rerank-plugin" / f"groups-{FORMAT}"
     warn_of_no_cache("no home directory: nothing")
     return passing_folder()
 

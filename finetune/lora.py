@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.head import head_names
 from rerank_plugin.loaded import LoadedModel, quiet_transformers
+from rerank_plugin.paths import expanded
 
 
 def add_adapter(
@@ -70,7 +70,7 @@ def add_adapter(
         use_dora=dora,
     )
     # The name that a reload needs; a folder by its full path, wherever it is loaded from.
-    folder = Path(base).expanduser()
+    folder = expanded(base)
     model.name_or_path = str(folder.resolve()) if folder.is_dir() else base
     with quiet_transformers():
         adapted = get_peft_model(model, config)

@@ -15,6 +15,7 @@ from rerank_plugin.atomic import (
 from rerank_plugin.console import say
 from rerank_plugin.errors import OptionError
 from rerank_plugin.options import check_options, option
+from rerank_plugin.paths import expanded
 from rerank_plugin.settings import RerankSettings, is_adapter
 
 from .run_folder import MODEL_FILES, check_not_the_base, check_target
@@ -43,20 +44,20 @@ class MergeOptions:
 
     def check_target(self) -> None:
         """Refuse a folder that holds something else, or is not to be replaced."""
-        target = Path(self.output_dir).expanduser()
+        target = expanded(self.output_dir)
         check_target(target, overwrite=self.overwrite, option="output_dir")
 
     @property
     def target(self) -> Path:
         """The folder of the merged model, behind all links."""
-        return real_target(Path(self.output_dir).expanduser(), option="output_dir")
+        return real_target(expanded(self.output_dir), option="output_dir")
 
     @property
     def base(self) -> str:
         """The hub id or folder of the base."""
         from rerank_plugin.adapters import base_of
 
-        return self.base_model or base_of(Path(self.model_dir).expanduser())
+        return self.base_model or base_of(expanded(self.model_dir))
 
 
 def main(options: MergeOptions) -> int:
@@ -65,7 +66,7 @@ def main(options: MergeOptions) -> int:
 
     from .trained_folder import prepare_config, prepare_tokenizer, save_plain, write_records
 
-    adapter, target = Path(options.model_dir).expanduser(), options.target
+    adapter, target = expanded(options.model_dir), options.target
     work = staging_folder(target, ".part", option="output_dir")
     bring_back(work / EARLIER, target)
     options.check_target()

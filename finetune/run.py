@@ -25,6 +25,7 @@ from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import OptionError
 from rerank_plugin.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
+from rerank_plugin.paths import expanded
 from rerank_plugin.scoring import Scorer, ScoringError
 from rerank_plugin.settings import RerankSettings, is_adapter
 
@@ -111,7 +112,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     if rank() > 0:
         # What is to be said, the first process says.
         logging.getLogger("rerank_plugin").setLevel(logging.ERROR)
-    target = Path(config.finetune_model_dir).expanduser()
+    target = expanded(config.finetune_model_dir)
     if config.lora and not config.merge:
         check_not_the_base(target, config.model_name_or_path)
     folder = RunFolder(target, resumable(config), overwrite=config.overwrite)

@@ -21,6 +21,7 @@ from rerank_plugin.atomic import (
     write_json,
 )
 from rerank_plugin.errors import OptionError
+from rerank_plugin.paths import expanded
 from rerank_plugin.settings import ADAPTER, FILE
 
 from .checkpoint import latest_checkpoint
@@ -250,6 +251,6 @@ def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model
 
 def check_not_the_base(target: Path, base: str, option: str = "finetune_model_dir") -> None:
     """Refuse a folder that an adapter stands on: replaced, the adapter could not be loaded."""
-    folder = Path(base).expanduser()
+    folder = expanded(base)
     if target.is_dir() and folder.is_dir() and target.samefile(folder):
         raise OptionError(option, f"{target} is what the adapter needs: choose another folder")

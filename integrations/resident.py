@@ -4,9 +4,10 @@ import json
 import os
 import threading
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
+
+from rerank_plugin.paths import expanded
 
 if TYPE_CHECKING:
     from rerank_plugin import Reranker
@@ -32,7 +33,7 @@ def load(model: str, options: Mapping[str, Any]) -> "Reranker":
 
 def adopt(reranker: "Reranker") -> str:
     """Share a model that was loaded elsewhere; returns the name under which it can be loaded."""
-    folder = Path(reranker.source).expanduser()
+    folder = expanded(reranker.source)
     name = str(folder.resolve()) if folder.is_dir() else reranker.source
     resident[identity(name, reranker.options)] = reranker
     return name
@@ -52,7 +53,7 @@ def identity(model: str, options: Mapping[str, Any]) -> Hashable:
 
 def place(name: str) -> Hashable:
     """A folder where and as it is now, or a hub id."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         return name
     found = folder.stat()

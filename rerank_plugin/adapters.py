@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rerank_plugin.errors import InputError
 from rerank_plugin.head import Float32Linear
 from rerank_plugin.loaded import LoadedModel, one_line_errors, quiet_transformers
+from rerank_plugin.paths import expanded
 from rerank_plugin.settings import ADAPTER, RerankSettings, is_adapter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -94,10 +95,10 @@ class Base:
         """The fingerprint of a base in another folder; none of one that is not there."""
         from rerank_plugin.loading import load_model
 
-        folder = Path(other).expanduser()
+        folder = expanded(other)
         if not folder.is_dir():
             return None
-        own = Path(self.name).expanduser()
+        own = expanded(self.name)
         if own.is_dir() and own.samefile(folder):
             return self.fingerprint
         return type(self).of(load_model(folder), folder).fingerprint
@@ -149,7 +150,7 @@ class Adapters:
         self.places = {adapter: f"adapter{number}" for number, adapter in enumerate(folders)}
         model: Any = None
         for adapter, place in self.places.items():
-            folder = Path(folders[adapter]).expanduser()
+            folder = expanded(folders[adapter])
             base.check(folder)
             if read_config(folder).get("bias", "none") != "none":
                 # They are the base's own, in its place for every other adapter too.

@@ -78,6 +78,11 @@ def is_stream(path: Path) -> bool:
     )
 
 
+def is_stdout(path: str | Path | None) -> bool:
+    """Return whether a path names this process's stdout."""
+    return path is not None and descriptor(Path(path)) == 1
+
+
 def open_stream(path: Path) -> IO[str]:
     """Open a stream for writing text."""
     number = descriptor(path)
@@ -318,8 +323,10 @@ def real_target(target: Path, *, option: str) -> Path:
     """Return the absolute path of an option's target, behind all links.
 
     Raises:
-        OptionError: links that never end.
+        OptionError: links that never end, or the home of somebody who has none.
     """
+    if target.parts and target.parts[0].startswith("~"):
+        raise OptionError(option, f"{target}: there is no home directory {target.parts[0]}")
     try:
         return real_path(target)
     except OSError as error:

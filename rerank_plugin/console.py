@@ -9,7 +9,7 @@ from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
 
-from rerank_plugin.atomic import descriptor
+from rerank_plugin.atomic import is_stdout
 
 Result = TypeVar("Result")
 
@@ -69,7 +69,7 @@ class Stderr:
 
 def summary_stream(output: Path) -> Stdout | Stderr:
     """Return where the summary of what is in a file goes: stdout, unless the file is stdout."""
-    return Stderr() if descriptor(output) == 1 else Stdout()
+    return Stderr() if is_stdout(output) else Stdout()
 
 
 def say(text: str = "") -> None:

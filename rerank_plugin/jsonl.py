@@ -20,6 +20,7 @@ import orjson
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.file_formats import HEAD, first_line_problem, foreign_format
+from rerank_plugin.paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def input_files(data_path: DataPath) -> list[Path]:
     """
     if not isinstance(data_path, str | Path):
         return [file for path in data_path for file in input_files(path)]
-    path = Path(data_path).expanduser()
+    path = expanded(data_path)
     if path.is_file():
         return [path]
     if path.exists() and not path.is_dir():

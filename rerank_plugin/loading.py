@@ -18,6 +18,7 @@ from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.families import usable_positions
 from rerank_plugin.head import head_names, run_head_in_float32
 from rerank_plugin.loaded import LoadedModel, one_line_errors, quiet_transformers
+from rerank_plugin.paths import expanded
 from rerank_plugin.settings import is_adapter
 
 #: The longest pair in tokens, where neither the user nor the model folder says.
@@ -55,7 +56,7 @@ def load_model(
         InputError: no model there, no safetensors weights, no tokenizer, more than two labels, or
             an adapter for another base or without its head.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if is_adapter(folder):
         if adapter is not None:
             raise InputError(f"{name}: an adapter itself, which cannot carry another: merge it")
@@ -91,7 +92,7 @@ def load_model(
     loaded = LoadedModel(model.eval(), tokenizer, tuple(sorted(info["missing_keys"])))
     if adapter is None:
         return loaded
-    own = Path(adapter).expanduser()
+    own = expanded(adapter)
     merged = merge(loaded, own, name)
     if not (own / "tokenizer_config.json").is_file():
         return merged
@@ -100,7 +101,7 @@ def load_model(
 
 def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of a hub id or a folder, or of an adapter folder's base."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if is_adapter(folder):
         return load_config(base_of(folder), trust_remote_code=trust_remote_code)
     with one_line_errors(str(name)), quiet_transformers():
@@ -112,7 +113,7 @@ def load_config(name: str | Path, *, trust_remote_code: bool = False) -> PreTrai
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id, a folder or an adapter folder."""
-    source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else str(name)
+    source = str(expanded(name)) if expanded(name).is_dir() else str(name)
     with one_line_errors(source), quiet_transformers():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code
@@ -122,7 +123,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
 
 def check_folder(name: str | Path) -> None:
     """Say what a model folder lacks, before transformers guesses."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         looks_like_a_path = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
         if folder.exists() or looks_like_a_path:

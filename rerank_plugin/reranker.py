@@ -28,6 +28,7 @@ from rerank_plugin.normalization import (
     scale_and_bias,
     threshold,
 )
+from rerank_plugin.paths import expanded
 from rerank_plugin.scoring import Logits, Scorer
 from rerank_plugin.settings import RerankSettings
 
@@ -113,7 +114,7 @@ class Reranker:
         self.has_fresh_head = loaded.has_fresh_head and not self._adapters
         if self.has_fresh_head:
             warn_of_random_scores(model, loaded)
-        own = RerankSettings.read(Path(adapter or model).expanduser())
+        own = RerankSettings.read(expanded(adapter or model))
         trained = self._adapters.settings if self._adapters else {}
         self._settings: dict[str | None, RerankSettings] = {None: own}
         self._settings.update(trained)

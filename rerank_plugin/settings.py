@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from rerank_plugin.atomic import write_json
 from rerank_plugin.errors import InputError
+from rerank_plugin.paths import expanded
 
 FILE = "rerank.json"
 
@@ -17,7 +18,7 @@ ADAPTER = "adapter_config.json"
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether there is an adapter folder."""
-    return (Path(folder).expanduser() / ADAPTER).is_file()
+    return (expanded(folder) / ADAPTER).is_file()
 
 
 def is_number(value: object) -> bool:

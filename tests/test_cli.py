@@ -451,3 +451,24 @@ def test_no_command_writes_over_what_it_reads(
     assert code == 2
     assert f"--{name}: {other} is what the command reads: choose another" in err
     assert groups_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["finetune_model_dir", "model_name_or_path", "data_path"])
+def test_a_home_that_is_not_there_is_a_folder_that_is_not_there(
+    cli: Run, tiny_model: Path, groups_file: Path, tmp_path: Path, name: str
+) -> None:
+    place = "~nobody-of-this-name/models"
+    options = train_options(tiny_model, groups_file, tmp_path / "out")
+    code, _, err = cli(*options, "--max_steps", 1, f"--{name}", place)
+    assert code == 2 and place in err and "Traceback" not in err
+    assert not Path(place.partition("/")[0]).exists()
+
+
+def test_figures_on_stdout_are_json_alone(
+    tiny_model: Path, groups_file: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "rerank_plugin", "evaluate", "--model_dir", str(tiny_model)]
+    command += ["--baseline", str(tiny_model), "--data_path", str(groups_file)]
+    with (tmp_path / "figures").open("wb") as file:
+        subprocess.run([*command, "--output", "/dev/stdout"], stdout=file, check=True)
+    assert json.loads((tmp_path / "figures").read_bytes())["queries"] == 24

@@ -24,6 +24,7 @@ from rerank_plugin.jsonl import (
     read_lines,
     reading,
 )
+from rerank_plugin.paths import expanded
 
 from ..notes import Notes
 
@@ -191,7 +192,7 @@ def table_files(data_path: DataPath, more: Sequence[str] = ()) -> list[Path]:
     """
     if not isinstance(data_path, str | Path):
         return [file for path in data_path for file in table_files(path, more)]
-    path = Path(data_path).expanduser()
+    path = expanded(data_path)
     if (path / "dataset_dict.json").is_file():
         raise InputError(
             f"{path}: several data sets are saved there: give one, as {path / 'train'}"
