@@ -43,7 +43,7 @@ class SparedReporter(TrainerCallback):
 
 def spare_reporters(trainer: Trainer, *, is_wanted: bool) -> None:
     """Let no reporter of a trainer end its run."""
-    kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+    kinds: tuple[type[TrainerCallback], ...] = tuple(INTEGRATION_TO_CALLBACK.values())
     handler = trainer.callback_handler
     handler.callbacks = [
         SparedReporter(callback, is_wanted=is_wanted) if isinstance(callback, kinds) else callback

@@ -89,8 +89,8 @@ def main(options: RerankOptions) -> int:
     requests = read_requests(options.data_path)
     ranked = islice(requests, unfinished.lines if unfinished else 0)
     done = sum(len(request.documents) for request in ranked)
-    output = opened(unfinished, stream)
-    with output as file, bar("ranking", "pair", total, initial=done) as progress:
+    results = opened(unfinished, stream)
+    with results as file, bar("ranking", "pair", total, initial=done) as progress:
         write_results(file, rank(reranker, requests, options.top_n, progress.update))
     if unfinished:
         unfinished.finish()
