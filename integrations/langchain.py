@@ -1,7 +1,8 @@
 """Reranking in LangChain: a document compressor, a retriever and a cross-encoder."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import partial
+from typing import Annotated, Any, Self
 
 try:
     from langchain_core.callbacks import (
@@ -14,25 +15,22 @@ try:
     from langchain_core.retrievers import BaseRetriever, RetrieverLike
     from langchain_core.runnables import Runnable, RunnableConfig
     from langchain_core.runnables.config import get_config_list
-    from pydantic import ConfigDict, Field, model_validator
+    from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 except ImportError as error:
     raise ImportError(
         "rerank_plugin.integrations.langchain needs langchain-core: "
         "pip install 'rerank-plugin[langchain]'"
     ) from error
 
-from .settings import (
-    LOWEST,
-    ModelSettings,
-    Ranking,
-    RankingSettings,
-    Request,
-    checked_query,
-    is_blank,
-)
+from rerank_plugin.arguments import whole_number
+from rerank_plugin.ranking import checked_query, document_list
+
+from .settings import ModelSettings, Ranking, RankingSettings, Request, TopN, earlier_score
 
 #: Where retrievers and other rerankers leave their score.
 EARLIER_SCORES = ("relevance_score", "score")
+
+Kept = Annotated[int | None, BeforeValidator(partial(whole_number, "k"))]
 
 
 class RerankCompressor(BaseDocumentCompressor, RankingSettings):
@@ -44,9 +42,7 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: int | None = Field(
-        default=3, ge=1, description="how many are kept at most; None for all"
-    )
+    top_n: TopN = Field(default=3, ge=1, description="how many are kept at most; None for all")
     keep_retrieval_score: bool = Field(
         default=False,
         description="keep the score that a document has already, under `retrieval_score`",
@@ -95,24 +91,28 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
         """A step of a chain that takes `{"query": str, "documents": [Document, …]}`."""
         return self._step()
 
-    def _step(self, top_n: int | None = None) -> "RerankStep":
-        return RerankStep(self, self.top_n if top_n is None else top_n)
+    def _step(self, k: int | None = None) -> "RerankStep":
+        return RerankStep(self, k)
 
     def _request(self, given: dict[str, Any]) -> Request:
-        return given["query"], [self._text(document) for document in given["documents"]]
+        documents = given["documents"]
+        for index, document in enumerate(documents):
+            if not isinstance(document, Document):
+                found = type(document).__name__
+                raise ValueError(f"documents[{index}]: a Document is needed, not a {found}")
+        return given["query"], [self._text(document) for document in documents]
 
     def _text(self, document: Document) -> str:
         if self.text_fn is not None:
             return self.text_fn(document)
-        values = [document.metadata.get(key) for key in self.metadata_keys]
-        lines = [str(value) for value in values if value is not None]
-        return "\n".join([*lines, document.page_content])
+        values = [metadata_text(document.metadata.get(key)) for key in self.metadata_keys]
+        return "\n".join([*filter(None, values), document.page_content])
 
     def _scored(self, document: Document, score: float) -> Document:
         metadata = {**document.metadata, "relevance_score": score}
-        earlier = [key for key in EARLIER_SCORES if key in document.metadata]
+        earlier = [key for key in EARLIER_SCORES if document.metadata.get(key) is not None]
         if self.keep_retrieval_score and earlier:
-            metadata["retrieval_score"] = float(document.metadata[earlier[0]])
+            metadata["retrieval_score"] = earlier_score(document.metadata[earlier[0]])
         return document.model_copy(update={"metadata": metadata})
 
 
@@ -120,14 +120,19 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
     """What chains and tracers see of a compressor.
 
     Args:
-        compressor: It.
-        top_n: How many documents are kept at most.
+        compressor: It; what it is told later holds for the step too.
+        k: How many documents are kept at most; default the compressor's `top_n`.
     """
 
-    def __init__(self, compressor: RerankCompressor, top_n: int | None) -> None:
+    def __init__(self, compressor: RerankCompressor, k: int | None = None) -> None:
         self.name = type(compressor).__name__
         self.compressor = compressor
-        self.top_n = top_n
+        self.k = k
+
+    @property
+    def top_n(self) -> int | None:
+        """How many documents are kept at most."""
+        return self.compressor.top_n if self.k is None else self.k
 
     def invoke(
         self, input: dict[str, Any], config: RunnableConfig | None = None, **_: Any
@@ -167,8 +172,7 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
         return self._documents(given, ranking)
 
     async def _abest(self, given: dict[str, Any]) -> list[Document]:
-        request = self.compressor._request(given)
-        (ranking,) = await self.compressor._arank([request], self.top_n)
+        ranking = await self.compressor._arank(self.compressor._request(given), self.top_n)
         return self._documents(given, ranking)
 
     def _best_of_all(self, inputs: list[dict[str, Any]]) -> list[Exception | list[Document]]:
@@ -191,7 +195,7 @@ class RerankRetriever(BaseRetriever):
 
     base_retriever: RetrieverLike = Field(description="finds the documents")
     compressor: RerankCompressor = Field(description="ranks them")
-    k: int | None = Field(
+    k: Kept = Field(
         default=None, ge=1, description="how many are kept at most; default the compressor's top_n"
     )
 
@@ -220,9 +224,7 @@ class RerankRetriever(BaseRetriever):
         return await step.ainvoke(step_input(query, documents), config)
 
     def _step(self, k: int | None) -> RerankStep:
-        if k is not None and k < 1:
-            raise ValueError(f"k: {k} is less than 1")
-        return self.compressor._step(k or self.k)
+        return self.compressor._step(whole_number("k", k) or self.k)
 
 
 class RerankCrossEncoder(BaseCrossEncoder, ModelSettings):
@@ -232,22 +234,30 @@ class RerankCrossEncoder(BaseCrossEncoder, ModelSettings):
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """The scores of (query, text) pairs, in their order; blank texts get the lowest."""
-        if not text_pairs:
-            return []
-        places = [place for place, (_, text) in enumerate(text_pairs) if not is_blank(text)]
-        pairs = [(checked_query(query), text) for query, text in text_pairs]
-        found = self.reranker.score([pairs[place] for place in places], adapter=self._called)
-        scores = [LOWEST[self.reranker.normalize]] * len(text_pairs)
-        for place, score in zip(places, found, strict=True):
-            scores[place] = float(score)
-        return scores
+        pairs = list(text_pairs)
+        return self.reranker.score(pairs, adapter=self._called).tolist() if pairs else []
 
 
 def step_input(query: str, documents: Sequence[Document]) -> dict[str, Any]:
     """What a step takes."""
-    return {"query": query, "documents": list(documents)}
+    return {"query": query, "documents": document_list(documents)}
 
 
 def has_work(given: dict[str, Any]) -> bool:
     """Whether there are documents to rank; if so, the query must not be blank."""
     return bool(given["documents"] and checked_query(given["query"]))
+
+
+def metadata_text(value: Any) -> str:
+    """The text of a metadata value: of a list or a mapping its parts, of None nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        parts: Iterable[str] = (f"{key}: {metadata_text(part)}" for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        parts = map(metadata_text, value)
+    elif isinstance(value, Set):
+        parts = sorted(map(metadata_text, value))  # it has no order, scores have
+    else:
+        return str(value)
+    return ", ".join(filter(None, parts))

@@ -17,7 +17,9 @@ except ImportError as error:
         "pip install 'rerank-plugin[llama-index]'"
     ) from error
 
-from .settings import Ranking, RankingSettings, Request, checked_query
+from rerank_plugin.ranking import checked_query
+
+from .settings import Ranking, RankingSettings, Request, TopN, earlier_score
 
 dispatcher = get_dispatcher(__name__)
 
@@ -33,9 +35,7 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: int | None = Field(
-        default=2, ge=1, description="how many are kept at most; None for all"
-    )
+    top_n: TopN = Field(default=2, ge=1, description="how many are kept at most; None for all")
     keep_retrieval_score: bool = Field(
         default=False,
         description="keep the score that a node has already, as metadata `retrieval_score` that "
@@ -86,7 +86,7 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
         if not nodes:
             return []
         with self._told(bundle, nodes) as kept:
-            (ranking,) = await self._arank([self._request(bundle, nodes)], self.top_n)
+            ranking = await self._arank(self._request(bundle, nodes), self.top_n)
             kept += self._nodes(nodes, ranking)
         return kept
 
@@ -112,6 +112,10 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
             dispatcher.event(ReRankEndEvent(nodes=kept))
 
     def _request(self, query: QueryBundle, nodes: list[NodeWithScore]) -> Request:
+        for index, node in enumerate(nodes):
+            if not isinstance(node, NodeWithScore):
+                found = type(node).__name__
+                raise ValueError(f"nodes[{index}]: a NodeWithScore is needed, not a {found}")
         texts = [node.node.get_content(metadata_mode=self.metadata_mode) for node in nodes]
         return query.query_str, texts
 
@@ -127,7 +131,7 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
             ]
             node = node.model_copy(
                 update={
-                    "metadata": {**node.metadata, RETRIEVAL_SCORE: float(found.score)},
+                    "metadata": {**node.metadata, RETRIEVAL_SCORE: earlier_score(found.score)},
                     "excluded_embed_metadata_keys": hidden[0],
                     "excluded_llm_metadata_keys": hidden[1],
                 }
@@ -139,6 +143,6 @@ def checked_bundle(query: str | QueryBundle | None) -> QueryBundle:
     """A query that has something to look for."""
     if query is None:
         raise ValueError("Missing query bundle in extra info.")
-    bundle = QueryBundle(query) if isinstance(query, str) else query
+    bundle = query if isinstance(query, QueryBundle) else QueryBundle(checked_query(query))
     checked_query(bundle.query_str)
     return bundle

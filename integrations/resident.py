@@ -1,13 +1,12 @@
 """Models that are loaded: adapters of one model and settings share one."""
 
-import json
 import os
 import threading
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from rerank_plugin.paths import expanded
+from rerank_plugin.source import identity
 
 if TYPE_CHECKING:
     from rerank_plugin import Reranker
@@ -32,32 +31,17 @@ def load(model: str, options: Mapping[str, Any]) -> "Reranker":
 
 
 def adopt(reranker: "Reranker") -> str:
-    """Share a model that was loaded elsewhere; returns the name under which it can be loaded."""
-    folder = expanded(reranker.source)
-    name = str(folder.resolve()) if folder.is_dir() else reranker.source
-    resident[identity(name, reranker.options)] = reranker
-    return name
+    """Share a model that was loaded elsewhere; returns the name under which it can be loaded.
+
+    As what it was when it was loaded: if its folder was replaced since, that is another model.
+    """
+    resident[reranker.identity] = reranker
+    return reranker.source
 
 
 def find(model: str, options: Mapping[str, Any]) -> "Reranker | None":
     """The model of that name and options, if somebody uses it."""
     return resident.get(identity(model, options))
-
-
-def identity(model: str, options: Mapping[str, Any]) -> Hashable:
-    """What makes a loaded model one of a kind; a folder that was replaced is another one."""
-    adapters = options["adapters"] or {}
-    folders = [model, *filter(None, [options["adapter"]]), *adapters.values()]
-    return (*map(place, folders), json.dumps(options, sort_keys=True))
-
-
-def place(name: str) -> Hashable:
-    """A folder where and as it is now, or a hub id."""
-    folder = expanded(name)
-    if not folder.is_dir():
-        return name
-    found = folder.stat()
-    return str(folder.resolve()), found.st_ino, found.st_mtime_ns
 
 
 def after_fork() -> None:

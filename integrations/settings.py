@@ -1,27 +1,56 @@
 """What both adapters can be told, and what they do with it."""
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
-from math import inf
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
+
+from rerank_plugin.arguments import (
+    adapter_folders,
+    device_name,
+    dtype_name,
+    flag,
+    model_name,
+    score_threshold,
+    text_or_none,
+    whole_number,
+)
 
 from . import resident
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    import torch
 
     from rerank_plugin import Reranker
-    from rerank_plugin.encoding import Pair
-    from rerank_plugin.scoring import Logits
 
     Model = str | Path | Reranker
+    Device = str | int | torch.device
+    Dtype = str | torch.dtype
 else:
-    # A path and a live Reranker become its name before the field is read: torch stays away.
-    Model = str
+    # Values of other types become names before a field is read: torch stays away.
+    Model = Annotated[str, BeforeValidator(partial(model_name, "model"))]
+    Device = Annotated[str, BeforeValidator(device_name)]
+    Dtype = Annotated[str, BeforeValidator(dtype_name)]
+
+Length = Annotated[int | None, BeforeValidator(partial(whole_number, "max_length"))]
+TokenBudget = Annotated[int | None, BeforeValidator(partial(whole_number, "token_budget"))]
+TopN = Annotated[int | None, BeforeValidator(partial(whole_number, "top_n"))]
+Threshold = Annotated[float | str | None, BeforeValidator(score_threshold)]
+Flag = Annotated[bool, BeforeValidator(partial(flag, "trust_remote_code"))]
+Revision = Annotated[str | None, BeforeValidator(partial(text_or_none, "revision"))]
+Folders = Annotated[dict[str, str] | None, BeforeValidator(adapter_folders)]
 
 #: A query and the texts to rank for it.
 Request = tuple[str, Sequence[str]]
@@ -37,12 +66,10 @@ LOADING = (
     "max_length",
     "normalize",
     "long_documents",
+    "token_budget",
     "revision",
     "trust_remote_code",
 )
-
-#: What blank texts get, the lowest score that there is. Raw logits have no end, numbers do.
-LOWEST = {"sigmoid": 0.0, "calibrated": 0.0, "none": -3.4028234663852886e38}
 
 
 class ModelSettings(BaseModel):
@@ -61,17 +88,17 @@ class ModelSettings(BaseModel):
         description="a LoRA adapter folder for the model or, beside adapters, the name of the one "
         "that scores",
     )
-    adapters: dict[str, str] | None = Field(
+    adapters: Folders = Field(
         default=None,
         frozen=True,
         description="LoRA adapter folders by name: compressors and postprocessors that name "
         "different ones share the model",
     )
-    device: str = Field(default="auto", frozen=True, description="auto, cpu, cuda, cuda:1 …")
-    dtype: str = Field(
+    device: Device = Field(default="auto", frozen=True, description="auto, cpu, cuda, cuda:1 …")
+    dtype: Dtype = Field(
         default="auto", frozen=True, description="auto, float32, bfloat16 or float16"
     )
-    max_length: int | None = Field(
+    max_length: Length = Field(
         default=None,
         frozen=True,
         description="the longest pair in tokens; default what the model was trained with, else 512",
@@ -88,14 +115,30 @@ class ModelSettings(BaseModel):
         description="scores from 0 to 1, raw logits, or calibrated probabilities; default what the "
         "folder says, else sigmoid",
     )
-    revision: str | None = Field(
+    token_budget: TokenBudget = Field(
+        default=None,
+        frozen=True,
+        description="what a batch may cost in tokens; default by the device",
+    )
+    revision: Revision = Field(
         default=None, frozen=True, description="branch, tag or commit of a hub id"
     )
-    trust_remote_code: bool = Field(
+    trust_remote_code: Flag = Field(
         default=False, frozen=True, description="run code that comes with the model"
     )
 
-    _reranker: "Reranker | None" = PrivateAttr(default=None)
+    #: The model, and the settings that it was loaded with: with others it is not used.
+    _held: "tuple[str, Reranker] | None" = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _hold_a_live_model(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Use a Reranker that is given as model, even where its folder is another model now."""
+        made = handler(values)
+        model = values.get("model") if isinstance(values, Mapping) else None
+        if isinstance(made, cls) and model is not None and not isinstance(model, str | Path):
+            made._held = made._loaded_with(), model
+        return made
 
     @model_validator(mode="before")
     @classmethod
@@ -105,12 +148,15 @@ class ModelSettings(BaseModel):
             return values
         values = {name: with_names(value) for name, value in values.items()}
         model = values.get("model")
-        if isinstance(model, str | None):
+        if isinstance(model, str):
             return values
         from rerank_plugin import Reranker
 
         if not isinstance(model, Reranker):
-            raise ValueError("model: a hub id, a folder or a Reranker is needed")
+            raise ValueError(
+                "model: a hub id, a folder or a Reranker is needed, not a value of type "
+                f"{type(model).__name__}"
+            )
         # Of several adapters it is ours to name one.
         own = [name for name in model.options if name != "adapter" or not model.options["adapters"]]
         for name in own:
@@ -122,7 +168,8 @@ class ModelSettings(BaseModel):
     def model_post_init(self, context: Any, /) -> None:
         """Hold the model if it is loaded already."""
         super().model_post_init(context)
-        self._reranker = resident.find(str(self.model), self._loading())
+        model = resident.find(str(self.model), self._loading())
+        self._held = model and (self._loaded_with(), model)
 
     def __eq__(self, other: object) -> bool:
         """Whether the settings are the same, loaded or not."""
@@ -133,29 +180,32 @@ class ModelSettings(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         """The settings: weights are loaded again where they are needed."""
-        if self._reranker is not None and Path(str(self.model)).is_absolute():
+        if self._held is not None and Path(str(self.model)).is_absolute():
             folder = Path(str(self.model))
             if not folder.is_dir():
                 raise ValueError(f"{folder} is gone: a model is pickled as the name of its folder")
         state = super().__getstate__()
-        state["__pydantic_private__"] = {"_reranker": None}
+        state["__pydantic_private__"] = {"_held": None}
         return state
 
     @property
     def reranker(self) -> "Reranker":
         """The model; loads it if nobody has."""
-        if self._reranker is None:
-            self._reranker = resident.load(str(self.model), self._loading())
-        return self._reranker
+        settings = self._loaded_with()
+        if self._held is None or self._held[0] != settings:
+            self._held = settings, resident.load(str(self.model), self._loading())
+        return self._held[1]
 
     async def _load(self) -> "Reranker":
         """The model, loaded beside the event loop."""
-        if self._reranker is None:
-            await asyncio.to_thread(getattr, self, "reranker")
-        return self.reranker
+        return await asyncio.to_thread(getattr, self, "reranker")
+
+    def _loaded_with(self) -> str:
+        """The settings that a model is loaded with; copies may have others."""
+        return json.dumps([str(self.model), self._loading()], sort_keys=True, default=str)
 
     def _loading(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in LOADING}
+        options = {name: with_names(getattr(self, name)) for name in LOADING}
         # Which of several adapters scores is said with every call.
         return {**options, "adapter": None if self.adapters else self.adapter}
 
@@ -175,10 +225,8 @@ def with_names(value: Any) -> Any:
 class RankingSettings(ModelSettings):
     """A model, and which of what it ranks is kept."""
 
-    top_n: int | None = Field(
-        default=None, ge=1, description="how many are kept at most; None for all"
-    )
-    score_threshold: float | str | None = Field(
+    top_n: TopN = Field(default=None, ge=1, description="how many are kept at most; None for all")
+    score_threshold: Threshold = Field(
         default=None,
         description="the score from which on texts are kept, before top_n counts: a number, or a "
         'name that the model carries a calibrated one for, such as "precision@0.9"',
@@ -188,97 +236,26 @@ class RankingSettings(ModelSettings):
         """Rank the texts of all requests at once; without any, the model is not loaded."""
         if not requests:
             return []
-        pairs = scored_pairs(requests)
-        reranker = self.reranker
-        lowest = self._lowest_logit(reranker)
-        logits = reranker.logits(pairs, adapter=self._called)
-        return self._rankings(requests, reranker, logits, lowest, top_n)
-
-    async def _arank(self, requests: Sequence[Request], top_n: int | None) -> list[Ranking]:
-        """`_rank`, without blocking the event loop."""
-        pairs = scored_pairs(requests)
-        reranker = await self._load()
-        lowest = self._lowest_logit(reranker)
-        logits = await reranker.alogits(pairs, adapter=self._called)
-        return self._rankings(requests, reranker, logits, lowest, top_n)
-
-    def _lowest_logit(self, reranker: "Reranker") -> float:
-        """The logit that a threshold's name stands for; what has it is kept."""
-        from rerank_plugin.normalization import threshold_logit
-
-        if not isinstance(self.score_threshold, str):
-            return -inf
-        return threshold_logit(self.score_threshold, reranker.settings(self._called))
-
-    def _rankings(
-        self,
-        requests: Sequence[Request],
-        reranker: "Reranker",
-        logits: "Logits",
-        lowest: float,
-        top_n: int | None,
-    ) -> list[Ranking]:
-        """The ranking of every request, by what the model gave its texts."""
-        score = -inf if not isinstance(self.score_threshold, float) else self.score_threshold
-        scores = reranker.normalized(logits, adapter=self._called)
-        kept = (logits >= lowest) & (scores >= score)
-        blank = LOWEST[reranker.normalize]
-        return rankings(
-            requests,
-            logits,
-            scores,
-            kept,
-            blank=blank if blank >= score and lowest == -inf else None,
-            top_n=top_n,
+        found = self.reranker.rank_many(
+            requests, top_n, score_threshold=self.score_threshold, adapter=self._called
         )
+        return [[(item.index, item.score) for item in ranking] for ranking in found]
+
+    async def _arank(self, request: Request, top_n: int | None) -> Ranking:
+        """Rank the texts of a request, without blocking the event loop."""
+        reranker = await self._load()
+        query, texts = request
+        ranking = await reranker.arank(
+            query, texts, top_n, score_threshold=self.score_threshold, adapter=self._called
+        )
+        return [(item.index, item.score) for item in ranking]
 
 
-def checked_query(query: str) -> str:
-    """A query that has something to look for."""
-    if is_blank(query):
-        raise ValueError("query: a text that is not blank is needed")
-    return query
-
-
-def is_blank(text: str) -> bool:
-    """Whether there is nothing to score in a text."""
-    return not text or text.isspace()
-
-
-def scored_pairs(requests: Sequence[Request]) -> "list[Pair]":
-    """The pairs of all texts that are not blank, in their order."""
-    return [(query, text) for query, texts in requests for text in texts if not is_blank(text)]
-
-
-def rankings(
-    requests: Sequence[Request],
-    logits: "Logits",
-    scores: "Logits",
-    kept: "npt.NDArray[np.bool_]",
-    *,
-    blank: float | None,
-    top_n: int | None,
-) -> list[Ranking]:
-    """The ranking of every request.
-
-    Args:
-        requests: Queries with their texts.
-        logits: Those of `scored_pairs`, by which texts are ranked.
-        scores: Their scores, which a ranking tells.
-        kept: Which of them are kept.
-        blank: The score of blank texts, which come last; None where they are left out.
-        top_n: How many are kept at most; all by default.
-    """
-    from rerank_plugin.normalization import order
-
-    found, start = [], 0
-    for _, texts in requests:
-        scored = [place for place, text in enumerate(texts) if not is_blank(text)]
-        own = slice(start, start + len(scored))
-        start += len(scored)
-        best = [i for i in order(logits[own]) if kept[own][i]]
-        ranking = [(scored[i], float(scores[own][i])) for i in best]
-        if blank is not None:
-            ranking += [(place, blank) for place, text in enumerate(texts) if is_blank(text)]
-        found.append(ranking[:top_n])
-    return found
+def earlier_score(value: Any) -> Any:
+    """Return a score that somebody else gave: a `float` if it is a number, else what it was."""
+    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return value  # an array, or a whole number that is no float

@@ -110,10 +110,14 @@ class PairEncoder:
         clear_truncation_and_padding(tokenizer)
         self._backend = tokenizer.backend_tokenizer
         self.template = read_template(tokenizer)
-        self.query_limit = max_length // 2
         if max_length < 2 * (self.template.special_tokens + 1):
             raise OptionError(option, f"{max_length} leaves no room for a document")
         self._warned = False
+
+    @property
+    def query_limit(self) -> int:
+        """The longest query in tokens, where a pair is too long."""
+        return self.max_length // 2
 
     @property
     def pad_id(self) -> int:

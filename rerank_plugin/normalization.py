@@ -1,17 +1,19 @@
 """From raw logits to the scores that a user sees, in float32."""
 
 from math import log
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.scoring import Logits
-from rerank_plugin.settings import RerankSettings
+from rerank_plugin.settings import NORMALIZATIONS, RerankSettings
 
-#: `sigmoid` gives 0 to 1, `none` the raw logits, `calibrated` probabilities by a fitted sigmoid.
-NORMALIZATIONS = ("sigmoid", "none", "calibrated")
+if TYPE_CHECKING:
+    from rerank_plugin.scoring import Logits
+
+#: The score of a raw logit of -inf: JSON has numbers alone.
+LOWEST = np.finfo(np.float32).min
 
 
 Numbers = TypeVar("Numbers", bound=npt.NDArray[np.floating[Any]])
@@ -43,13 +45,13 @@ def scale_and_bias(settings: RerankSettings) -> tuple[float, float]:
     return float(settings.calibration["scale"]), float(settings.calibration["bias"])
 
 
-def normalize(logits: Logits, name: str, settings: RerankSettings) -> Logits:
-    """Scores of the same shape; the order never changes.
+def normalize(logits: "Logits", name: str, settings: RerankSettings) -> "Logits":
+    """Scores of the same shape, all finite; the order never changes.
 
     With two labels the sigmoid of the logits' difference is the positive label's softmax.
     """
     if name == "none":
-        return logits
+        return np.maximum(logits, LOWEST)
     if name == "calibrated":
         scale, bias = scale_and_bias(settings)
         logits = (scale * logits.astype(np.float64) + bias).astype(np.float32)
@@ -79,11 +81,3 @@ def threshold(name: str, normalization: str, settings: RerankSettings) -> float:
         return settings.threshold(name)
     logit = np.array([threshold_logit(name, settings)], np.float32)
     return float(normalize(logit, normalization, settings)[0])
-
-
-def order(logits: Logits) -> list[int]:
-    """Indices by falling logit; ties keep their input order.
-
-    Not by falling score: the sigmoids of two high logits are the same number.
-    """
-    return [int(index) for index in np.argsort(-logits, kind="stable")]

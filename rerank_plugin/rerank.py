@@ -120,7 +120,7 @@ def rank(
     progress: Callable[[int], Any],
 ) -> Iterator[list[dict[str, object]]]:
     """The results of requests in their order, some at a time, in flat memory."""
-    from rerank_plugin.reranker import document_text
+    from rerank_plugin.ranking import document_text
 
     # What has been read and not ranked yet; filled by the thread that reads ahead.
     waiting: deque[Request] = deque()
@@ -140,7 +140,7 @@ def rank(
         return results, logits
 
     left = np.empty(0, np.float32)
-    for logits in reranker.stream_logits(pairs(), progress):
+    for logits in reranker.stream_ranking_logits(pairs(), progress):
         results, left = ready(np.concatenate([left, logits]))
         yield results
     yield ready(left)[0]
@@ -150,12 +150,13 @@ def result(
     request: Request, logits: "Logits", scores: "Logits", top_n: int | None
 ) -> dict[str, object]:
     """What is printed for a request."""
-    from rerank_plugin.normalization import order
+    from rerank_plugin.ranking import Selection
 
+    ranking = Selection(top_n).rank(logits, scores)
     return {
         "query": request.query,
         "scores": scores.tolist(),
-        "ranking": [{"index": i, "score": float(scores[i])} for i in order(logits)[:top_n]],
+        "ranking": [{"index": index, "score": score} for index, score in ranking],
     }
 
 

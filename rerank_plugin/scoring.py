@@ -169,7 +169,7 @@ class Scorer:
     def token_budget(self) -> int:
         """What a batch may cost in tokens."""
         if self._token_budget is None:
-            self._token_budget = TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
+            return TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
         return self._token_budget
 
     @property

@@ -1,7 +1,8 @@
 """`rerank.json`: how a trained folder wants to be used, and where it came from."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,9 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.paths import expanded
 
 FILE = "rerank.json"
+
+#: `sigmoid` gives 0 to 1, `none` the raw logits, `calibrated` probabilities by a fitted sigmoid.
+NORMALIZATIONS = ("sigmoid", "none", "calibrated")
 
 #: The file that makes a folder a LoRA adapter, by PEFT.
 ADAPTER = "adapter_config.json"
@@ -22,8 +26,55 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    """Return whether a value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # a whole number that is no float
+        return False
+
+
+def is_length(value: object) -> bool:
+    """Return whether a value is a whole number above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_mapping(value: object) -> bool:
+    """Return whether a value is a JSON object."""
+    return isinstance(value, dict)
+
+
+def is_calibration(value: object) -> bool:
+    """Return whether a value has finite numbers `scale` and `bias`, and the scale is above 0."""
+    if not isinstance(value, dict):
+        return False
+    return is_number(value.get("scale")) and is_number(value.get("bias")) and value["scale"] > 0
+
+
+def are_thresholds(value: object) -> bool:
+    """Return whether a value is names with finite numbers."""
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+def is_text(value: object) -> bool:
+    """Return whether a value is a string."""
+    return isinstance(value, str)
+
+
+#: What each entry of the file must be where it is not null: the check, and the words for it.
+ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "max_length": (is_length, "a whole number above 0"),
+    "truncation": (lambda value: value == "only_second", "'only_second'"),
+    "normalize": (lambda value: value in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
+    "calibration": (is_calibration, "numbers 'scale', above 0, and 'bias'"),
+    "thresholds": (are_thresholds, "names with finite numbers"),
+    "base_model": (is_text, "a string"),
+    "base_fingerprint": (is_text, "a string"),
+    "data": (is_mapping, "an object"),
+    "options": (is_mapping, "an object"),
+    "metrics": (is_mapping, "an object"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,26 +110,17 @@ class RerankSettings:
         if not path.is_file():
             return cls()
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            known = {item.name for item in fields(cls)}
-            settings = cls(**{name: value for name, value in values.items() if name in known})
-        except (ValueError, AttributeError, TypeError) as error:
-            raise InputError(f"{path}: not the settings of a reranker: {error}") from None
-        if not isinstance(settings.max_length, int | None):
-            raise InputError(f"{path}: 'max_length' is no whole number")
-        calibration = settings.calibration
-        if calibration is not None and not all(
-            isinstance(calibration, dict) and is_number(calibration.get(name))
-            for name in ("scale", "bias")
-        ):
-            raise InputError(f"{path}: 'calibration' has no numbers 'scale' and 'bias'")
-        if calibration is not None and calibration["scale"] <= 0:
-            raise InputError(f"{path}: the 'scale' of 'calibration' is not above 0")
-        if not isinstance(settings.thresholds, dict) or not all(
-            map(is_number, settings.thresholds.values())
-        ):
-            raise InputError(f"{path}: 'thresholds' are no names with numbers")
-        return settings
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: not the settings of a reranker: expected an object")
+        given = {name: values[name] for name in ENTRIES if values.get(name) is not None}
+        for name, value in given.items():
+            check, expected = ENTRIES[name]
+            if not check(value):
+                raise InputError(f"{path}: '{name}' must be {expected}")
+        return cls(**given)
 
     def threshold(self, name: str) -> float:
         """The score of a name in `thresholds`.

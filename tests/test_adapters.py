@@ -227,7 +227,7 @@ def test_no_texts_load_no_model(kit: Any) -> None:
     assert kit.rank(adapter, QUERY, []) == []
     assert asyncio.run(kit.arank(adapter, QUERY, [])) == []
     assert kit.many(adapter, [(QUERY, []), ("a", [])]) == [[], []]
-    assert adapter._reranker is None
+    assert adapter._held is None
 
 
 def test_a_blank_query_is_an_error(kit: Any, reranker: Reranker) -> None:

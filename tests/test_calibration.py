@@ -140,10 +140,10 @@ def test_what_would_turn_the_order_is_refused(tmp_path: Path) -> None:
     for scale in (-2.0, 0.0):
         record = {"calibration": {"scale": scale, "bias": 0.0}}
         (tmp_path / "rerank.json").write_text(json.dumps(record))
-        with pytest.raises(InputError, match="'scale' of 'calibration' is not above 0"):
+        with pytest.raises(InputError, match="'calibration' must be numbers 'scale', above 0"):
             RerankSettings.read(tmp_path)
     (tmp_path / "rerank.json").write_text('{"thresholds": {"best": NaN}}')
-    with pytest.raises(InputError, match="'thresholds' are no names with numbers"):
+    with pytest.raises(InputError, match="'thresholds' must be names with finite numbers"):
         RerankSettings.read(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_what_would_turn_the_order_is_refused(tmp_path: Path) -> None:
 )
 def test_a_broken_calibration_is_named(calibration: Any, tmp_path: Path) -> None:
     (tmp_path / "rerank.json").write_text(json.dumps({"calibration": calibration}))
-    with pytest.raises(InputError, match="'calibration' has no numbers 'scale' and 'bias'"):
+    with pytest.raises(InputError, match="'calibration' must be numbers 'scale', above 0, and"):
         RerankSettings.read(tmp_path)
 
 

@@ -1,0 +1,150 @@
+"""Arguments of the Python API: every value either has one meaning or is an error that names it.
+
+Nothing here imports torch: adapters check their fields before a model is loaded.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from math import isnan
+from numbers import Integral, Real
+from typing import Any
+
+from rerank_plugin.errors import InputError
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: its repr where that is short, else its type."""
+    if value is None or isinstance(value, str | bytes | int | float):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:56]} …"
+    return f"a value of type {type(value).__name__}"
+
+
+def whole_number(name: str, value: Any, *, minimum: int = 1) -> int | None:
+    """Return an optional whole number as an `int`; those of numpy count, booleans do not.
+
+    Raises:
+        InputError: not a whole number, or less than the minimum.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name}: {shown(value)} is not a whole number")
+    if value < minimum:
+        raise InputError(f"{name}: {value} is less than {minimum}")
+    return int(value)
+
+
+def score_threshold(value: Any) -> float | str | None:
+    """Return an optional threshold: a `float`, or the name of a calibrated one.
+
+    Raises:
+        InputError: neither, or NaN.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and not is_numeric(value) and value.strip():
+        return str(value)
+    if isinstance(value, str | bool) or not isinstance(value, Real):
+        raise InputError(
+            f"score_threshold: {shown(value)} is neither a number nor a name such as "
+            "'precision@0.9'"
+        )
+    if isnan(value):
+        raise InputError("score_threshold: NaN is not a threshold")
+    return float(value)
+
+
+def is_numeric(text: str) -> bool:
+    """Return whether a string is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a boolean; the string `"false"` is not one.
+
+    Raises:
+        InputError: not a boolean.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: {shown(value)} is not a boolean")
+    return value
+
+
+def text_or_none(name: str, value: Any) -> str | None:
+    """Return an optional string that is not blank.
+
+    Raises:
+        InputError: not a string, or blank.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{name}: {shown(value)} is not a name")
+    return str(value)
+
+
+def model_name(name: str, value: Any) -> str:
+    """Return a hub id, or the path of a folder, as a string.
+
+    Raises:
+        InputError: neither a string nor a path, or blank.
+    """
+    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(found, str) or not found.strip():
+        raise InputError(f"{name}: a hub id or a folder is needed, not {shown(value)}")
+    return str(found)
+
+
+def adapter_folders(value: Any) -> dict[str, str] | None:
+    """Return LoRA adapter folders by name; None where there are none.
+
+    Raises:
+        InputError: not a mapping of names to folders.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise InputError(f"adapters: a mapping of names to folders is needed, not {shown(value)}")
+    return {str(name): model_name(f"adapters[{name!r}]", value[name]) for name in value} or None
+
+
+def device_name(value: Any) -> str:
+    """Return the name of a device; the number of a GPU and a `torch.device` have one.
+
+    Raises:
+        InputError: neither a name, a number nor a device.
+    """
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 0:
+        return f"cuda:{int(value)}"
+    if is_torch(value, "device"):
+        return str(value)
+    raise InputError(f"device: {shown(value)} is no device: use auto, cpu, cuda, cuda:1 or mps")
+
+
+def dtype_name(value: Any) -> str:
+    """Return the name of a precision; a `torch.dtype` has one.
+
+    Raises:
+        InputError: neither a name nor a `torch.dtype`.
+    """
+    if isinstance(value, str):
+        return str(value)
+    if is_torch(value, "dtype"):
+        return str(value).removeprefix("torch.")
+    raise InputError(
+        f"dtype: {shown(value)} is no precision: use auto, float32, bfloat16 or float16"
+    )
+
+
+def is_torch(value: object, kind: str) -> bool:
+    """Return whether a value is one of torch's types; without torch none is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, getattr(torch, kind))
