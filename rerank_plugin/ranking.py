@@ -6,7 +6,7 @@ are last, have the lowest score, and reach no threshold but one that is as low.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -121,18 +121,20 @@ def document_list(documents: Any, where: str = "") -> list[Any]:
     Raises:
         InputError: one text, a mapping, a set, a table, or nothing that can be iterated.
     """
-    problem = ""
     if isinstance(documents, str | bytes):
-        problem = "not one text"
-    elif isinstance(documents, Mapping | Set) and not isinstance(documents, Sequence):
-        problem = f"not {shown(documents)}; give list(documents.values()) of a mapping"
-        if isinstance(documents, Set) and hasattr(documents, "mapping"):
-            return list(documents)  # the keys of a dictionary have its order
-    elif not isinstance(documents, Iterable) or getattr(documents, "ndim", 1) != 1:
-        problem = f"not {shown(documents)}"
-    if problem:
-        raise InputError(f"{where}documents: a list of texts is needed, {problem}")
+        raise InputError(f"{where}documents: a list of texts is needed, not one text")
+    if not has_order(documents) or getattr(documents, "ndim", 1) != 1:
+        raise InputError(f"{where}documents: a list of texts is needed, not {shown(documents)}")
     return list(documents)
+
+
+def has_order(documents: object) -> bool:
+    """Return whether documents can be numbered; those of a mapping are its values."""
+    if isinstance(documents, Mapping):
+        return False
+    if isinstance(documents, Set) and not isinstance(documents, Sequence | MappingView):
+        return False
+    return isinstance(documents, Iterable)
 
 
 def checked_pairs(pairs: Iterable[Any], query: Callable[[object, str], str]) -> "Iterator[Pair]":
@@ -141,6 +143,8 @@ def checked_pairs(pairs: Iterable[Any], query: Callable[[object, str], str]) -> 
     Raises:
         InputError: naming the index of what is not a pair of texts.
     """
+    if not isinstance(pairs, Iterable):
+        raise InputError(f"pairs: a list of pairs is needed, not {shown(pairs)}")
     for index, pair in enumerate(pairs):
         asked, document = two(pair, f"pairs[{index}]: ", "(query, document)")
         yield (
