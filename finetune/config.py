@@ -5,40 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugin.errors import OptionError
-from rerank_plugin.options import check_options, option
+from rerank_plugin.options import check_options, option, typed_value
 
+from .argument_names import RESERVED, TWINS
 from .losses import DEFAULT_LOSS, LOSSES, parse_loss
 from .processes import world_size
 
-#: Our spellings of what transformers.TrainingArguments has under another name.
-TWINS = {
-    "finetune_model_dir": "output_dir",
-    "batch_size": "per_device_train_batch_size",
-    "total_epoch": "num_train_epochs",
-    "lr": "learning_rate",
-}
-
-#: What the run decides itself; a value from outside would break a promise of the trained folder.
-RESERVED = {
-    "do_train": "a run always trains",
-    "do_eval": "a run always evaluates",
-    "eval_on_start": "a run always evaluates the model before the first step",
-    "load_best_model_at_end": "a run always chooses the model that it keeps, step 0 included",
-    "metric_for_best_model": "the best model is the one with the best ndcg@10",
-    "greater_is_better": "the best model is the one with the best ndcg@10",
-    "remove_unused_columns": "the columns of the groups are all used",
-    "resume_from_checkpoint": "the same command again goes on by itself",
-    "save_total_limit": "a run keeps its best model and its newest checkpoint",
-    "save_only_model": "a checkpoint without the rest cannot be resumed",
-    "use_cpu": "use --device cpu",
-    "data_seed": "use --seed",
-    "disable_tqdm": "a run has a progress line of its own",
-    "label_smoothing_factor": "groups have no class labels to smooth",
-    "logging_nan_inf_filter": "hiding NaN would hide a model that breaks",
-    "per_device_eval_batch_size": "evaluation fills its batches by tokens",
-    "train_sampling_strategy": "the order of groups depends on --seed and the epoch",
-}
-
+#: Training arguments that the run computes with, and their types.
+COUNTED = {"gradient_accumulation_steps": (int,), "max_steps": (int,), "warmup_steps": (int, float)}
 
 #: Options that say nothing of what a run computes: a resumed one may have others.
 FREE = ("overwrite", "fail_if_not_better")
@@ -185,14 +159,7 @@ class FinetuneConfig:
         self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")
         self._check("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
         self._check_lora()
-        accumulation = self.trainer.get("gradient_accumulation_steps", 1)
-        self._check("gradient_accumulation_steps", accumulation > 0, "must be more than 0")
-        for name, reason in RESERVED.items():
-            if name in self.trainer:
-                raise OptionError(name, f"cannot be set: {reason}")
-        for ours, theirs in TWINS.items():
-            if theirs in self.trainer:
-                raise OptionError(theirs, f"is --{ours} here")
+        self._check_trainer()
         self._check(
             "eval_strategy",
             not self.reduces_on_plateau or self.trainer.get("eval_strategy") != "no",
@@ -210,6 +177,22 @@ class FinetuneConfig:
         )
         folder = Path(self.finetune_model_dir)
         self._check("finetune_model_dir", folder.name != "", "must name a folder of its own")
+
+    def _check_trainer(self) -> None:
+        for name, reason in RESERVED.items():
+            if name in self.trainer:
+                raise OptionError(name, f"cannot be set: {reason}")
+        for ours, theirs in TWINS.items():
+            if theirs in self.trainer:
+                raise OptionError(theirs, f"is --{ours} here")
+        for name, kinds in COUNTED.items():
+            if name in self.trainer:
+                self.trainer[name] = typed_value(name, self.trainer[name], kinds)
+        accumulation = self.trainer.get("gradient_accumulation_steps", 1)
+        self._check("gradient_accumulation_steps", accumulation > 0, "must be more than 0")
+        if not self.trainer.get("push_to_hub"):
+            for name in self.trainer:
+                self._check(name, not name.startswith("hub_"), "is for --push_to_hub")
 
     def _check_lora(self) -> None:
         for name in ("merge", "lora_targets", "lora_rslora", "lora_dora", "lora_4bit"):
@@ -245,5 +228,7 @@ class FinetuneConfig:
         return self.batch_size * accumulation * world_size()
 
     def as_record(self) -> dict[str, Any]:
-        """The options as plain values, for `rerank.json`."""
-        return asdict(self)
+        """Return the options as plain values for `rerank.json`, but for the access token."""
+        record = asdict(self)
+        record["trainer"].pop("hub_token", None)
+        return record

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import PartialState
 from transformers import (
     PrinterCallback,
     TrainerCallback,
@@ -29,6 +28,7 @@ from rerank_plugin.paths import expanded
 from rerank_plugin.scoring import Scorer, ScoringError
 from rerank_plugin.settings import RerankSettings, is_adapter
 
+from .argument_names import OURS
 from .calibration import Calibration
 from .callbacks import History, LastStep, PlateauWarmup, ProgressLine
 from .checkpoint import RESUMES
@@ -38,6 +38,7 @@ from .dropout import set_dropout
 from .evaluation import Evaluation
 from .guard import CollapseGuard, TrainingStoppedError
 from .heap import kept_memory
+from .hub import HubRepository
 from .interrupt import Interruption
 from .keep_best import METRIC, KeepBest
 from .learning_rate import given_or_default_rate
@@ -45,10 +46,11 @@ from .losses import DEFAULT_LOSS, make_loss
 from .losses.contract import Loss
 from .metrics import comparison
 from .processes import (
+    check_launcher,
     first_process_first,
     gathered,
     is_sharded,
-    load_in_every_process,
+    meet,
     rank,
     wait,
     world_size,
@@ -102,13 +104,14 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 
     Raises:
         InputError: an option, a file or the model cannot be used; nothing is left behind.
+        UploadError: the folder is finished, and `--push_to_hub` failed.
         SavingError: the disk is full or broken; the same call goes on from the last checkpoint.
         KeyboardInterrupt: the run was stopped; so does it then.
     """
+    check_launcher()
     device = resolve_device(config.device)
     if world_size() > 1:
-        load_in_every_process()
-        PartialState(cpu=device.type == "cpu")
+        meet(on_cpu=device.type == "cpu")
     if rank() > 0:
         # What is to be said, the first process says.
         logging.getLogger("rerank_plugin").setLevel(logging.ERROR)
@@ -117,15 +120,31 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         check_not_the_base(target, config.model_name_or_path)
     folder = RunFolder(target, resumable(config), overwrite=config.overwrite)
     try:
-        return Run(config, folder, device).result()
+        repository = hub_repository(config, target)
+        result = Run(config, folder, device).result()
     except BaseException:
         folder.leave()
         raise
+    if repository:
+        repository.upload(result.model_dir)
+    return result
+
+
+def hub_repository(config: FinetuneConfig, target: Path) -> HubRepository | None:
+    """Return the repository that `--push_to_hub` uploads to; the first process alone does so."""
+    if not config.trainer.get("push_to_hub"):
+        return None
+    with first_process_first():
+        if rank() > 0:
+            return None
+        return HubRepository.create(config.trainer, default_name=target.absolute().name)
 
 
 def resumable(config: FinetuneConfig) -> dict[str, Any]:
     """The options that a resumed run must share with the one that it goes on with."""
     record = {name: value for name, value in config.as_record().items() if name not in FREE}
+    trainer = config.trainer.items()
+    record["trainer"] = {name: value for name, value in trainer if name not in OURS}
     # As they come back from JSON.
     values: dict[str, Any] = json.loads(json.dumps({**record, "processes": world_size()}))
     return values
@@ -403,24 +422,36 @@ class Run:
                 metrics=metrics,
                 **meaning,
             )
-            report = Report(
-                title=f"Reranker fine-tuned from {Path(config.model_name_or_path).name}",
-                names=("before", "after"),
-                judged=self.data.reporting,
-                evaluations=(before, after),
-                difference=metrics["difference"],
-                normalize=settings.normalize,
-                calibration=calibration,
-                history=self.history.entries,
-                facts={
-                    "data": settings.data,
-                    "run": self.facts,
-                    "options": settings.options,
-                },
-            )
-            report.write(model)
+            self.write_report(model, settings, (before, after), calibration)
             write_records(model, settings, labels=self.labels)
             folder.publish(model)
+
+    def write_report(
+        self,
+        model: Path,
+        settings: RerankSettings,
+        evaluations: tuple[Evaluation, Evaluation],
+        calibration: Calibration | None,
+    ) -> None:
+        """Write report.html and its pictures; a run without them is as good a run."""
+        report = Report(
+            title=f"Reranker fine-tuned from {Path(self.config.model_name_or_path).name}",
+            names=("before", "after"),
+            judged=self.data.reporting,
+            evaluations=evaluations,
+            difference=settings.metrics["difference"],
+            normalize=settings.normalize,
+            calibration=calibration,
+            history=self.history.entries,
+            facts={"data": settings.data, "run": self.facts, "options": settings.options},
+        )
+        try:
+            report.write(model)
+        except OSError:
+            # What else is written would meet the same disk: the same command resumes.
+            raise
+        except Exception as error:
+            logger.warning("report.html is not written: %s: %s", type(error).__name__, error)
 
 
 class BeforeTraining(TrainerCallback):

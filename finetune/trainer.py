@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from rerank_plugin.atomic import saving
+from rerank_plugin.errors import OptionError
 from rerank_plugin.loaded import quiet_transformers
 from rerank_plugin.loading import load_model
 from rerank_plugin.scoring import Scorer
@@ -110,6 +111,7 @@ class RerankTrainer(Trainer):
                 eval_dataset=eval_groups,
                 processing_class=scorer.encoder.tokenizer,
             )
+        check_checkpointing(model, args)
         if self.is_fsdp_enabled:
             cut_at_layers(model)
         if self.is_deepspeed_enabled:
@@ -136,6 +138,10 @@ class RerankTrainer(Trainer):
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
             # Workers' seeds are not drawn from the numbers that dropout draws from.
             generator=torch.Generator().manual_seed(args.seed),
         )
@@ -363,3 +369,16 @@ class RerankTrainer(Trainer):
         # A pickle, of which nothing is ever read.
         folder = Path(output_dir or str(self.args.output_dir))
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def check_checkpointing(model: nn.Module, args: TrainingArguments) -> None:
+    """Check that a family can compute activations once more, where that is asked for.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    asked = args.activation_checkpointing or args.gradient_checkpointing
+    if asked and not getattr(model, "supports_gradient_checkpointing", False):
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        problem = f"{kind} models have none in transformers: use a smaller --token_budget"
+        raise OptionError("gradient_checkpointing", problem)

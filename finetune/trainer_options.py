@@ -8,7 +8,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from rerank_plugin.errors import InputError
 from rerank_plugin.options import Extras
 
-from .config import TWINS
+from .argument_names import TWINS
 
 
 def names() -> list[str]:

@@ -14,6 +14,7 @@ from transformers.integrations.integration_utils import is_tensorboard_available
 from rerank_plugin.device import resolve_dtype
 from rerank_plugin.errors import InputError, OptionError
 
+from .argument_names import OURS
 from .config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def training_arguments(
         "dataloader_pin_memory": device.type == "cuda",
         **{name: dtype == half for name, half in HALF.items()},
         **plateau(config),
-        **config.trainer,
+        **{name: value for name, value in config.trainer.items() if name not in OURS},
         "output_dir": folder,
         "per_device_train_batch_size": config.batch_size,
         "num_train_epochs": config.total_epoch,

@@ -1,5 +1,7 @@
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from rerank_plugin import Reranker
+from rerank_plugin.errors import InputError
 from rerank_plugin.finetune.evaluation import evaluate_groups
 from rerank_plugin.finetune.groups import read_groups
+from rerank_plugin.finetune.processes import LAUNCHER, OTHER_SIZES, check_launcher, world_size
 from rerank_plugin.finetune.sampling import GroupBatches
 from rerank_plugin.finetune.sharding import cut_at_layers
 from rerank_plugin.loading import load_model
@@ -217,3 +221,84 @@ def test_fsdp_cuts_between_layers(family_model: Path) -> None:
     assert len(parts) == model.config.num_hidden_layers
     embeddings = model.get_input_embeddings()
     assert all(module is not embeddings for part in parts for module in part.modules())
+
+
+WHOLE = {
+    **{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+}
+
+
+def set_launcher(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in (*LAUNCHER, "MASTER_ADDR", *OTHER_SIZES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set without RANK and MASTER_ADDR"),
+        ({"RANK": "1"}, "RANK=1 is set without WORLD_SIZE"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 is set without RANK"),
+        ({**WHOLE, "MASTER_ADDR": ""}, "RANK=1 is set without MASTER_ADDR"),
+        ({**WHOLE, "RANK": "2"}, "RANK=2 is not from 0 to below WORLD_SIZE=2"),
+        ({**WHOLE, "RANK": "-1"}, "RANK=-1 is not from 0"),
+        ({**WHOLE, "WORLD_SIZE": "0"}, "WORLD_SIZE=0 is less than 1"),
+        ({**WHOLE, "WORLD_SIZE": "two"}, "WORLD_SIZE='two' is no whole number"),
+        ({**WHOLE, "MASTER_PORT": "http"}, "MASTER_PORT='http' is no whole number"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4 is set without WORLD_SIZE"),
+        ({"PMI_SIZE": "2"}, "PMI_SIZE=2 is set without WORLD_SIZE"),
+    ],
+)
+def test_a_part_of_a_launch_is_an_error(
+    variables: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_launcher(monkeypatch, variables)
+    with pytest.raises(InputError) as error:
+        check_launcher()
+    assert problem in str(error.value)
+    assert "unset it" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "size"),
+    [
+        ({}, 1),
+        (WHOLE, 2),
+        (dict.fromkeys(LAUNCHER, ""), 1),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, 1),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, 1),
+        ({**WHOLE, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1),
+    ],
+)
+def test_whole_launches_and_none_are_taken(
+    variables: dict[str, str], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_launcher(monkeypatch, variables)
+    check_launcher()
+    assert world_size() == size
+    assert not any(os.environ.get(name) == "" for name in LAUNCHER)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_process_that_waits_for_others(
+    number: signal.Signals, tiny_model: Path, groups_file: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "rerank_plugin", "train", "--device", "cpu"]
+    command += ["--model_name_or_path", str(tiny_model), "--data_path", str(groups_file)]
+    command += ["--finetune_model_dir", str(tmp_path / "out")]
+    launch = WHOLE | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(port)}
+    with subprocess.Popen(command, env=os.environ | launch, stderr=subprocess.PIPE) as process:
+        # It listens for the other process, which never comes.
+        while process.poll() is None:
+            with socket.socket() as knock:
+                if knock.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        process.send_signal(number)
+        assert process.wait(timeout=60) == -number
+    assert list(tmp_path.glob("out*")) == []

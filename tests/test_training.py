@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from rerank_plugin import Reranker
-from rerank_plugin.errors import InputError
+from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import FinetuneConfig, FinetuneResult, finetune
 from rerank_plugin.finetune.dropout import set_dropout
 from rerank_plugin.finetune.groups import read_groups
@@ -438,3 +438,32 @@ def test_a_reporter_that_was_asked_for_must_begin(
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "disk", reporter("on_train_begin"))
     with pytest.raises(OSError, match="No space left"):
         run(tiny_model, groups_file, tmp_path / "out", trainer={"report_to": "disk"})
+
+
+@pytest.mark.parametrize("family", ["albert", "mpnet", "flaubert"])
+def test_checkpointing_is_refused_where_a_family_has_none(
+    family: str, groups_file: Path, tmp_path: Path
+) -> None:
+    model = build_model(tmp_path / family, family)
+    trainer = {"activation_checkpointing": True, "max_steps": 1}
+    with pytest.raises(OptionError, match=f"--gradient_checkpointing: {family} models have none"):
+        run(model, groups_file, tmp_path / "out", trainer=trainer)
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_report_that_cannot_be_drawn_loses_no_model(
+    tiny_model: Path,
+    groups_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("rerank_plugin.finetune.report.Report.write", broken)
+    result = run(tiny_model, groups_file, tmp_path / "out")
+    assert (result.model_dir / "model.safetensors").is_file()
+    assert (result.model_dir / "rerank.json").is_file()
+    assert (result.model_dir / "metrics.json").is_file()
+    assert "report.html is not written: RuntimeError: no fonts" in caplog.text

@@ -1,0 +1,99 @@
+"""The fields of transformers.TrainingArguments: ours, refused with a reason, or passed on.
+
+A test holds the three against the installed version: no option is accepted without an effect.
+"""
+
+#: Our spellings of what transformers.TrainingArguments has under another name.
+TWINS = {
+    "finetune_model_dir": "output_dir",
+    "batch_size": "per_device_train_batch_size",
+    "total_epoch": "num_train_epochs",
+    "lr": "learning_rate",
+}
+
+#: What the run itself does with an option, which transformers is not told of.
+OURS = {
+    "seed",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+    "hub_token",
+}
+
+_ALWAYS_EVALUATES = "a run always evaluates"
+_RANKS = "evaluation ranks groups, there are no batches of predictions to gather"
+_BEST = "the best model is the one with the best ndcg@10"
+_UPLOAD = "the trained folder is uploaded once, when it is finished"
+_LENGTHS = "the order of groups depends on --seed and the epoch"
+
+#: What cannot be set, with the reason.
+RESERVED = {
+    "accelerator_config": "the run itself shares groups among processes",
+    "auto_find_batch_size": "a step is cut to fit: use a smaller --token_budget",
+    "average_tokens_across_devices": "the loss is the mean over all groups of a step anyway",
+    "batch_eval_metrics": _RANKS,
+    "bf16_full_eval": "evaluation has the precision of training, --dtype",
+    "data_seed": "use --seed",
+    "dataloader_drop_last": "every group is trained on once an epoch",
+    "dataloader_in_order": "the order of steps is fixed, so that a run can be resumed",
+    "disable_tqdm": "a run has a progress line of its own",
+    "do_eval": _ALWAYS_EVALUATES,
+    "do_predict": "use `rerank-plugin rerank` after the run",
+    "do_train": "a run always trains",
+    "enable_jit_checkpoint": "SIGTERM and Ctrl-C save a checkpoint anyway",
+    "eval_accumulation_steps": _RANKS,
+    "eval_do_concat_batches": _RANKS,
+    "eval_on_start": "a run always evaluates the model before the first step",
+    "eval_use_gather_object": _RANKS,
+    "fp16_full_eval": "evaluation has the precision of training, --dtype",
+    "greater_is_better": _BEST,
+    "hub_always_push": _UPLOAD,
+    "hub_strategy": _UPLOAD,
+    "ignore_data_skip": "a resumed run continues with the groups that it has not seen",
+    "include_for_metrics": _RANKS,
+    "include_num_input_tokens_seen": "history.jsonl counts pairs",
+    "label_names": "the labels of a group are its 'pos' and 'neg'",
+    "label_smoothing_factor": "groups have no class labels to smooth",
+    "length_column_name": _LENGTHS,
+    "liger_kernel_config": "Liger has no kernels for encoders",
+    "load_best_model_at_end": "a run always chooses the model that it keeps, step 0 included",
+    "local_rank": "torchrun and accelerate launch set it",
+    "logging_nan_inf_filter": "hiding NaN would hide a model that breaks",
+    "metric_for_best_model": _BEST,
+    "neftune_noise_alpha": "its noise depends on the length of a row, and rows are packed",
+    "parallelism_config": "processes train by DDP, FSDP or DeepSpeed",
+    "per_device_eval_batch_size": "evaluation fills its batches by tokens",
+    "prediction_loss_only": _RANKS,
+    "remove_unused_columns": "the columns of the groups are all used",
+    "restore_callback_states_from_checkpoint": "a resumed run restores all its state anyway",
+    "resume_from_checkpoint": "the same command again resumes by itself",
+    "save_on_each_node": "the first process writes the folder that all resume from",
+    "save_only_model": "a checkpoint without the rest cannot be resumed",
+    "save_total_limit": "a run keeps its best model and its newest checkpoint",
+    "skip_memory_metrics": "memory is not part of the history",
+    "train_sampling_strategy": _LENGTHS,
+    "use_cache": "scoring generates nothing that a cache would serve",
+    "use_cpu": "use --device cpu",
+    "use_liger_kernel": "Liger has no kernels for encoders",
+}
+
+#: What transformers does with the value that it is given, or the run as transformers would.
+PASSED_ON = {
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "weight_decay"),
+    *("optim", "optim_args", "optim_target_modules"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps"),
+    *("bf16", "fp16", "tf32", "full_determinism", "gradient_accumulation_steps"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps"),
+    *("dataloader_multiprocessing_context", "dataloader_num_workers", "dataloader_pin_memory"),
+    *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters"),
+    *("ddp_static_graph", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config"),
+    *("eval_delay", "eval_steps", "eval_strategy", "save_steps", "save_strategy"),
+    *("debug", "log_level", "log_level_replica", "log_on_each_node"),
+    *("logging_first_step", "logging_steps", "logging_strategy"),
+    *("project", "report_to", "run_name"),
+    *("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),
+}
