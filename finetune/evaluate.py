@@ -201,8 +201,8 @@ def judged_queries(options: EvaluateOptions) -> "Iterator[JudgedQueries]":
         corpus=options.corpus,
         top_k=options.top_k,
     ) as found:
-        for kind, count in found.left_out.items():
-            logger.warning("%d %s are left out", count, kind)
+        for line in found.notes.told():
+            logger.warning("%s", line)
         yield found
 
 

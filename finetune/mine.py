@@ -19,7 +19,7 @@ from .group_files import check_files, group_writer, parse_shares, split_files, s
 from .groups import Group
 from .mining_summary import Summary
 from .negatives import SAMPLING_STRATEGIES, Selection, Window, select
-from .records import positives_by_query, read_queries
+from .records import Record, check_match, no_match, positives_by_query, read_queries
 from .targets import QUERIES_AT_ONCE, Target, answered_targets, judged_targets, merge_same
 
 if TYPE_CHECKING:
@@ -133,21 +133,14 @@ class MineOptions:
 
 def main(options: MineOptions) -> int:
     """Mine, write the groups, print the summary."""
-    judged = positives_by_query(options.qrels) if options.qrels else None
-    queries = list(read_queries(options.queries, by_id=judged is not None))
-    if judged is None:
-        without = next((query for query in queries if not query.answers), None)
-        if without:
-            raise without.line.error("the query has no 'answer': give --qrels, or add one")
+    summary = Summary()
+    judged, queries = read_inputs(options, summary)
     # Before the corpus is indexed: that takes time, a wrong name none.
     teacher = load_teacher(options) if options.filter_model else None
     embedding_model = load_embedding_model(options) if options.embedding_model else None
-    summary = Summary()
     with TemporaryDirectory(prefix=".mine-", dir=scratch_place(options.files[0])) as work:
         folder = Path(work)
-        wanted = {passage for passages in (judged or {}).values() for passage in passages}
-        with bar("reading", "passage") as progress:
-            corpus = Corpus.build(options.corpus, folder, wanted, progress.update)
+        corpus = build_corpus(options, folder, judged, queries, summary)
         summary.notes["blank passages of the corpus"] = corpus.blank
         retrievers, bm25 = build_retrievers(
             options, embedding_model, corpus, folder, answers=judged is None
@@ -187,13 +180,49 @@ def tell(files: Sequence[Path], counts: Sequence[int], summary: Summary) -> None
         say(f"next:  {check}")
 
 
+def read_inputs(
+    options: MineOptions, summary: Summary
+) -> tuple[dict[str, list[str]] | None, list[Record]]:
+    """What is judged relevant for every query, where there are judgements, and the queries."""
+    if not options.qrels:
+        queries = list(read_queries(options.queries, summary.queries, by_id=False))
+        without = next((query for query in queries if not query.answers), None)
+        if without:
+            raise without.line.error("the query has no 'answer': give --qrels, or add one")
+        return None, queries
+    judged = positives_by_query(options.qrels, summary.notes)
+    queries = list(read_queries(options.queries, summary.queries))
+    check_match(
+        "query",
+        options.qrels,
+        judged,
+        options.queries,
+        dict.fromkeys(query.id for query in queries),
+    )
+    return judged, queries
+
+
+def build_corpus(
+    options: MineOptions,
+    folder: Path,
+    judged: dict[str, list[str]] | None,
+    queries: Sequence[Record],
+    summary: Summary,
+) -> Corpus:
+    """The passages on disk."""
+    relevant = {passage for passages in (judged or {}).values() for passage in passages}
+    wanted = relevant.union(query.id for query in queries)
+    with bar("reading", "passage") as progress:
+        corpus = Corpus.build(options.corpus, folder, wanted, summary.notes, progress.update)
+    if judged and options.qrels and relevant.isdisjoint({*corpus.places, *corpus.blank_ids}):
+        name = next(iter(judged.values()))[0]
+        raise no_match("passage", options.qrels, name, options.corpus, corpus.first_id)
+    return corpus
+
+
 def nothing_left(options: MineOptions, summary: Summary) -> str:
     """Why there is no group, in one line."""
-    reasons = [f"{count} {reason}" for reason, count in summary.queries.most_common()]
-    reasons += [
-        f"{summary.dropped[reason]} {reason}{example}"
-        for reason, example in summary.examples.items()
-    ]
+    reasons = [*summary.queries.told(), *summary.dropped.told(), *summary.notes.told()]
     return f"{options.queries}: no query gives a group ({'; '.join(reasons)})"
 
 

@@ -1,7 +1,8 @@
 """What became of queries and candidates, counted and told."""
 
-from collections import Counter
 from dataclasses import dataclass, field
+
+from .notes import Notes
 
 #: How many of the queries whose passage was not found are shown.
 SHOWN = 3
@@ -12,13 +13,11 @@ class Summary:
     """What became of the queries and the candidates."""
 
     #: Queries that give no group, by reason.
-    queries: "Counter[str]" = field(default_factory=Counter)
+    queries: Notes = field(default_factory=Notes)
     #: Passages that are in no group, by reason.
-    dropped: "Counter[str]" = field(default_factory=Counter)
+    dropped: Notes = field(default_factory=Notes)
     #: Things to know that lose nothing.
-    notes: "Counter[str]" = field(default_factory=Counter)
-    #: The first passage that is left out for a reason, and where that is said.
-    examples: dict[str, str] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
     #: The first of the queries whose passage was not found.
     not_found: list[str] = field(default_factory=list)
 
@@ -29,18 +28,13 @@ class Summary:
     def lines(self) -> list[str]:
         """The summary, as it is printed."""
         shown = []
-        for title, counter in (
+        for title, notes in (
             ("queries without a group", self.queries),
             ("passages left out", self.dropped),
             ("notes", self.notes),
         ):
-            found = [(reason, count) for reason, count in counter.most_common() if count]
-            if found:
-                shown.append(f"{title}:")
-                shown += [
-                    f"  {count} × {reason}{self.examples.get(reason, '')}"
-                    for reason, count in found
-                ]
+            if notes.told():
+                shown += [f"{title}:", *(f"  {line}" for line in notes.told())]
         if self.not_found:
             shown.append("not found, for example:")
             shown += [f"  {query}" for query in self.not_found]

@@ -75,7 +75,7 @@ class Selection:
 
     def _draws(self) -> Iterator[str]:
         """Passages at random, none that is a candidate, right, barred or outside of the margin."""
-        seen = self.barred.union(self.places, self.target.positives)
+        seen = self.barred.union(self.places, self.target.positives, self.target.own)
         count = min(len(self.corpus), LOOKED_AT + len(seen))
         drawn = self.random.choice(len(self.corpus), count, replace=False).tolist()
         for places in in_batches((place for place in drawn if place not in seen), self.negatives):
@@ -117,7 +117,7 @@ def select(
 ) -> list[Selection]:
     """Search for some queries at once; for each of them a `Selection` of wrong passages."""
     queries = [target.query for target in targets]
-    count = window.range_max + max(len(target.positives) for target in targets)
+    count = window.range_max + max(len(target.positives) + len(target.own) for target in targets)
     lists = [retriever.search(queries, count) for retriever in retrievers]
     ranked = [
         wrong_places(fuse(found, count), target)
@@ -157,9 +157,9 @@ def select(
 
 
 def wrong_places(candidates: Candidates, target: Target) -> list[int]:
-    """The candidates that are not judged right, best first."""
-    right = set(target.positives)
-    return [place for place in candidates.places.tolist() if place not in right]
+    """The candidates that are neither judged right nor the query itself, best first."""
+    others = target.own.union(target.positives)
+    return [place for place in candidates.places.tolist() if place not in others]
 
 
 def within_margin(

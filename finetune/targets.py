@@ -10,7 +10,14 @@ from .answers import Answers, find_answers
 from .bm25 import Bm25
 from .corpus import Corpus, in_batches
 from .mining_summary import Summary
-from .records import Record, read_qrels
+from .records import (
+    BLANK_PASSAGES,
+    MISSING_PASSAGES,
+    MISSING_QUERIES,
+    Record,
+    is_own_document,
+    judged_at,
+)
 from .words import text_key
 
 #: Queries that are searched for at once, and whose pairs a reranker gets at once.
@@ -27,11 +34,8 @@ class Target:
     positives: list[int]
     #: Where the query came with answers: a passage that contains one is not wrong.
     answers: Answers | None = None
-
-
-#: Why a right passage is in no group, in the summary.
-UNKNOWN = "right passages that are not in the corpus"
-BLANK = "right passages that are blank"
+    #: The places of passages that are the query itself.
+    own: frozenset[int] = frozenset()
 
 
 def judged_targets(
@@ -48,28 +52,32 @@ def judged_targets(
         places = [corpus.places[passage] for passage in passages if passage in corpus.places]
         for passage in passages:
             if passage not in corpus.places:
-                reason = BLANK if passage in corpus.blank_ids else UNKNOWN
-                summary.dropped[reason] += 1
-                if reason not in summary.examples:
-                    summary.examples[reason] = judged_at(qrels, query.id, passage)
+                blank = passage in corpus.blank_ids
+                reason = BLANK_PASSAGES if blank else MISSING_PASSAGES
+                is_first = not summary.dropped[reason]
+                example = judged_at(qrels, query.id, passage) if is_first else ""
+                summary.dropped.add(reason, example)
         if places:
             answers = Answers(query.answers) if query.answers else None
-            targets.append(Target(query.id, query.text, list(dict.fromkeys(places)), answers))
+            places = list(dict.fromkeys(places))
+            own = own_document(query, corpus) - {*places}
+            targets.append(Target(query.id, query.text, places, answers, own))
         elif passages:
-            summary.queries["queries whose right passages are not in the corpus, or blank"] += 1
+            reason = "queries whose right passages are not in the corpus, or blank"
+            summary.queries.add(reason, repr(query.id))
             summary.miss(query.text)
         else:
-            summary.queries["queries without a right passage in --qrels"] += 1
-    summary.notes["queries of --qrels that --queries does not have"] = len(judged)
+            summary.queries.add("queries without a right passage in --qrels", repr(query.id))
+    for name in judged:
+        summary.notes.add(MISSING_QUERIES, repr(name))
     return targets
 
 
-def judged_at(qrels: DataPath, query: str, passage: str) -> str:
-    """A passage with file and line of its judgement, for messages."""
-    # Read again: to keep the places of all judgements would take much memory.
-    found = (of.line for of in read_qrels(qrels) if (of.query, of.passage) == (query, passage))
-    line = next(found)
-    return f", for example {passage!r} ({line.path}:{line.number})"
+def own_document(query: Record, corpus: Corpus) -> frozenset[int]:
+    """The place of the passage that is the query itself, where it has its id."""
+    place = corpus.places.get(query.id)
+    is_own = place is not None and is_own_document(query, *corpus.texts([place]))
+    return frozenset([place] if place is not None and is_own else [])
 
 
 def answered_targets(
@@ -86,7 +94,8 @@ def answered_targets(
                     summary.queries["queries whose answer is in no passage that BM25 finds"] += 1
                     summary.miss(query.text)
                 else:
-                    targets.append(Target(query.id, query.text, [place], own))
+                    query_itself = own_document(query, corpus) - {place}
+                    targets.append(Target(query.id, query.text, [place], own, query_itself))
             progress.update(len(batch))
     return targets
 
@@ -101,6 +110,7 @@ def merge_same(targets: Sequence[Target], summary: Summary) -> list[Target]:
         summary.queries["queries that repeat another, whose right passages they join"] += 1
         places = list(dict.fromkeys([*first.positives, *target.positives]))
         texts = [of.answers.texts for of in (first, target) if of.answers]
-        answers = Answers([text for own in texts for text in own]) if texts else None
-        merged[text_key(target.query)] = Target(first.id, first.query, places, answers)
+        answers = Answers([text for of_query in texts for text in of_query]) if texts else None
+        own = (first.own | target.own) - {*places}
+        merged[text_key(target.query)] = Target(first.id, first.query, places, answers, own)
     return list(merged.values())

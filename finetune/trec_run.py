@@ -1,10 +1,10 @@
 """What a retriever found, as TREC runs have it, with texts and judgements: what it would rerank."""
 
 from array import array
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,10 +18,24 @@ from rerank_plugin.scoring import Logits
 from .corpus import Corpus, Places
 from .evaluation import Evaluation
 from .metrics import Ranking, query_metrics
-from .records import read_qrels, read_queries
+from .notes import Notes
+from .records import (
+    COLUMN,
+    Record,
+    at,
+    check_match,
+    is_own_document,
+    no_match,
+    read_grades,
+    read_qrels,
+    read_queries,
+)
 
 #: trec_eval counts documents of every grade up to the highest there is.
 HIGHEST_GRADE = 1000
+
+#: Scores are kept as float32.
+HIGHEST_SCORE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -42,13 +56,13 @@ class Found:
     places: "array[int]" = field(default_factory=lambda: array("l"))
     scores: "array[float]" = field(default_factory=lambda: array("f"))
 
-    def best(self, names: Sequence[str], count: int | None) -> tuple[list[str], Logits]:
-        """Documents, of all `names`, and scores, the best first; `count` of them at most.
+    def best(self, names: Sequence[str]) -> tuple[list[str], Logits]:
+        """Documents, of all `names`, and scores, the best first.
 
         Documents of one score stand as trec_eval has them, the last by name first.
         """
         documents = (names[place] for place in self.places)
-        found = sorted(zip(self.scores, documents, strict=True), reverse=True)[:count]
+        found = sorted(zip(self.scores, documents, strict=True), reverse=True)
         return [name for _, name in found], np.array([score for score, _ in found], np.float32)
 
 
@@ -69,14 +83,12 @@ class TrecRun:
     Args:
         candidates: Of every query.
         corpus: Where the texts are.
-        left_out: How many queries of what kind are not among them.
+        notes: What is left out.
     """
 
-    def __init__(
-        self, candidates: Sequence[Candidates], corpus: Corpus, left_out: Counter[str]
-    ) -> None:
+    def __init__(self, candidates: Sequence[Candidates], corpus: Corpus, notes: Notes) -> None:
         self.candidates = candidates
-        self.left_out = left_out
+        self.notes = notes
         self._corpus = corpus
 
     def __len__(self) -> int:
@@ -110,8 +122,10 @@ def open_run(
     """A run with its texts, which lie in a temporary folder while it is open.
 
     As trec_eval does it, queries without a judgement and judged queries that the run lacks are
-    left out, documents without a judgement are wrong, and scores are float32. A bar on stderr shows
-    how the corpus is read.
+    left out, documents without a judgement are wrong, judged ones that the run lacks count as
+    missed, and scores are float32. What cannot be ranked as its text is missing or blank is left
+    out and counted, and so is a query among its own documents, as BEIR does it. A bar on stderr
+    shows how the corpus is read.
 
     Args:
         run: Lines of `query Q0 document rank score tag`; the score says who comes first.
@@ -121,97 +135,161 @@ def open_run(
         top_k: Only so many documents of a query, those that the run puts first.
 
     Raises:
-        InputError: a line is bad, a text is missing, or no query is left.
+        InputError: a line is bad, files do not belong together, or no query is left.
     """
-    grades = read_grades(qrels)
+    notes = Notes()
+    grades = read_whole_grades(qrels, notes)
     documents: dict[str, int] = {}
-    found = read_run(run, documents)
-    texts = {query.id: query.text for query in read_queries(queries)}
+    found = read_run(run, documents, notes)
+    check_match("query", run, found, qrels, grades)
+    texts = {query.id: query for query in read_queries(queries, notes)}
+    check_match("query", run, [query for query in found if query in grades], queries, texts)
     with TemporaryDirectory(prefix="rerank-run-") as folder:
+        judged = {name for query in found for name in grades.get(query, ())}
+        wanted = judged.union(documents)
         with bar("reading", "passage") as progress:
-            passages = Corpus.build(corpus, Path(folder), set(documents), progress.update)
-        names = list(documents)
-        left_out = Counter({"queries of the qrels that the run lacks": len(grades.keys() - found)})
+            passages = Corpus.build(corpus, Path(folder), wanted, notes, progress.update)
+        if passages.places.keys().isdisjoint(documents):
+            raise no_match("document", run, next(iter(documents)), corpus, passages.first_id)
+        notes["queries of the qrels that the run lacks"] = len(grades.keys() - found)
+        chosen = Chosen(list(documents), passages, notes, top_k)
         candidates = []
-        for query, own in found.items():
+        for query, of_query in found.items():
             if query not in grades:
-                left_out["queries of the run without a judgement"] += 1
-                continue
-            if query not in texts:
-                raise InputError(f"{queries}: no query has the id {query!r}, which {run} ranks for")
-            judged = dict(grades[query])
-            ranked, scores = own.best(names, top_k)
-            lacking = next((name for name in ranked if name not in passages.places), None)
-            if lacking is not None:
-                raise InputError(
-                    f"{corpus}: no passage with a text has the id {lacking!r}, which {run} has for "
-                    f"query {query!r}"
-                )
-            places = np.array([passages.places[name] for name in ranked], np.int64)
-            labels = [judged.pop(name, 0) for name in ranked]
-            candidates.append(
-                Candidates(texts[query], places, scores, labels, list(judged.values()))
-            )
+                notes.add("queries of the run without a judgement, left out", repr(query))
+            elif query not in texts:
+                notes.add("queries of the run that --queries does not have, left out", repr(query))
+            elif of_one := chosen.candidates(texts[query], of_query, grades[query]):
+                candidates.append(of_one)
         if not candidates:
-            raise InputError(f"{run}: none of its queries is judged in {qrels}")
+            raise InputError(
+                f"{run}: none of its queries can be ranked ({', '.join(notes.told())})"
+            )
         if not any(max([*own.labels, *own.missed]) > 0 for own in candidates):
             raise InputError(f"{qrels}: no passage is judged right for a query of {run}")
-        yield TrecRun(candidates, passages, +left_out)
+        yield TrecRun(candidates, passages, notes)
         passages.close()
 
 
-def read_run(data_path: DataPath, documents: dict[str, int]) -> dict[str, Found]:
-    """What a run has for every query, by the query's id; `documents` get numbers as they come."""
+@dataclass(frozen=True)
+class Chosen:
+    """Chooses what is ranked for a query among what a run has for it.
+
+    Args:
+        names: The ids of all documents of the run.
+        passages: The texts of those that have one.
+        notes: Counts what is left out.
+        top_k: How many of them are ranked at most.
+    """
+
+    names: Sequence[str]
+    passages: Corpus
+    notes: Notes
+    top_k: int | None
+
+    def candidates(
+        self, query: Record, found: Found, grades: Mapping[str, int]
+    ) -> Candidates | None:
+        """The part of a run of one query; None where no document is left."""
+        ranked, scores = found.best(self.names)
+        kept = [self._is_kept(query, name, grades) for name in ranked]
+        ranked, scores = list(compress(ranked, kept))[: self.top_k], scores[kept][: self.top_k]
+        if not ranked:
+            self.notes.add("queries of the run without a document that can be ranked, left out")
+            return None
+        for name in grades:
+            if grades[name] > 0 and name not in self.passages.places:
+                reason = "relevant passages without a text in the corpus, which count as not found"
+                self.notes.add(reason, repr(name))
+        judged = dict(grades)
+        places = np.array([self.passages.places[name] for name in ranked], np.int64)
+        labels = [judged.pop(name, 0) for name in ranked]
+        return Candidates(query.text, places, scores, labels, list(judged.values()))
+
+    def _is_kept(self, query: Record, name: str, grades: Mapping[str, int]) -> bool:
+        place = self.passages.places.get(name)
+        if place is None:
+            why = "are blank" if name in self.passages.blank_ids else "the corpus lacks"
+            self.notes.add(
+                f"documents of the run that {why}, left out", f"{name!r} of {query.id!r}"
+            )
+            return False
+        if name == query.id and name not in grades:
+            (text,) = self.passages.texts([place])
+            if is_own_document(query, text):
+                self.notes.add("queries among their own documents, left out there", repr(name))
+                return False
+        return True
+
+
+def read_run(data_path: DataPath, documents: dict[str, int], notes: Notes) -> dict[str, Found]:
+    """What a run has for every query, by the query's id; `documents` get numbers as they come.
+
+    Of a document that comes twice for a query the best score counts, as of passages of one
+    document.
+    """
     found: dict[str, Found] = {}
-    seen: set[int] = set()
+    seen: dict[int, int] = {}
     last: str | None = None
     for line in read_lines(data_path):
         query, document, score = run_fields(line)
         own = found.setdefault(query, Found())
         if query != last:
-            seen, last = set(own.places), query
+            seen, last = {number: place for place, number in enumerate(own.places)}, query
         number = documents.setdefault(document, len(documents))
         if number in seen:
-            raise line.error(f"document {document!r} comes twice for query {query!r}")
-        seen.add(number)
+            own.scores[seen[number]] = max(own.scores[seen[number]], score)
+            notes.add(
+                "documents that come twice for a query: the best score counts", at(document, line)
+            )
+            continue
+        seen[number] = len(own.places)
         own.places.append(number)
         own.scores.append(score)
     return found
 
 
 def run_fields(line: Line) -> tuple[str, str, float]:
-    """Query, document and score of a line."""
-    fields = line.text().split()
-    if len(fields) != 6:
-        raise line.error(
-            f"expected query, Q0, document, rank, score and tag, found {len(fields)} columns"
-        )
+    """Query, document and score of a line, which may lack the tag; ids with spaces need tabs."""
+    text = line.text().rstrip()
+    fields = [field.strip() for field in text.split("\t")]
+    if len(fields) not in (5, 6):
+        fields = COLUMN.findall(text)
+    if len(fields) not in (5, 6) or not (fields[0] and fields[2]):
+        expected = "expected query, Q0, document, rank, score and tag"
+        why = "; a column is blank" if len(fields) in (5, 6) else ""
+        if len(fields) in (3, 4):
+            why = "; MS MARCO's form has no scores: write TREC's"
+        elif len(fields) > 6:
+            why = "; ids with spaces need tabs between the columns"
+        raise line.error(f"{expected}, found {len(fields)} columns{why}")
     try:
         score = float(fields[4])
     except ValueError:
         score = float("nan")
-    if not np.isfinite(score):
-        raise line.error(f"the score {fields[4]!r} is no finite number")
+    if not abs(score) <= HIGHEST_SCORE:
+        raise line.error(f"the score {fields[4][:40]!r} is no finite number")
     return fields[0], fields[2], score
 
 
-def read_grades(qrels: DataPath) -> dict[str, dict[str, int]]:
+def read_whole_grades(qrels: DataPath, notes: Notes) -> dict[str, dict[str, int]]:
     """The grades of every query's judged documents, by their ids.
 
     Raises:
-        InputError: a grade is not whole, or a document is judged twice and differently.
+        InputError: a grade is not whole.
     """
-    grades: dict[str, dict[str, int]] = {}
-    for judgement in read_qrels(qrels):
-        if abs(judgement.grade) > HIGHEST_GRADE or judgement.grade % 1:
-            raise judgement.line.error(
-                f"the grade {judgement.grade:g} is not a whole number up to {HIGHEST_GRADE}"
-            )
-        grade = int(judgement.grade)
-        own = grades.setdefault(judgement.query, {})
-        if own.setdefault(judgement.passage, grade) != grade:
-            raise judgement.line.error(
-                f"passage {judgement.passage!r} is judged twice for query {judgement.query!r}, "
-                f"{own[judgement.passage]} and {grade}"
-            )
-    return grades
+    grades = read_grades(qrels, notes)
+    every = (grade for of_query in grades.values() for grade in of_query.values())
+    if not all(is_whole(grade) for grade in every):
+        bad = next(judgement for judgement in read_qrels(qrels) if not is_whole(judgement.grade))
+        problem = f"the grade {bad.grade:g} is not a whole number up to {HIGHEST_GRADE}"
+        raise bad.line.error(problem)
+    return {
+        query: {passage: int(grade) for passage, grade in of_query.items()}
+        for query, of_query in grades.items()
+    }
+
+
+def is_whole(grade: float) -> bool:
+    """Whether a grade is one that trec_eval takes."""
+    return abs(grade) <= HIGHEST_GRADE and grade % 1 == 0

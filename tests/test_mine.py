@@ -24,6 +24,7 @@ from rerank_plugin.finetune.corpus import Corpus
 from rerank_plugin.finetune.group_files import parse_shares, split_files, split_sides
 from rerank_plugin.finetune.groups import read_groups
 from rerank_plugin.finetune.near_duplicates import Duplicates
+from rerank_plugin.finetune.notes import Notes
 from rerank_plugin.finetune.records import read_passages
 from rerank_plugin.finetune.words import text_key
 from rerank_plugin.sample import sample_path
@@ -176,7 +177,7 @@ def test_the_teacher_drops_what_it_finds_exactly_as_good(
     same = "the ship sails at noon from here"
     corpus = [f"{same} {word} {word} {'and so on ' * 3}{word}" for word in ("dog", "cat")]
     options = ("--filter_model", tiny_model, "--max_length", 16, "--dtype", "float32")
-    with pytest.raises(AssertionError, match="1 queries for which no wrong passage is left"):
+    with pytest.raises(AssertionError, match="1 × queries for which no wrong passage is left"):
         mine_files(cli, tmp_path, corpus, {"text": "ship"}, *options)
 
 
@@ -285,14 +286,15 @@ def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
     assert group["neg"] == ["Dogs travel in a cabin."]
     for line in (
         "1 × queries that repeat another",
-        "1 × queries without a right passage in --qrels",
+        "1 × queries without a right passage in --qrels, for example '3'",
         "1 × queries whose right passages are not in the corpus, or blank",
-        f"1 × right passages that are not in the corpus, for example 'none' ({tmp_path}/qrels:5)",
-        f"1 × right passages that are blank, for example 'd' ({tmp_path}/qrels:7)",
+        "1 × judged passages that are not in the corpus, left out, for example 'none' "
+        f"({tmp_path}/qrels:5)",
+        f"1 × judged passages that are blank, left out, for example 'd' ({tmp_path}/qrels:7)",
         "1 × copies of the query itself",
         "1 × right passages that are copies of another",
         "1 × blank passages of the corpus",
-        "1 × queries of --qrels that --queries does not have",
+        "1 × judged queries that are not among the queries, left out, for example '9'",
         "1 × groups of fewer than 15 wrong passages",
     ):
         assert line in out
@@ -371,11 +373,24 @@ def test_tables_may_have_column_names(tmp_path: Path) -> None:
         ("qrels", "1 0 a", ":1: the grade 'a' is no number"),
         ("qrels", "1\ta\tnan", ":1: the grade 'nan' is no finite number"),
         ("qrels", "1\t\t1", ":1: expected query, passage and grade, found 3 columns, one of them"),
-        ("qrels", "1\tnone\t1", "qrels:1)"),
+        ("qrels", "1\tnone\t1", "c.jsonl: it has 'none', the other has 'a'; do the files belong"),
+        ("qrels", "x\ta\t1", "q.jsonl: it has 'x', the other has '1'; do the files belong"),
+        ("qrels", '{"query-id": "1", "score": 1}', ":1: field 'corpus-id' is missing, expected an"),
+        ("qrels", '{"qid": 1, "pid": null, "label": 1}', ":1: field 'pid' is null, expected an id"),
+        (
+            "c.jsonl",
+            '{"id": 1.0, "text": "a"}',
+            ":1: field 'id' is 1.0, expected a text or a whole",
+        ),
+        ("c.jsonl", '{"id": true, "text": "a"}', ":1: field 'id' is a boolean, expected a text"),
+        ("c.jsonl", '{"id": 1, "body": "a"}', "missing, expected a text; the fields are 'id', 'b"),
+        ("c.jsonl", '[{"id": 1}]', "c.jsonl:1: a JSON array, expected one JSON object a line"),
+        ("c.jsonl", "id,text\n1,a", "c.jsonl:1: a table, as its first line"),
+        ("q.jsonl", '{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', ":2: a second query has the"),
         ("c.jsonl", '{"id": 1, "text": "a"}', "at least two passages"),
-        ("c.jsonl", '{"id": 1, "text": "!"}\n{"id": 2, "text": "?"}', "holds no word"),
-        ("q.jsonl", '{"id": 1, "text": " "}', ":1: the query is blank"),
-        ("q.jsonl", '{"id": 7, "text": "a"}', "no query gives a group"),
+        ("c.jsonl", '{"id": "a", "text": "!"}\n{"id": 2, "text": "?"}', "holds no word"),
+        ("q.jsonl", '{"id": 1, "text": " "}', "q.jsonl: no query is left (1 × blank queries"),
+        ("q.jsonl", '{"id": 7, "text": "a"}', "q.jsonl: it has '1', the other has '7'; do the"),
         ("qrels", "1\t2", ":1: expected query, passage and grade"),
         ("qrels", "1 0 a 1\n1 0 a x", ":2: the grade 'x' is no number"),
         ("qrels", "1\ta\t0", "no passage is judged relevant"),
@@ -446,7 +461,7 @@ def test_an_interrupted_run_leaves_nothing(
 
 
 def test_compiled_and_plain_bm25_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set())
+    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), Notes())
     queries = sample_texts()[:40]
     plain = Bm25(corpus, tmp_path)
     monkeypatch.setattr("rerank_plugin.finetune.bm25.COMPILED_FROM", 1)
@@ -465,12 +480,12 @@ def test_a_corpus_on_disk_is_what_was_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("rerank_plugin.finetune.corpus.BLOCK", 100)
     texts = ["ä" * 40, "b", "漢字" * 60, "d e", "f" * 99]
     path = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
-    corpus = Corpus.build(path, tmp_path, {"3"})
+    corpus = Corpus.build(path, tmp_path, {"3"}, Notes())
     assert list(corpus) == texts
     assert corpus.texts([4, 0, 2]) == [texts[4], texts[0], texts[2]]
     assert corpus.places == {"3": 3}
     (tmp_path / "c.tsv").write_text("x\tone\ny\ttwo words\n")
-    assert list(Corpus.build(tmp_path / "c.tsv", tmp_path, set())) == ["one", "two words"]
+    assert list(Corpus.build(tmp_path / "c.tsv", tmp_path, set(), Notes())) == ["one", "two words"]
 
 
 def test_fusion_by_reciprocal_rank() -> None:
@@ -588,7 +603,7 @@ def test_what_to_type_next_can_be_typed(cli: Run, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_no_corpus_cut_short(tmp_path: Path, mounts: Path) -> None:
     mount("tmpfs", mounts, "-o", "size=100k")
-    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set())
+    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), Notes())
     (mounts / "all").write_bytes(bytes(96 * 1024))
     with pytest.raises(OSError, match="No space left"):
         Bm25(corpus, mounts)

@@ -1,4 +1,4 @@
-"""BEIR folders: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`.
+"""BEIR folders: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`, or `.jsonl` as MTEB's.
 
 A relevant passage is right, any other judged one wrong; what is not judged is left to drawing.
 """
@@ -11,7 +11,16 @@ from rerank_plugin.errors import InputError
 
 from ..corpus import Corpus
 from ..notes import Notes
-from ..records import Judgement, read_qrels, read_queries
+from ..records import (
+    BLANK_PASSAGES,
+    MISSING_PASSAGES,
+    MISSING_QUERIES,
+    check_match,
+    judged_at,
+    no_match,
+    read_grades,
+    read_queries,
+)
 from .judged import Judged, judged
 
 
@@ -21,30 +30,61 @@ def read(folder: Path, notes: Notes, *, split: str, threshold: float | None) -> 
     Right is a grade of at least `threshold`, without one any above 0. What is left out is counted
     in `notes`.
     """
-    files = [folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / f"{split}.tsv"]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: no such file; a BEIR folder has it")
-    queries = {query.id: query.text for query in read_queries(files[1])}
-    by_query: dict[str, list[Judgement]] = {}
-    for judgement in read_qrels(files[2]):
-        if judgement.query not in queries:
-            raise judgement.line.error(f"query {judgement.query!r} is not in {files[1].name}")
-        by_query.setdefault(judgement.query, []).append(judgement)
-    wanted = {of.passage for judgements in by_query.values() for of in judgements}
-    left_out: dict[str, str] = {}
+    corpus_file, query_file = (find_file(folder, name) for name in ("corpus", "queries"))
+    qrels = find_qrels(folder, split)
+    grades = read_grades(qrels, notes)
+    queries = {query.id: query.text for query in read_queries(query_file, notes)}
+    check_match("query", qrels, grades, query_file, queries)
+    notes["queries without a judgement in the split"] += len(queries.keys() - grades.keys())
+    wanted = {passage for of_query in grades.values() for passage in of_query}
     with TemporaryDirectory(prefix="beir-") as work:
-        corpus = Corpus.build(files[0], Path(work), wanted)
-        for query, judgements in by_query.items():
-            known = [of for of in judgements if of.passage in corpus.places]
-            for of in judgements:
-                if of.passage not in corpus.places:
-                    blank = of.passage in corpus.blank_ids
-                    reason = "blank" if blank else "not in corpus.jsonl"
-                    example = f"for example {of.passage!r} ({of.line.path}:{of.line.number})"
-                    told = f"judged passages that are {reason}, left out, {example}"
-                    notes[left_out.setdefault(reason, told)] += 1
-            texts = corpus.texts([corpus.places[of.passage] for of in known])
-            right = [of.grade > 0 if threshold is None else of.grade >= threshold for of in known]
+        corpus = Corpus.build(corpus_file, Path(work), wanted, notes)
+        if not corpus.places and not corpus.blank_ids:
+            passage = next(passage for of_query in grades.values() for passage in of_query)
+            raise no_match("passage", qrels, passage, corpus_file, corpus.first_id)
+        for query, of_query in grades.items():
+            if query not in queries:
+                notes.add(MISSING_QUERIES, repr(query))
+                continue
+            count_missing(qrels, query, of_query, corpus, notes)
+            known = [passage for passage in of_query if passage in corpus.places]
+            texts = corpus.texts([corpus.places[passage] for passage in known])
+            right = [is_right(of_query[passage], threshold) for passage in known]
             yield judged(queries[query], zip(texts, right, strict=True), id=query)
         corpus.close()
+
+
+def is_right(grade: float, threshold: float | None) -> bool:
+    """Whether a passage of a grade is right."""
+    return grade > 0 if threshold is None else grade >= threshold
+
+
+def count_missing(
+    qrels: Path, query: str, grades: dict[str, float], corpus: Corpus, notes: Notes
+) -> None:
+    """Count the judged passages of a query that have no text."""
+    for passage in grades:
+        if passage not in corpus.places:
+            reason = BLANK_PASSAGES if passage in corpus.blank_ids else MISSING_PASSAGES
+            example = "" if notes[reason] else judged_at(qrels, query, passage)
+            notes.add(reason, example)
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """The file with the corpus or the queries, plain or gzipped."""
+    files = [folder / f"{name}{suffix}" for suffix in (".jsonl", ".jsonl.gz")]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise InputError(f"{files[0]}: no such file; a BEIR folder has it")
+    return found
+
+
+def find_qrels(folder: Path, split: str) -> Path:
+    """The file with the judgements of a split."""
+    files = [folder / "qrels" / f"{split}{suffix}" for suffix in (".tsv", ".jsonl")]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        there = sorted(file.stem for file in files[0].parent.glob("*.*"))
+        splits = f"--split can be {', '.join(there)}" if there else "a BEIR folder has it"
+        raise InputError(f"{files[0]}: no such file; {splits}")
+    return found
