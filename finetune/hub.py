@@ -2,13 +2,13 @@
 
 import logging
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from rerank_plugin.errors import OptionError, RerankError
+from rerank_plugin.loaded import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class HubRepository:
         from huggingface_hub import HfApi
 
         logger.info("uploading %s to %s", folder, self.name)
-        with quiet_bars():
+        with quiet_transformers():
             try:
                 commit = HfApi(token=self.token).upload_folder(
                     repo_id=self.name,
@@ -85,24 +85,6 @@ class HubRepository:
                     f"upload it by: {shlex.join(command)}"
                 ) from error
         logger.info("uploaded: %s", commit.commit_url)
-
-
-@contextmanager
-def quiet_bars() -> Iterator[None]:
-    """Keep the client's progress bars off the terminal."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    disabled = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not disabled:
-            enable_progress_bars()
 
 
 def first_line(error: Exception) -> str:
