@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def execute(cli: Run, folder: Path, command: str) -> tuple[int, str]:
     """The exit code and all that is printed; of `evaluate` only what it reads, without a model."""
-    files: dict[str, Path] = {
+    files: dict[str, Any] = {
         "corpus": folder / CORPUS,
         "queries": folder / QUERIES,
         "qrels": next(folder.glob("qrels/train.*")),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from importlib.util import find_spec
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
@@ -104,21 +104,23 @@ class Row:
 
 def number(row: Row, value: object, column: str) -> float:
     """A value as a finite number."""
-    given = value
     try:
-        if not isinstance(value, str | int | float | Decimal):
-            raise ValueError
         if isinstance(value, str):
-            value = value.strip().lower().replace(row.decimal, ".")
-            value = TRUTHS.get(value, value)
-        found = float(value)
-        if not isfinite(found):
-            raise ValueError
-        return found
+            text = value.strip().lower().replace(row.decimal, ".")
+            found = float(TRUTHS.get(text, text))
+        elif isinstance(value, int | float | Decimal):
+            found = float(value)
+        else:
+            raise TypeError
+    except TypeError:
+        problem = f"column {column!r} is {json_type(value)}, expected a finite number"
+        raise row.error(problem) from None
     except (ValueError, OverflowError):
-        is_one = isinstance(given, str | int | float | Decimal)
-        shown = repr(str(given)[:40]) if is_one else json_type(given)
-        raise row.error(f"column {column!r} is {shown}, expected a finite number") from None
+        found = nan
+    if not isfinite(found):
+        problem = f"column {column!r} is {str(value)[:40]!r}, expected a finite number"
+        raise row.error(problem)
+    return found
 
 
 def is_right(row: Row, value: float, column: str, threshold: float | None) -> bool:

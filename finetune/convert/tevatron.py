@@ -21,9 +21,9 @@ def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
     """One record a row; title and text are joined by a space. Other fields are counted."""
     for row in read_rows(data_path):
         row.count_others(FIELDS, notes)
-        sides = (side(row, f"{name}_passages", notes) for name in ("positive", "negative"))
+        pos, neg = (side(row, f"{name}_passages", notes) for name in ("positive", "negative"))
         id = id_text(row.values.get("query_id"))
-        yield Judged(row.text("query"), *sides, id, row.where)
+        yield Judged(row.text("query"), pos, neg, id, row.where)
 
 
 def side(row: Row, column: str, notes: Notes) -> list[Passage]:
