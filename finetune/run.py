@@ -22,6 +22,8 @@ from rerank_plugin.atomic import saving
 from rerank_plugin.device import resolve_device
 from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import OptionError
+from rerank_plugin.families import usable_dtype
+from rerank_plugin.head import keep_one_label
 from rerank_plugin.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
 from rerank_plugin.paths import expanded
@@ -171,10 +173,11 @@ class Run:
                 groups.require_teacher("loss", config.loss)
         # Before the model: a fresh head is drawn from this seed.
         transformers.set_seed(config.seed)
-        loaded = load_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+        loaded = load_model(
+            config.model_name_or_path, new_head=True, trust_remote_code=config.trust_remote_code
+        )
         self.loss_name = config.loss or DEFAULT_LOSS[loaded.has_fresh_head]
         loss = given or make_loss(self.loss_name)
-        self.labels = int(loaded.model.config.num_labels or 1)
         self.max_length = resolve_max_length(
             config.max_len,
             default=DEFAULT_MAX_LENGTH,
@@ -190,7 +193,10 @@ class Run:
         if folder.state.get("base", self.base_fingerprint) != self.base_fingerprint:
             raise folder.changed("model_name_or_path", "the model is")
         folder.keep(base=self.base_fingerprint)
-        self.dtype = dtype = product_dtype(config, device)
+        self.dtype = dtype = usable_dtype(product_dtype(config, device), loaded.model.config)
+        if not config.lora:
+            keep_one_label(loaded.model)
+        self.labels = int(loaded.model.config.num_labels or 1)
         model = with_adapter(config, loaded, device, dtype) if config.lora else loaded.model
         scorer = Scorer(
             loaded.model,
@@ -204,6 +210,7 @@ class Run:
             config,
             folder=str(folder.work),
             device=device,
+            dtype=dtype,
             lr=rate,
             groups=len(self.data.train),
             resumed=folder.checkpoint is not None,

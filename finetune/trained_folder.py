@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rerank_plugin.atomic import write_json, write_text
 from rerank_plugin.encoding import clear_truncation_and_padding
-from rerank_plugin.head import head_names
+from rerank_plugin.head import keep_one_label, last_layer
 from rerank_plugin.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.loading import load_model
 from rerank_plugin.normalization import check_normalization
@@ -40,6 +40,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> No
     """Make other libraries cut where this one does, and pad only what they ask for."""
     clear_truncation_and_padding(tokenizer)
     tokenizer.model_max_length = max_length
+    # Of an encoder that was a language model's: no pair is read through it.
+    tokenizer.chat_template = None
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
@@ -49,7 +51,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
 
 
 def save_plain(loaded: LoadedModel, folder: Path) -> None:
-    """Save a model and its tokenizer as a plain Hugging Face folder."""
+    """Save a model, with one label, and its tokenizer as a plain Hugging Face folder."""
+    keep_one_label(loaded.model)
     save_model(loaded, folder)
     loaded.tokenizer.save_pretrained(folder)
 
@@ -73,20 +76,14 @@ def fold_calibration(
     The last layer of the head is multiplied by `scale`, and `bias` added to what it gives.
     """
     loaded = load_model(folder, trust_remote_code=trust_remote_code)
-    labels = int(loaded.model.config.num_labels or 1)
-    last: Any = [
-        module
-        for name in head_names(loaded.model)
-        for module in loaded.model.get_submodule(name).modules()
-        if isinstance(module, nn.Linear) and module.out_features == labels
-    ][-1]
+    keep_one_label(loaded.model)
+    last = last_layer(loaded.model)
     with torch.no_grad():
         if last.bias is None:
-            last.bias = nn.Parameter(torch.zeros(labels))
+            last.bias = nn.Parameter(torch.zeros(1))
         last.weight.mul_(scale)
         last.bias.mul_(scale)
-        # With two labels the logit is the difference of the second and the first.
-        last.bias[-1].add_(bias)
+        last.bias.add_(bias)
     save_model(loaded, folder)
 
 

@@ -64,6 +64,7 @@ def training_arguments(
     *,
     folder: str,
     device: torch.device,
+    dtype: torch.dtype,
     lr: float,
     groups: int,
     resumed: bool,
@@ -78,7 +79,6 @@ def training_arguments(
             "device", f"training takes the first GPU it sees: CUDA_VISIBLE_DEVICES={device.index}"
         )
     steps = Steps.count(config, groups)
-    dtype = product_dtype(config, device)
     values: dict[str, Any] = {
         "eval_strategy": "steps",
         "logging_steps": max(1, steps.run // 50),
@@ -89,9 +89,9 @@ def training_arguments(
         # Of fewer steps a tenth is less than one, and a step that only warms up has a rate of 0.
         "warmup_steps": WARMUP if steps.run * WARMUP >= 1 else 0,
         "dataloader_pin_memory": device.type == "cuda",
-        **{name: dtype == half for name, half in HALF.items()},
         **plateau(config),
         **{name: value for name, value in config.trainer.items() if name not in OURS},
+        **{name: dtype == half for name, half in HALF.items()},
         "output_dir": folder,
         "per_device_train_batch_size": config.batch_size,
         "num_train_epochs": config.total_epoch,

@@ -101,7 +101,7 @@ class Base:
         own = expanded(self.name)
         if own.is_dir() and own.samefile(folder):
             return self.fingerprint
-        return type(self).of(load_model(folder), folder).fingerprint
+        return type(self).of(load_model(folder, new_head=True), folder).fingerprint
 
 
 def merge(loaded: LoadedModel, folder: Path, name: str | Path) -> LoadedModel:

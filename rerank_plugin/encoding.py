@@ -204,6 +204,11 @@ def read_template(tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
     query, document = np.flatnonzero(sequences == 0), np.flatnonzero(sequences == 1)
     if len(query) == 0 or len(document) == 0 or query[-1] > document[0]:
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer does not encode pairs in order")
+    if query[-1] + 1 == document[0]:
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer puts no token between a query and a document "
+            "(its tokenizer.json has no template for pairs), so the model cannot tell them apart"
+        )
     edges = [0, query[0], query[-1] + 1, document[0], document[-1] + 1, len(ids)]
     parts = [EncodedPair(ids[start:end], types[start:end]) for start, end in pairwise(edges)]
     return PairTemplate(

@@ -1,7 +1,16 @@
 """What differs between model families, as a table: a new family is a row."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+#: Why a family is refused whose inputs are more than texts.
+PAGES = "it reads where words are on a page, which pairs of texts do not say"
 
 
 @dataclass(frozen=True)
@@ -16,28 +25,88 @@ class Family:
     #: How its layers are built, if `fused_layers` has a faster one of the kind: "bert" (norms
     #: behind attention and feed-forward) or "modernbert" (norms before, rotary positions, gated).
     layers: str | None = None
+    #: Whether padding leaves the logit of a pair as it is. Otherwise a batch only has pairs of
+    #: equal length, or a score would depend on the pairs beside it.
+    masks_padding: bool = True
+    #: Whether its code raises an error in half precision.
+    float32_only: bool = False
+    #: Values of its config that are set whatever a checkpoint has.
+    config: Mapping[str, Any] = field(default_factory=dict)
+    #: Why its scores cannot be right, for a family that is refused.
+    refused: str | None = None
 
 
 FAMILIES = {
     "albert": Family(last_module="encoder"),
     "bert": Family(last_module="encoder", layers="bert"),
+    # Its sparse attention is replaced by the full one, for good, as soon as a batch is short.
+    "big_bird": Family(config={"attention_type": "original_full"}),
     "camembert": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
+    "canine": Family(masks_padding=False),
+    "convbert": Family(masks_padding=False),
     "data2vec-text": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
+    "deberta": Family(float32_only=True),
+    "deberta-v2": Family(),
     "distilbert": Family(last_module=""),
     "electra": Family(last_module="", layers="bert"),
     "ernie": Family(last_module="encoder", layers="bert"),
+    "esm": Family(positions_after_padding=True),
+    "eurobert": Family(),
+    "flaubert": Family(),
+    "fnet": Family(masks_padding=False, float32_only=True),
+    "funnel": Family(masks_padding=False),
+    "gte": Family(),
+    "ibert": Family(positions_after_padding=True),
+    "jina_embeddings_v3": Family(),
+    "layoutlm": Family(refused=PAGES),
+    "layoutlmv2": Family(refused=PAGES),
+    "layoutlmv3": Family(refused=PAGES),
+    "lilt": Family(refused=PAGES),
+    "longformer": Family(positions_after_padding=True),
+    "luke": Family(positions_after_padding=True),
+    "markuplm": Family(refused=PAGES),
+    "megatron-bert": Family(),
+    "mobilebert": Family(),
     "modernbert": Family(last_module="", layers="modernbert"),
     "mpnet": Family(positions_after_padding=True),
+    "mra": Family(refused="without a CUDA kernel of its own its attention is zero"),
+    "nomic_bert": Family(),
+    "nystromformer": Family(refused="its attention averages over a fixed number of tokens"),
+    "perceiver": Family(refused="it reads bytes, not the tokens of pairs"),
+    "reformer": Family(refused="it hashes tokens at random, so that equal pairs differ in score"),
+    "rembert": Family(),
     "roberta": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
     "roberta-prelayernorm": Family(positions_after_padding=True, last_module="encoder"),
+    "roc_bert": Family(),
+    "roformer": Family(),
+    "squeezebert": Family(),
+    "tapas": Family(refused="it reads tables, with types for rows and columns"),
+    "xlm": Family(),
     "xlm-roberta": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
     "xlm-roberta-xl": Family(positions_after_padding=True, last_module="encoder"),
+    "xmod": Family(refused="its layers are chosen by a language, which pairs do not say"),
+    "yoso": Family(masks_padding=False),
 }
+
+#: A family of which nothing is known, such as one whose code comes with the model.
+UNKNOWN = Family(masks_padding=False)
 
 
 def family_of(config: Any) -> Family:
-    """The row of a model's config; families that have none are padded."""
-    return FAMILIES.get(config.model_type, Family())
+    """Return the row of a model's config."""
+    return FAMILIES.get(config.model_type, UNKNOWN)
+
+
+def usable_dtype(dtype: torch.dtype, config: Any) -> torch.dtype:
+    """Return a precision as a model's family can run in it: float32 for some, with a warning."""
+    if dtype == torch.float32 or not family_of(config).float32_only:
+        return dtype
+    logger.warning(
+        "dtype %s: the code of %s models needs float32, which is used instead",
+        str(dtype).removeprefix("torch."),
+        config.model_type,
+    )
+    return torch.float32
 
 
 def usable_positions(config: Any) -> int | None:

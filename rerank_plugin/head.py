@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rerank_plugin.errors import InputError
+
 
 class Float32Linear(nn.Linear):
     """A linear layer that computes in float32, also under autocast.
@@ -42,6 +44,47 @@ def run_head_in_float32(model: PreTrainedModel) -> None:
         for module in head.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Float32Linear
+
+
+def last_layer(model: PreTrainedModel) -> nn.Linear:
+    """Return the layer of the head that gives the logits.
+
+    Raises:
+        InputError: the head has no such layer.
+    """
+    labels = model.config.num_labels
+    layers = [
+        module
+        for name in head_names(model)
+        for module in model.get_submodule(name).modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels
+    ]
+    if not layers:
+        raise InputError(
+            f"{model.name_or_path}: the head of {type(model).__name__} has no linear layer of "
+            f"{labels} labels"
+        )
+    return layers[-1]
+
+
+def keep_one_label(model: PreTrainedModel) -> None:
+    """Turn a head of two labels into one of their difference, in place; the logit stays as it is.
+
+    Other libraries give two logits for two labels, and one score for one.
+    """
+    if model.config.num_labels == 1:
+        return
+    last = last_layer(model)
+    with torch.no_grad():
+        last.weight = nn.Parameter(last.weight[1:] - last.weight[:1])
+        if last.bias is not None:
+            last.bias = nn.Parameter(last.bias[1:] - last.bias[:1])
+    last.out_features = 1
+    for module in model.modules():
+        # Heads keep the number beside the config.
+        if getattr(module, "num_labels", None) == 2:
+            module.num_labels = 1
+    model.config.num_labels = 1
 
 
 def cast_backbone(model: PreTrainedModel, dtype: torch.dtype) -> None:

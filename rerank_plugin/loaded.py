@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -13,15 +14,28 @@ from rerank_plugin.errors import InputError
 
 #: What transformers, peft and safetensors raise for a model that they cannot load.
 LOADING_ERRORS = (
+    AssertionError,
     AttributeError,
     ImportError,
     KeyError,
     OSError,
     RuntimeError,
     SafetensorError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
+
+#: What to do with weights that are pickles, which can run any code.
+PICKLED = "pickled weights are not loaded: save them as safetensors"
+
+#: What is said instead of an error of transformers, by a part of its text.
+REMEDIES = {
+    "trust_remote_code": "it comes with code of its own, which is run with trust_remote_code only "
+    "(--trust_remote_code): read it first",
+    "does not appear to have a file named model.safetensors": "it has no model.safetensors "
+    f"({PICKLED}, or choose a --revision that has them)",
+}
 
 
 @dataclass(frozen=True)
@@ -47,11 +61,18 @@ def one_line_errors(source: str) -> Iterator[None]:
     except LOADING_ERRORS as error:
         if isinstance(error, InputError):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        problem = lines[0] if lines else type(error).__name__
-        if problem.endswith(":") and len(lines) > 1:
-            problem += f" {lines[1]}"
-        raise InputError(f"{source}: the model cannot be loaded: {problem}") from error
+        raise InputError(f"{source}: the model cannot be loaded: {problem_of(error)}") from error
+
+
+def problem_of(error: Exception) -> str:
+    """Return an error of transformers in one line that says what to do."""
+    text = str(error)
+    for part, remedy in REMEDIES.items():
+        if part in text:
+            return remedy
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    problem = lines[0] if lines else type(error).__name__
+    return f"{problem} {lines[1]}" if problem.endswith(":") and len(lines) > 1 else problem
 
 
 @contextmanager

@@ -29,8 +29,8 @@ from rerank_plugin.arguments import (
 from rerank_plugin.device import resolve_device, resolve_dtype, warn_of_slow_products
 from rerank_plugin.encoding import Pair, PairEncoder
 from rerank_plugin.errors import InputError
+from rerank_plugin.families import usable_dtype
 from rerank_plugin.head import cast_backbone
-from rerank_plugin.loaded import LoadedModel
 from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
 from rerank_plugin.model_queue import ModelQueue, check_fork
 from rerank_plugin.normalization import (
@@ -68,7 +68,6 @@ READ_ONLY = frozenset(
         "dtype",
         "max_length",
         "normalize",
-        "has_fresh_head",
         "adapter",
         "adapters",
         "long_documents",
@@ -160,16 +159,18 @@ class Reranker:
         #: What makes it one of a kind: its files as they were when they were read, and options.
         self.identity: Hashable = identity(self.source, self._options)
         self.device = resolve_device(self._options["device"])
-        self.dtype = resolve_dtype(self._options["dtype"], self.device)
-        warn_of_slow_products(self.dtype, self.device)
+        wanted_dtype = resolve_dtype(self._options["dtype"], self.device)
         loaded = load_model(
-            model, adapter=adapter, revision=revision, trust_remote_code=trust_remote_code
+            model,
+            adapter=adapter,
+            # Each adapter is checked to have what the base lacks.
+            new_head=bool(adapters),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
+        self.dtype = usable_dtype(wanted_dtype, loaded.model.config)
+        warn_of_slow_products(self.dtype, self.device)
         self._adapters = Adapters(loaded, model, adapters) if adapters else None
-        #: Whether nobody has trained the scoring head: scores are random then.
-        self.has_fresh_head = loaded.has_fresh_head and not self._adapters
-        if self.has_fresh_head:
-            warn_of_random_scores(model, loaded)
         own = RerankSettings.read(expanded(adapter or model))
         trained = self._adapters.settings if self._adapters else {}
         self._settings: dict[str | None, RerankSettings] = {None: own}
@@ -471,15 +472,6 @@ class Reranker:
             best = selection.rank(logits[rows], scores[rows], lowest_logit)
             rankings.append([Ranked(index, score, documents[index]) for index, score in best])
         return rankings
-
-
-def warn_of_random_scores(model: str | Path, loaded: LoadedModel) -> None:
-    """Say that a model was loaded whose head nobody has trained."""
-    logger.warning(
-        "%s has no trained scoring head (%s): its scores are random until it is fine-tuned",
-        model,
-        ", ".join(loaded.fresh_weights),
-    )
 
 
 def agreed(settings: Sequence[RerankSettings], name: str, given: Any) -> Any:

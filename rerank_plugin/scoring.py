@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from rerank_plugin.adapters import Adapters, InUse
 from rerank_plugin.encoding import EncodedPair, Pair, PairEncoder
 from rerank_plugin.errors import RerankError
-from rerank_plugin.families import first_position
+from rerank_plugin.families import family_of, first_position
 from rerank_plugin.fused_layers import ROW_MULTIPLE, fuse_layers
 from rerank_plugin.packing import Inputs, equal_batches, pack, pair_costs, prepare_packing
 
@@ -112,13 +112,19 @@ def takes_types(model: nn.Module, encoder: PairEncoder) -> bool:
     return "token_type_ids" in inspect.signature(model.forward).parameters
 
 
-def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices of pairs in batches of like length, longest first, padded tokens within a budget."""
+def batches_by_length(
+    lengths: Sequence[int], token_budget: int, *, equal: bool = False
+) -> Iterator[list[int]]:
+    """Indices of pairs in batches of like length, longest first, padded tokens within a budget.
+
+    With `equal`, all pairs of a batch are of the same length, so that nothing is padded.
+    """
     batch: list[int] = []
     longest = 0
     for index in np.argsort(-np.asarray(lengths), kind="stable"):
         longest = longest or lengths[index]
-        if batch and longest * (len(batch) + 1) > token_budget:
+        full = longest * (len(batch) + 1) > token_budget
+        if batch and (full or (equal and lengths[index] != longest)):
             yield batch
             batch, longest = [], lengths[index]
         batch.append(int(index))
@@ -152,6 +158,7 @@ class Scorer:
         self.encoder = encoder
         self.with_types = takes_types(model, encoder)
         self.packs = prepare_packing(model)
+        self.pads = family_of(model.config).masks_padding
         self.hidden_size = int(getattr(model.config, "hidden_size", 768))
         self.first_position = first_position(model.config)
         self._token_budget = token_budget
@@ -181,7 +188,8 @@ class Scorer:
     def batches(self, pairs: Sequence[EncodedPair]) -> list[list[int]]:
         """The places of some pairs in batches that cost no more than the budget."""
         if not self.packs:
-            return list(batches_by_length([len(pair) for pair in pairs], self.token_budget))
+            lengths = [len(pair) for pair in pairs]
+            return list(batches_by_length(lengths, self.token_budget, equal=not self.pads))
         return equal_batches(self.costs(pairs), self.token_budget)
 
     def costs(self, pairs: Sequence[EncodedPair]) -> list[float]:

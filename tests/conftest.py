@@ -52,9 +52,21 @@ SIZES: dict[str, Any] = {
 #: What families beside these are called otherwise, or need besides.
 OTHER_SIZES: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
+    "canine": {"num_hash_buckets": 256},
     "deberta": {"pooler_hidden_size": 32},
     "deberta-v2": {"pooler_hidden_size": 32},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "eurobert": {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3},
+    "flaubert": {"emb_dim": 32, "n_layers": 2, "n_heads": 2},
+    "funnel": {"block_sizes": [1, 1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64},
+    "jina_embeddings_v3": {"lora_rank": 2},
+    "longformer": {"attention_window": [16, 16]},
+    "luke": {"entity_vocab_size": 8, "entity_emb_size": 8},
+    "mobilebert": {"embedding_size": 16, "true_hidden_size": 16, "intra_bottleneck_size": 16},
+    # Its code has this number wherever padding is.
+    "mpnet": {"pad_token_id": 1},
+    "squeezebert": {"embedding_size": 32, "q_groups": 2, "k_groups": 2, "v_groups": 2},
+    "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 2},
 }
 #: Draws the order of a tokenizer's pieces, and by it the tiny models.
 NUMBERING = 2
@@ -167,6 +179,8 @@ def build_config(
     if family in ("bert", "electra"):
         return (BertConfig if family == "bert" else ElectraConfig)(**values | options)
     values |= {"max_position_embeddings": 130, "type_vocab_size": 2, **OTHER_SIZES.get(family, {})}
+    if family == "funnel":
+        del values["num_hidden_layers"]
     return AutoConfig.for_model(family, **values | options)
 
 

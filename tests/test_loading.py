@@ -60,7 +60,7 @@ def test_no_such_model(name: str) -> None:
 
 
 def test_a_plain_encoder_gets_one_fresh_label(tiny_encoder: Path, tiny_model: Path) -> None:
-    loaded = load_model(tiny_encoder)
+    loaded = load_model(tiny_encoder, new_head=True)
     assert loaded.has_fresh_head
     assert loaded.model.config.num_labels == 1
     assert "classifier.weight" in loaded.fresh_weights
@@ -70,7 +70,7 @@ def test_a_plain_encoder_gets_one_fresh_label(tiny_encoder: Path, tiny_model: Pa
 def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    base = load_model(tiny_encoder).model
+    base = load_model(tiny_encoder, new_head=True).model
     adapter = get_peft_model(base, LoraConfig(target_modules=["query", "value"]))
     adapter.peft_config["default"].base_model_name_or_path = str(tiny_encoder)
     adapter.save_pretrained(str(tmp_path / "adapter"))

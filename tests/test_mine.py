@@ -444,7 +444,7 @@ def test_an_untrained_reranker_filters_nothing(
 ) -> None:
     code, _, err = cli(*mine_options(tmp_path / "out.jsonl", "--filter_model", tiny_encoder))
     assert code == 2
-    assert f"--filter_model: {tiny_encoder} has no trained scoring head" in err
+    assert f"{tiny_encoder} has no trained scoring head" in err
 
 
 def test_an_interrupted_run_leaves_nothing(
