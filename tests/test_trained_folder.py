@@ -52,8 +52,10 @@ def test_sentence_transformers(trained: Path) -> None:
     pairs = [(QUERY, text) for text in TEXTS]
     logits = model.predict(pairs, activation_fn=torch.nn.Identity())
     np.testing.assert_allclose(logits, ours(trained), atol=1e-5)
-    scores = Reranker(trained, dtype="float32", device="cpu").score(pairs)
-    np.testing.assert_allclose(model.predict(pairs), scores, atol=1e-5)
+    # Only here a blank document has the score 0.
+    filled = [pair for pair in pairs if pair[1]]
+    scores = Reranker(trained, dtype="float32", device="cpu").score(filled)
+    np.testing.assert_allclose(model.predict(filled), scores, atol=1e-5)
 
 
 def test_flag_embedding(trained: Path) -> None:
