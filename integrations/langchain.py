@@ -244,8 +244,9 @@ def step_input(query: str, documents: Sequence[Document]) -> dict[str, Any]:
 
 
 def has_work(given: dict[str, Any]) -> bool:
-    """Whether there are documents to rank; if so, the query must not be blank."""
-    return bool(given["documents"] and checked_query(given["query"]))
+    """Whether there are documents to rank; the query must not be blank."""
+    checked_query(given["query"])
+    return bool(given["documents"])
 
 
 def metadata_text(value: Any) -> str:

@@ -62,14 +62,15 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
         self, requests: Sequence[tuple[str | QueryBundle, list[NodeWithScore]]]
     ) -> list[list[NodeWithScore]]:
         """Rank the nodes of many queries at once; faster than one after the other."""
-        asked = [(checked_bundle(query), nodes) for query, nodes in requests if nodes]
+        checked = [(checked_bundle(query), nodes) for query, nodes in requests]
+        asked = [(query, nodes) for query, nodes in checked if nodes]
         with ExitStack() as stack:
             kept = [stack.enter_context(self._told(query, nodes)) for query, nodes in asked]
             rankings = self._rank([self._request(*item) for item in asked], self.top_n)
             for place, (_, nodes) in enumerate(asked):
                 kept[place] += self._nodes(nodes, rankings[place])
         ranked = iter(kept)
-        return [next(ranked) if nodes else [] for _, nodes in requests]
+        return [next(ranked) if nodes else [] for _, nodes in checked]
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -112,10 +113,6 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
             dispatcher.event(ReRankEndEvent(nodes=kept))
 
     def _request(self, query: QueryBundle, nodes: list[NodeWithScore]) -> Request:
-        for index, node in enumerate(nodes):
-            if not isinstance(node, NodeWithScore):
-                found = type(node).__name__
-                raise ValueError(f"nodes[{index}]: a NodeWithScore is needed, not a {found}")
         texts = [node.node.get_content(metadata_mode=self.metadata_mode) for node in nodes]
         return query.query_str, texts
 

@@ -50,6 +50,7 @@ TopN = Annotated[int | None, BeforeValidator(partial(whole_number, "top_n"))]
 Threshold = Annotated[float | str | None, BeforeValidator(score_threshold)]
 Flag = Annotated[bool, BeforeValidator(partial(flag, "trust_remote_code"))]
 Revision = Annotated[str | None, BeforeValidator(partial(text_or_none, "revision"))]
+Adapter = Annotated[str | None, BeforeValidator(partial(text_or_none, "adapter"))]
 Folders = Annotated[dict[str, str] | None, BeforeValidator(adapter_folders)]
 
 #: A query and the texts to rank for it.
@@ -82,7 +83,7 @@ class ModelSettings(BaseModel):
         description="a hub id, a folder, a LoRA adapter folder, or a live Reranker, whose settings "
         "are then taken over",
     )
-    adapter: str | None = Field(
+    adapter: Adapter = Field(
         default=None,
         frozen=True,
         description="a LoRA adapter folder for the model or, beside adapters, the name of the one "
@@ -168,8 +169,8 @@ class ModelSettings(BaseModel):
     def model_post_init(self, context: Any, /) -> None:
         """Hold the model if it is loaded already."""
         super().model_post_init(context)
-        model = resident.find(str(self.model), self._loading())
-        self._held = model and (self._loaded_with(), model)
+        model = resident.find(self._source, self._loading())
+        self._held = None if model is None else (self._loaded_with(), model)
 
     def __eq__(self, other: object) -> bool:
         """Whether the settings are the same, loaded or not."""
@@ -180,10 +181,9 @@ class ModelSettings(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         """The settings: weights are loaded again where they are needed."""
-        if self._held is not None and Path(str(self.model)).is_absolute():
-            folder = Path(str(self.model))
-            if not folder.is_dir():
-                raise ValueError(f"{folder} is gone: a model is pickled as the name of its folder")
+        folder = Path(self._source)
+        if self._held is not None and folder.is_absolute() and not folder.is_dir():
+            raise ValueError(f"{folder} is gone: a model is pickled as the name of its folder")
         state = super().__getstate__()
         state["__pydantic_private__"] = {"_held": None}
         return state
@@ -191,18 +191,31 @@ class ModelSettings(BaseModel):
     @property
     def reranker(self) -> "Reranker":
         """The model; loads it if nobody has."""
-        settings = self._loaded_with()
-        if self._held is None or self._held[0] != settings:
-            self._held = settings, resident.load(str(self.model), self._loading())
-        return self._held[1]
+        held = self._loaded()
+        if held is None:
+            held = resident.load(self._source, self._loading())
+            self._held = self._loaded_with(), held
+        return held
 
     async def _load(self) -> "Reranker":
         """The model, loaded beside the event loop."""
-        return await asyncio.to_thread(getattr, self, "reranker")
+        if self._loaded() is None:
+            await asyncio.to_thread(getattr, self, "reranker")
+        return self.reranker
+
+    def _loaded(self) -> "Reranker | None":
+        """The model that is held, if it was loaded with the settings of now."""
+        held = self._held
+        return held[1] if held is not None and held[0] == self._loaded_with() else None
+
+    @property
+    def _source(self) -> str:
+        """The model's name; what skips validation may hold something else."""
+        return model_name("model", self.model)
 
     def _loaded_with(self) -> str:
         """The settings that a model is loaded with; copies may have others."""
-        return json.dumps([str(self.model), self._loading()], sort_keys=True, default=str)
+        return json.dumps([self._source, self._loading()], sort_keys=True, default=str)
 
     def _loading(self) -> dict[str, Any]:
         options = {name: with_names(getattr(self, name)) for name in LOADING}

@@ -122,7 +122,7 @@ def device_name(value: Any) -> str:
     """
     if isinstance(value, str):
         return str(value)
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 0:
+    if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0:
         return f"cuda:{int(value)}"
     if is_torch(value, "device"):
         return str(value)

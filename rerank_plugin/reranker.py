@@ -59,6 +59,9 @@ logger = logging.getLogger(__name__)
 #: A document: a text, or a mapping that has it under `text`.
 Document = TypeVar("Document", bound="str | Mapping[str, object]")
 
+#: A query, its documents, and their texts.
+Checked = tuple[str, list[Document], list[str]]
+
 #: What a model was loaded with, which stays as it is.
 READ_ONLY = frozenset(
     (
@@ -275,7 +278,7 @@ class Reranker:
 
     async def alogits(self, pairs: Iterable[Pair], *, adapter: str | None = None) -> Logits:
         """`logits`, without blocking the event loop; cancelled, the rest is not scored."""
-        checked = await self._queue.beside_loop(list, checked_pairs(pairs, query_text))
+        checked = await self._queue.beside_loop(list[Pair], checked_pairs(pairs, query_text))
         return await self._alogits(checked, adapter)
 
     def _logits(
@@ -377,7 +380,7 @@ class Reranker:
 
     async def ascore(self, pairs: Iterable[Pair], *, adapter: str | None = None) -> Logits:
         """`score`, without blocking the event loop."""
-        checked = await self._queue.beside_loop(list, checked_pairs(pairs, checked_query))
+        checked = await self._queue.beside_loop(list[Pair], checked_pairs(pairs, checked_query))
         return self.normalized(await self._aranking_logits(checked, adapter), adapter=adapter)
 
     def rank(
@@ -420,7 +423,7 @@ class Reranker:
         selection = Selection(top_n, score_threshold)
         lowest = selection.lowest_logit(self.settings(adapter))
         asked = list(requests)
-        checked = [
+        checked: list[Checked[Document]] = [
             checked_request(request, f"requests[{index}]: " if len(asked) > 1 else "")
             for index, request in enumerate(asked)
         ]
@@ -439,7 +442,9 @@ class Reranker:
         """`rank`, without blocking the event loop; cancelled, it stops scoring."""
         selection = Selection(top_n, score_threshold)
         lowest = selection.lowest_logit(self.settings(adapter))
-        checked = [await self._queue.beside_loop(checked_request, (query, documents))]
+        checked: list[Checked[Document]] = [
+            await self._queue.beside_loop(checked_request, (query, documents))
+        ]
         logits = await self._aranking_logits(request_pairs(checked), adapter)
         return self._rankings(checked, logits, selection, lowest, adapter)[0]
 
@@ -457,7 +462,7 @@ class Reranker:
 
     def _rankings(
         self,
-        requests: Sequence[tuple[str, list[Document], list[str]]],
+        requests: "Sequence[Checked[Document]]",
         logits: Logits,
         selection: Selection,
         lowest_logit: float,
@@ -488,7 +493,7 @@ def agreed(settings: Sequence[RerankSettings], name: str, given: Any) -> Any:
 
 
 def request_pairs(
-    requests: Iterable[tuple[str, list[Any], list[str]]],
+    requests: "Iterable[Checked[Any]]",
 ) -> Iterator[Pair]:
     """The pairs of some requests, in their order."""
     return ((query, text) for query, _, texts in requests for text in texts)

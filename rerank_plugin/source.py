@@ -7,10 +7,8 @@ from typing import Any
 from rerank_plugin.paths import expanded
 from rerank_plugin.settings import ADAPTER
 
-#: The options that decide what is loaded; how much is scored at once changes no score.
+#: The options that decide how it is loaded; how much is scored at once changes no score.
 LOADING = (
-    "adapter",
-    "adapters",
     "device",
     "dtype",
     "max_length",
@@ -35,10 +33,10 @@ def identity(model: str, options: Mapping[str, Any]) -> Hashable:
 
     A folder that was replaced, or in which a file was, is another one.
     """
-    adapters = options["adapters"] or {}
+    adapters = dict(sorted((options["adapters"] or {}).items()))
     folders = [model, *filter(None, [options["adapter"]]), *adapters.values()]
-    chosen = {name: options[name] or None for name in LOADING}
-    return (*map(state, folders), json.dumps(chosen, sort_keys=True))
+    chosen = {name: options[name] for name in LOADING}
+    return (*map(state, folders), tuple(adapters), json.dumps(chosen, sort_keys=True))
 
 
 def state(name: str) -> Hashable:

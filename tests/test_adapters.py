@@ -358,6 +358,106 @@ def test_a_folder_that_was_replaced_is_loaded_anew(
     assert kit.build(model=folder).reranker is not old.reranker
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "rerank.json"])
+def test_a_file_that_was_written_over_is_loaded_anew(
+    kit: Any, tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    """In place, which the folder's own time does not show."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    RerankSettings().write(folder)
+    old = kit.build(model=folder)
+    assert old.reranker is kit.build(model=folder).reranker
+    with (folder / name).open("r+b") as file:
+        text = file.read()
+        file.seek(0)
+        file.write(text)
+    assert kit.build(model=folder).reranker is not old.reranker
+    assert old.reranker is old.model_copy().reranker
+
+
+def test_the_base_of_an_adapter_folder_counts_too(
+    kit: Any, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    config = json.loads((trained["lora"] / "adapter_config.json").read_text())
+    base = shutil.copytree(config["base_model_name_or_path"], tmp_path / "base")
+    folder = shutil.copytree(trained["lora"], tmp_path / "lora")
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": str(base)})
+    )
+    old = kit.build(model=folder)
+    assert old.reranker is kit.build(model=folder).reranker
+    (base / "config.json").write_text((base / "config.json").read_text())
+    assert kit.build(model=folder).reranker is not old.reranker
+
+
+def test_a_live_reranker_whose_folder_was_replaced_scores_on(
+    kit: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    live = Reranker(folder, dtype="float32")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    adapter = kit.build(model=live, top_n=None)
+    assert adapter.reranker is live
+    other = kit.build(model=folder, dtype="float32", top_n=None)
+    assert kit.rank(other, QUERY, TEXTS)[0][1] > kit.rank(adapter, QUERY, TEXTS)[0][1]
+    with pytest.raises(ValueError, match="has changed since the model was loaded"):
+        pickle.dumps(live)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_length", 32), ("normalize", "none"), ("long_documents", "windows"), ("dtype", "bf16")],
+)
+def test_a_copy_with_another_setting_has_another_model(
+    kit: Any, tiny_model: Path, name: str, value: Any
+) -> None:
+    adapter = kit.build(model=tiny_model, dtype="float32", top_n=None)
+    expected = kit.build(**{"model": tiny_model, "dtype": "float32", "top_n": None, name: value})
+    assert kit.rank(adapter, QUERY, TEXTS)
+    other = adapter.model_copy(update={name: value})
+    assert other.reranker is not adapter.reranker
+    assert other.reranker is expected.reranker
+    assert other.reranker.options[name] == value
+    for copied in (copy.copy(other), copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        assert copied.reranker is other.reranker
+    back = other.model_copy(update={name: getattr(adapter, name)})
+    assert back.reranker is adapter.reranker
+
+
+def test_what_skips_validation_is_checked_when_it_is_used(kit: Any, tiny_model: Path) -> None:
+    made = type(kit.build(model=tiny_model)).model_construct(model=tiny_model, top_n=1)
+    assert kit.rank(made, QUERY, TEXTS) == kit.rank(
+        kit.build(model=str(tiny_model), top_n=1), QUERY, TEXTS
+    )
+    for update, told in (
+        ({"top_n": 0}, "top_n: 0 is less than 1"),
+        ({"score_threshold": "0.5"}, "score_threshold: '0.5'"),
+        ({"model": None}, "model: a hub id or a folder is needed, not None"),
+        ({"max_length": True}, "max_length: True is not a whole number"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            kit.rank(made.model_copy(update=update), QUERY, TEXTS)
+    # A whole number is as good a threshold.
+    assert kit.rank(made.model_copy(update={"score_threshold": 1}), QUERY, TEXTS) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_n", 1), ("score_threshold", 0.99)])
+def test_what_can_be_assigned_holds_from_then_on(
+    kit: Any, reranker: Reranker, name: str, value: Any
+) -> None:
+    adapter = kit.build(model=reranker, top_n=None)
+    everything = kit.rank(adapter, QUERY, TEXTS)
+    setattr(adapter, name, value)
+    expected = kit.build(**{"model": reranker, "top_n": None, name: value})
+    wanted = kit.rank(expected, QUERY, TEXTS)
+    assert wanted != everything
+    for other in (adapter, pickle.loads(pickle.dumps(adapter)), adapter.model_copy()):
+        assert kit.rank(other, QUERY, TEXTS) == wanted
+        assert asyncio.run(kit.arank(other, QUERY, TEXTS)) == wanted
+
+
 def test_a_live_reranker_brings_its_settings(kit: Any, tiny_model: Path) -> None:
     live = Reranker(tiny_model, dtype="float32", max_length=32, normalize="none")
     adapter = kit.build(model=live)

@@ -4,11 +4,14 @@ import asyncio
 import json
 import pickle
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("langchain_core")
 pytest.importorskip("langchain_tests")
@@ -154,6 +157,111 @@ def test_the_earlier_score_is_kept_when_asked(reranker: Reranker) -> None:
     json.dumps(found)
     plain = RerankCompressor(model=reranker).compress_documents(given, QUERY)
     assert not any("retrieval_score" in document.metadata for document in plain)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "kept"),
+    [
+        ("0.8", "0.8"),
+        ("high", "high"),
+        (Decimal("0.25"), 0.25),
+        (torch.tensor(0.25), 0.25),
+        (np.float16(0.25), 0.25),
+        (7, 7.0),
+        (True, True),
+        ({"bm25": [1, 2]}, {"bm25": [1, 2]}),
+        ([0.5], [0.5]),
+        (10**400, 10**400),
+    ],
+    ids=str,
+)
+def test_an_earlier_score_may_be_anything(reranker: Reranker, earlier: Any, kept: Any) -> None:
+    given = [Document(page_content=TEXTS[0], metadata={"score": earlier})]
+    keeping = RerankCompressor(model=reranker, keep_retrieval_score=True)
+    (found,) = keeping.compress_documents(given, QUERY)
+    assert found.metadata["retrieval_score"] == kept
+    assert type(found.metadata["retrieval_score"]) is type(kept)
+    assert given[0].metadata == {"score": earlier}
+
+
+def test_no_earlier_score_is_none(reranker: Reranker) -> None:
+    given = [Document(page_content="a", metadata={"relevance_score": None, "score": 0.5})]
+    given += [Document(page_content="b", metadata={"relevance_score": None})]
+    keeping = RerankCompressor(model=reranker, keep_retrieval_score=True)
+    found = {item.page_content: item.metadata for item in keeping.compress_documents(given, QUERY)}
+    assert found["a"]["retrieval_score"] == 0.5
+    assert "retrieval_score" not in found["b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "content"),
+        ("", "content"),
+        (3.5, "3.5\ncontent"),
+        (["a", None, 2], "a, 2\ncontent"),
+        ({"z", "y", "x"}, "x, y, z\ncontent"),
+        ({"by": ["a", "b"], "of": {"year": 7}}, "by: a, b, of: year: 7\ncontent"),
+    ],
+    ids=str,
+)
+def test_metadata_of_any_type_is_scored(reranker: Reranker, value: Any, text: str) -> None:
+    given = [Document(page_content="content", metadata={"key": value})]
+    compressor = RerankCompressor(model=reranker, metadata_keys=["key"])
+    (found,) = compressor.compress_documents(given, QUERY)
+    assert found.metadata["relevance_score"] == reranker.rank(QUERY, [text])[0].score
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, "documents: a list of texts is needed, not None"),
+        ("text", "documents: a list of texts is needed, not one text"),
+        (["text"], r"documents\[0\]: a Document is needed, not a str"),
+        ([Document(page_content="a"), {"page_content": "b"}], r"documents\[1\]: a Document"),
+    ],
+    ids=str,
+)
+def test_what_is_no_document_is_told(reranker: Reranker, given: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        RerankCompressor(model=reranker).compress_documents(given, QUERY)
+    with pytest.raises(ValueError, match=told):
+        asyncio.run(RerankCompressor(model=reranker).acompress_documents(given, QUERY))
+
+
+def test_ids_and_metadata_that_are_odd_come_back(reranker: Reranker) -> None:
+    given = [
+        Document.model_construct(page_content=TEXTS[0], id=7, metadata={}),
+        Document(page_content=TEXTS[1], id=None, metadata={"nested": {"list": [None]}}),
+    ]
+    found = RerankCompressor(model=reranker).compress_documents(iter(given), QUERY)  # type: ignore[arg-type]
+    odd: set[Any] = {item.id for item in found}
+    assert odd == {7, None}
+
+
+def test_a_text_function_must_give_texts(reranker: Reranker) -> None:
+    compressor = RerankCompressor(model=reranker, text_fn=lambda document: document.id)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match=r"documents\[1\]: a text, .* not None"):
+        compressor.compress_documents(
+            [Document(page_content="a", id="a"), Document(page_content="b")], QUERY
+        )
+
+
+def test_a_step_follows_its_compressor(compressor: RerankCompressor) -> None:
+    step, retriever = (
+        compressor.as_runnable(),
+        RerankRetriever(base_retriever=InMemoryRetriever(), compressor=compressor),
+    )
+    for top_n in (1, 4, None):
+        compressor.top_n = top_n
+        wanted = top_n or 6
+        assert len(step.invoke({"query": QUERY, "documents": documents()})) == wanted
+        assert len(retriever.invoke(QUERY)) == wanted
+
+
+class InMemoryRetriever(BaseRetriever):
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return documents()
 
 
 def shouted(document: Document) -> str:

@@ -22,7 +22,15 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.instrumentation.span import SimpleSpan
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import MockLLM
-from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import (
+    ImageNode,
+    IndexNode,
+    MetadataMode,
+    Node,
+    NodeWithScore,
+    QueryBundle,
+    TextNode,
+)
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from llama_index_instrumentation import get_dispatcher
 from pydantic import PrivateAttr
@@ -196,6 +204,48 @@ def test_the_text_that_is_scored(reranker: Reranker) -> None:
         pictures, query_str=QUERY
     )[-1]
     assert (last.node_id, last.score) == ("i", 0.0)
+
+
+def test_nodes_of_every_kind_and_score_come_back(reranker: Reranker) -> None:
+    given = [
+        NodeWithScore(node=ImageNode(image_url="a.png", id_="image")),
+        NodeWithScore(node=IndexNode(text="a dog", index_id="x", id_="index"), score=None),
+        NodeWithScore(node=Node(id_="empty"), score=float("inf")),
+        NodeWithScore(node=TextNode(text="a cabin", id_="text"), score=0.5),
+        NodeWithScore.model_construct(node=TextNode(text="a cat", id_="odd"), score="high"),
+    ]
+    given[1].node.metadata = {"nested": {"list": [None, "x"]}, "none": None}
+    keeping = RerankPostprocessor(model=reranker, top_n=None, keep_retrieval_score=True)
+    found = keeping.postprocess_nodes(given, query_str=QUERY)
+    assert {item.node_id for item in found} == {"image", "index", "empty", "text", "odd"}
+    assert [item.node_id for item in found[-2:]] == ["image", "empty"]
+    kept = {item.node_id: item.node.metadata.get("retrieval_score") for item in found}
+    assert kept == {
+        "image": None,
+        "index": None,
+        "empty": float("inf"),
+        "text": 0.5,
+        "odd": "high",
+    }
+
+
+def test_half_a_surrogate_pair_names_its_node(reranker: Reranker) -> None:
+    given = [*nodes(3), NodeWithScore(node=TextNode(text="a", metadata={"title": "\ud83d"}))]
+    postprocessor = RerankPostprocessor(model=reranker)
+    with pytest.raises(ValueError, match=r"documents\[3\]: not valid Unicode"):
+        postprocessor.postprocess_nodes(given, query_str=QUERY)
+    with pytest.raises(ValueError, match=r"requests\[1\]: documents\[3\]: not valid Unicode"):
+        postprocessor.postprocess_many([(QUERY, nodes(2)), (QUERY, given)])
+
+
+def test_the_query_is_the_bundles_string(postprocessor: RerankPostprocessor) -> None:
+    bundle = QueryBundle(QUERY, custom_embedding_strs=["something else"], embedding=[0.1])
+    expected = postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
+    assert ids(postprocessor.postprocess_nodes(nodes(), bundle)) == ids(expected)
+    wrong: Any
+    for wrong in (3, b"query", QueryBundle(None)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="query: a text is needed"):
+            postprocessor.postprocess_many([(wrong, nodes())])
 
 
 def test_a_query_is_needed(postprocessor: RerankPostprocessor, events: Events) -> None:

@@ -1,6 +1,13 @@
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import copy
+import io
+import pickle
+import shutil
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,3 +188,70 @@ def test_cuda_without_cuda_warns(tiny_model: Path, caplog: pytest.LogCaptureFixt
 def test_options_are_checked(family_model: Path, options: dict[str, str], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         Reranker(family_model, **options)  # type: ignore[arg-type]
+
+
+def test_a_pickle_loads_the_model_again(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "max_length": 40,
+        "normalize": "none",
+        "long_documents": "windows",
+        "token_budget": 700,
+    }
+    with contextlib.chdir(tmp_path):
+        reranker = Reranker("model", **options)
+    assert copy.copy(reranker) is copy.deepcopy([reranker])[0] is reranker
+    buffer = io.BytesIO()
+    torch.save({"reranker": reranker}, buffer)
+    buffer.seek(0)
+    pickled = pickle.dumps(reranker)
+    assert len(pickled) < 2_000
+    for other in (pickle.loads(pickled), torch.load(buffer, weights_only=False)["reranker"]):
+        assert other.options == reranker.options
+        assert other.identity == reranker.identity
+        assert other.rank("dog", sample_texts()[:5]) == reranker.rank("dog", sample_texts()[:5])
+    (folder / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(InputError, match=r"model is gone or has changed since .* loaded"):
+        pickle.dumps(reranker)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match=r"model is gone or has changed since .* loaded"):
+        pickle.dumps(reranker)
+
+
+def test_a_spawned_process_gets_it(reranker: Reranker) -> None:
+    pairs = [("dog", text) for text in sample_texts()[:4]]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        found = pool.submit(reranker.score, pairs).result()
+    np.testing.assert_allclose(found, reranker.score(pairs), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("normalize", "none"),
+        ("max_length", 16),
+        ("device", "cuda"),
+        ("dtype", torch.bfloat16),
+        ("options", {}),
+        ("source", "another/model"),
+        ("token_budget", 9),
+    ],
+)
+def test_what_it_was_loaded_with_stays(reranker: Reranker, name: str, value: Any) -> None:
+    expected, options = reranker.rank("dog", ["a cat", "a dog"]), reranker.options
+    with pytest.raises(AttributeError, match=name):
+        setattr(reranker, name, value)
+    reranker.options["normalize"] = "none"
+    assert reranker.options == options
+    assert reranker.rank("dog", ["a cat", "a dog"]) == expected
+
+
+def test_a_subclass_may_have_attributes_of_its_own(tiny_model: Path) -> None:
+    class Cached(Reranker):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.seen: list[str] = []
+
+    assert Cached(tiny_model).seen == []
