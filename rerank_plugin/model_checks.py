@@ -138,7 +138,8 @@ def check_vocabulary(
         InputError: it has not.
     """
     try:
-        rows = model.get_input_embeddings().weight.shape[0]
+        embeddings: Any = model.get_input_embeddings()
+        rows = embeddings.weight.shape[0]
     except (AttributeError, NotImplementedError):
         # Tokens that are hashed have no rows of their own.
         return

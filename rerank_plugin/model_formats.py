@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.families import family_of
@@ -177,7 +177,7 @@ def is_decoder(config: PreTrainedConfig) -> bool:
         return not getattr(config, "is_encoder_decoder", False)
     if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return False
-    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[kind]
+    classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[kind]
     return issubclass(classifier, GenericForSequenceClassification)
 
 
