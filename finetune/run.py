@@ -19,7 +19,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rerank_plugin.adapters import Base
 from rerank_plugin.atomic import saving
-from rerank_plugin.device import resolve_device
+from rerank_plugin.device import resolve_device, warn_of_slow_products
 from rerank_plugin.encoding import PairEncoder
 from rerank_plugin.errors import OptionError
 from rerank_plugin.families import usable_dtype
@@ -194,6 +194,7 @@ class Run:
             raise folder.changed("model_name_or_path", "the model is")
         folder.keep(base=self.base_fingerprint)
         self.dtype = dtype = usable_dtype(product_dtype(config, device), loaded.model.config)
+        warn_of_slow_products(dtype, device)
         if not config.lora:
             keep_one_label(loaded.model)
         self.labels = int(loaded.model.config.num_labels or 1)
