@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         KeyboardInterrupt: the run was stopped; so does it then.
     """
     check_launcher()
+    # Fields may have been assigned since it was made: everything is checked once more.
+    config = replace(config)
     device = resolve_device(config.device)
     if world_size() > 1:
         meet(on_cpu=device.type == "cpu")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.finetune import FinetuneConfig
+from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.trainer_options import EXTRAS
 from rerank_plugin.options import option, parse_options
 
@@ -133,7 +133,7 @@ def test_a_bad_value_names_its_option(options: dict[str, Any], name: str) -> Non
         FinetuneConfig(**values | options)
 
 
-VALUES = {"model_name_or_path": "m", "data_path": "d", "finetune_model_dir": "out"}
+VALUES: dict[str, Any] = {"model_name_or_path": "m", "data_path": "d", "finetune_model_dir": "out"}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,13 @@ def test_a_value_of_another_type_names_its_option(options: dict[str, Any], probl
     with pytest.raises(OptionError) as error:
         FinetuneConfig(**VALUES | options)
     assert problem in str(error.value)
+
+
+def test_a_value_that_is_assigned_later_is_checked_too() -> None:
+    config = FinetuneConfig(**VALUES)
+    config.batch_size = 0
+    with pytest.raises(OptionError, match="--batch_size: 0 must be more"):
+        finetune(config)
 
 
 def test_paths_and_numbers_of_other_libraries_are_taken() -> None:
