@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rerank_plugin.errors import InputError
 from rerank_plugin.head import Float32Linear
 from rerank_plugin.loaded import LoadedModel, one_line_errors, quiet_transformers
+from rerank_plugin.model_checks import check_stored
 from rerank_plugin.paths import expanded
 from rerank_plugin.settings import ADAPTER, RerankSettings, is_adapter
 
@@ -64,12 +65,11 @@ class Base:
         Raises:
             InputError: no adapter there, one for another base, or one without its scoring head.
         """
-        from safetensors import safe_open
-
         if not is_adapter(folder):
             raise InputError(f"{folder}: no LoRA adapter folder, expected {ADAPTER}")
         if not (folder / WEIGHTS).is_file():
             raise InputError(f"{folder}: the adapter has no {WEIGHTS}")
+        check_stored(folder)
         trained_for, expected = base_of(folder), RerankSettings.read(folder).base_fingerprint
         same_name = Path(trained_for).name == Path(self.name).name
         # An adapter of another library knows no more than a name, or where the base stands.
@@ -82,8 +82,7 @@ class Base:
                 f"{folder}: the adapter was trained for {trained_for}, not for {self.name} "
                 f"(if that is the same model, write its name into {ADAPTER})"
             )
-        with one_line_errors(str(folder)), safe_open(folder / WEIGHTS, framework="pt") as file:
-            saved = set(file.keys())
+        saved = weight_names(folder)
         # The head that a plain encoder gets is random, and so would be the scores.
         for weight in self.fresh_weights:
             if not any(key.endswith(f".{weight}") for key in saved):
@@ -104,13 +103,41 @@ class Base:
         return type(self).of(load_model(folder, new_head=True), folder).fingerprint
 
 
+def weight_names(folder: Path) -> set[str]:
+    """Return the names of the weights in an adapter folder."""
+    from safetensors import safe_open
+
+    with one_line_errors(str(folder)), safe_open(folder / WEIGHTS, framework="pt") as file:
+        return set(file.keys())
+
+
+def check_all_read(model: nn.Module, folder: Path, place: str) -> None:
+    """Check that a model has taken over every weight of an adapter, and needs no others.
+
+    Raises:
+        InputError: weights are missing or were not read, which PEFT only warns about.
+    """
+    from peft import get_peft_model_state_dict
+
+    needed = get_peft_model_state_dict(model, adapter_name=place, save_embedding_layers=False)
+    # Weights of the base itself may be saved too.
+    wrong = sorted((weight_names(folder) ^ set(needed)) - set(model.state_dict()))
+    if wrong:
+        raise InputError(
+            f"{folder}: {len(wrong)} weights of the adapter are missing or not read, such as "
+            f"{wrong[0]}: it is for a model with other layers"
+        )
+
+
 def merge(loaded: LoadedModel, folder: Path, name: str | Path) -> LoadedModel:
     """A base, loaded by its name, with an adapter merged into it; raises as `Base.check`."""
     from peft import PeftModel
 
     Base.of(loaded, name).check(folder)
     with one_line_errors(str(folder)), quiet_transformers():
-        model = PeftModel.from_pretrained(loaded.model, str(folder)).merge_and_unload()
+        adapted = PeftModel.from_pretrained(loaded.model, str(folder))
+    check_all_read(adapted, folder, "default")
+    model: Any = adapted.merge_and_unload()
     # PEFT freezes what it wraps; a merged model can be trained like any other.
     model.requires_grad_(True)
     return LoadedModel(model.eval(), loaded.tokenizer, ())
@@ -163,6 +190,7 @@ class Adapters:
                     model = PeftModel.from_pretrained(loaded.model, str(folder), place)
                 else:
                     model.load_adapter(str(folder), place)
+            check_all_read(model, folder, place)
         self._tuner = model.base_model
         self._tuner.disable_adapter_layers()
 

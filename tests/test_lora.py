@@ -230,6 +230,33 @@ def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: P
             Reranker(tiny_encoder, **options)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: {k: v for k, v in w.items() if "query.lora_A" not in k},
+        lambda w: {k.replace("layer.1", "layer.7"): v for k, v in w.items()},
+        lambda w: w | {"base_model.model.other.lora_A.weight": torch.ones(4, 32)},
+        lambda w: w | {"base_model.model.score.weight": torch.ones(1, 32)},
+    ],
+    ids=["missing", "other layers", "more", "another head"],
+)
+def test_an_adapter_is_read_as_a_whole(tiny_model: Path, tmp_path: Path, change: Any) -> None:
+    folder = drawn_adapter(tiny_model, tmp_path / "a", 0)
+    weights = folder / "adapter_model.safetensors"
+    save_file(change(load_file(weights)), weights)
+    for options in ({"adapter": folder}, {"adapters": {"a": folder}}):
+        with pytest.raises(InputError, match="weights of the adapter are missing or not read"):
+            Reranker(tiny_model, **options)
+
+
+def test_an_adapter_that_git_lfs_has_not_fetched(tiny_model: Path, tmp_path: Path) -> None:
+    folder = drawn_adapter(tiny_model, tmp_path / "a", 0)
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
+    (folder / "adapter_model.safetensors").write_text(text)
+    with pytest.raises(InputError, match=r"adapter_model.safetensors: a Git LFS pointer"):
+        Reranker(folder)
+
+
 @pytest.fixture
 def of_a_run(tiny_model: Path, tmp_path: Path) -> Path:
     """An adapter that knows its base by more than its name."""
