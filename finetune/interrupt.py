@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rerank_plugin.signals import ending_signals
+
 from .processes import gathered
 
 logger = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption(TrainerCallback):
@@ -27,11 +27,11 @@ class Interruption(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as a wish to stop; a second one stops at once."""
+        """Take SIGINT, SIGTERM and SIGHUP as a wish to stop; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        earlier = {number: signal.getsignal(number) for number in SIGNALS}
+        earlier = {number: signal.getsignal(number) for number in ending_signals()}
 
         def ask(_number: int, _frame: FrameType | None) -> None:
             self.asked = True
@@ -39,7 +39,7 @@ class Interruption(TrainerCallback):
                 signal.signal(number, handler)
             logger.warning("stopping after this step; once more stops at once")
 
-        for number in SIGNALS:
+        for number in earlier:
             signal.signal(number, ask)
         try:
             yield

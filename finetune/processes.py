@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.signals import ending_signals
 
 Item = TypeVar("Item")
 
@@ -136,16 +137,14 @@ def wait() -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a process that waits for others.
+    """Let Ctrl-C, SIGTERM and SIGHUP end a process that waits for others.
 
     It waits outside of Python, whose own handlers would not run before the others have come.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = {
-        item: signal.signal(item, signal.SIG_DFL) for item in (signal.SIGINT, signal.SIGTERM)
-    }
+    earlier = {item: signal.signal(item, signal.SIG_DFL) for item in ending_signals()}
     try:
         yield
     finally:

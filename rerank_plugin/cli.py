@@ -15,6 +15,7 @@ from rerank_plugin import __version__
 from rerank_plugin.console import Stderr, Stdout, abandon_stdout, prepare_streams, say
 from rerank_plugin.errors import InputError, RerankError
 from rerank_plugin.options import DEBUG_HELP, parse_options
+from rerank_plugin.signals import ending_signals
 
 #: The extras that bring packages which are imported where they are needed.
 EXTRAS = {
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, debug = without_debug(sys.argv[1:] if argv is None else argv)
     name = next((argument for argument in arguments if argument in COMMANDS), "")
     try:
-        with interrupted_by_sigterm():
+        with interrupted_by_signals():
             code = run(arguments)
             Stdout().flush()
         return code
@@ -192,16 +193,18 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """A polite kill is Ctrl-C: what is half-done is cleaned up."""
+def interrupted_by_signals() -> Iterator[None]:
+    """A polite kill and a terminal that is closed are Ctrl-C: what is half-done is cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    numbers = [number for number in ending_signals() if number != signal.SIGINT]
+    earlier = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 class TellUser(logging.Handler):

@@ -545,12 +545,13 @@ def test_other_tables_are_not_read_as_json(cli: Run, tmp_path: Path) -> None:
     assert "c.csv: unknown kind of file, expected .jsonl or .tsv" in err
 
 
-def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_terminated_command_leaves_nothing(name: str, tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from rerank_plugin.cli import main\n"
         "from rerank_plugin.finetune import mine\n"
-        "mine.Bm25 = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"mine.Bm25 = lambda *_: os.kill(os.getpid(), signal.{name})\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", program, *mine_options(tmp_path / "out.jsonl")]

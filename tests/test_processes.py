@@ -282,7 +282,7 @@ def test_whole_launches_and_none_are_taken(
     assert not any(os.environ.get(name) == "" for name in LAUNCHER)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_process_that_waits_for_others(
     number: signal.Signals, tiny_model: Path, groups_file: Path, tmp_path: Path
 ) -> None:

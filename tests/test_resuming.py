@@ -117,13 +117,14 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(
-    tiny_model: Path, data: Path, whole: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(
+    number: signal.Signals, tiny_model: Path, data: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
     process = start(command(tiny_model, data, folder))
     reach(process, 3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.stderr is not None
     told = process.stderr.read()
     assert process.wait() == 1
@@ -132,6 +133,16 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_go_on(
     assert other.returncode == 2 and "--overwrite" in other.stderr
     assert finish(command(tiny_model, data, folder)).returncode == 0
     assert same_model(folder, whole)
+
+
+def test_nohup_keeps_a_run_going(tiny_model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+    process = start(["nohup", *command(tiny_model, data, tmp_path / "out")])
+    reach(process, 3)
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    assert "stopping" not in process.stderr.read()
+    assert process.wait() == 0
+    assert same_model(tmp_path / "out", whole)
 
 
 def test_two_runs_never_work_in_one_folder(tiny_model: Path, data: Path, tmp_path: Path) -> None:
