@@ -14,11 +14,12 @@ from rerank_plugin.atomic import (
 )
 from rerank_plugin.console import say
 from rerank_plugin.errors import OptionError
+from rerank_plugin.locks import locked
 from rerank_plugin.options import check_options, option
 from rerank_plugin.paths import expanded
 from rerank_plugin.settings import RerankSettings, is_adapter
 
-from .run_folder import MODEL_FILES, check_not_the_base, check_target
+from .run_folder import MODEL_FILES, check_not_the_base, check_target, lock_of
 
 
 @dataclass(kw_only=True)
@@ -62,12 +63,27 @@ class MergeOptions:
 
 def main(options: MergeOptions) -> int:
     """Merge."""
+    work = staging_folder(options.target, ".part", option="output_dir")
+    lock = lock_of(work)
+    try:
+        with locked(lock):
+            try:
+                merge_in(work, options)
+            finally:
+                lock.unlink(missing_ok=True)
+    except BlockingIOError as error:
+        raise OptionError("output_dir", f"{options.output_dir}: {error.strerror}") from None
+    say(f"merged model: {options.output_dir}")
+    return 0
+
+
+def merge_in(work: Path, options: MergeOptions) -> None:
+    """Merge in a folder of this command alone."""
     from rerank_plugin.loading import load_model
 
     from .trained_folder import prepare_config, prepare_tokenizer, save_plain, write_records
 
     adapter, target = expanded(options.model_dir), options.target
-    work = staging_folder(target, ".part", option="output_dir")
     bring_back(work / EARLIER, target)
     options.check_target()
     # Of an earlier try that was cut short.
@@ -82,7 +98,15 @@ def main(options: MergeOptions) -> int:
     with saving(work):
         save_plain(loaded, staged)
         write_records(staged, settings, labels=int(loaded.model.config.num_labels or 1))
+        check_again(options, work)
         publish_folder(staged, target, last=MODEL_FILES)
-        shutil.rmtree(work)
-    say(f"merged model: {options.output_dir}")
-    return 0
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def check_again(options: MergeOptions, work: Path) -> None:
+    """Check that nothing that is to be kept has come into the place meanwhile."""
+    try:
+        options.check_target()
+    except OptionError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise

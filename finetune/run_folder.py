@@ -1,12 +1,8 @@
 """Where a run works and what it leaves: the trained folder appears whole or not at all."""
 
-import errno
 import json
-import logging
 import shutil
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +16,15 @@ from rerank_plugin.atomic import (
     staging_folder,
     write_json,
 )
-from rerank_plugin.errors import OptionError
+from rerank_plugin.errors import OptionError, SavingError
+from rerank_plugin.locks import release_lock, take_lock
 from rerank_plugin.paths import expanded
 from rerank_plugin.settings import ADAPTER, FILE
 
-from .checkpoint import latest_checkpoint
+from .checkpoint import RESUMES, latest_checkpoint
 from .keep_best import RECORD as KEPT
 from .keep_best import recover
 from .processes import first_process_first, rank
-
-logger = logging.getLogger(__name__)
-
-#: Windows has no such locks; a folder is not locked there.
-fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 #: The file of a run that says what must outlive its process.
 STATE = "state.json"
@@ -45,9 +37,6 @@ WORK = ".run"
 
 #: What programs know a model folder by, ours first; `atomic.publish_folder` puts it there last.
 MODEL_FILES = (FILE, ADAPTER, "config.json")
-
-#: What the system says of a lock that another process holds; all else is no locks at all.
-TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
 class RunFolder:
@@ -67,6 +56,7 @@ class RunFolder:
 
     def __init__(self, target: Path, options: Mapping[str, Any], *, overwrite: bool) -> None:
         self.target = target
+        self._overwrite = overwrite
         #: Behind all links.
         self._place = real_target(target, option="finetune_model_dir")
         #: What outlives the process, in `state.json`; whether a folder was to be replaced, too: the
@@ -92,12 +82,16 @@ class RunFolder:
                 "finetune_model_dir", f"{self.work} is needed for the run and holds something"
             )
         self._lock()
+        try:
+            self._start(overwrite=overwrite)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _start(self, *, overwrite: bool) -> None:
+        """Make the folder or take a run up, in a folder of this process alone."""
         if (self.work / STATE).is_file() and (not overwrite or self._is_this_run()):
-            try:
-                self._find()
-            except OptionError:
-                self._unlock()
-                raise
+            self._find()
         bring_back(self.work / EARLIER, self._place)
         if self.checkpoint is None:
             remove(self.work)
@@ -140,26 +134,16 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Refuse a folder that another process is working for."""
-        if fcntl is None:
-            return
-        path = self.work.with_name(self.work.name + ".lock")
-        self._lock_file = path.open("w")
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in TAKEN:
-                problem = f"another run is working in {self.work}"
-                raise OptionError("finetune_model_dir", problem) from None
-            logger.warning(
-                "no locks on this file system (%s): start no second run for %s meanwhile",
-                error.strerror,
-                self.target,
-            )
+            self._held = take_lock(lock_of(self.work))
+        except BlockingIOError:
+            problem = f"another run is working in {self.work}"
+            raise OptionError("finetune_model_dir", problem) from None
 
     def _unlock(self) -> None:
-        if fcntl is not None and rank() == 0:
-            self.work.with_name(self.work.name + ".lock").unlink(missing_ok=True)
-            self._lock_file.close()
+        if rank() == 0:
+            lock_of(self.work).unlink(missing_ok=True)
+            release_lock(self._held)
 
     def keep(self, **values: Any) -> None:
         """Write down what a resumed run must not compute again."""
@@ -194,7 +178,12 @@ class RunFolder:
         return self.copy
 
     def publish(self, finished: Path) -> None:
-        """Put the finished model in its place, and clear the work away."""
+        """Put the finished model in its place, and clear the work away.
+
+        Raises:
+            SavingError: something that is to be kept has come there meanwhile.
+        """
+        self._check_place()
         for file in (self.history, self.skipped_lines):
             if file.exists():
                 shutil.copy2(file, finished / file.name)
@@ -205,12 +194,25 @@ class RunFolder:
         remove(self.work)
         self._unlock()
 
+    def _check_place(self) -> None:
+        """Check that what is in the place may still be replaced."""
+        try:
+            check_target(self.target, overwrite=self._overwrite)
+        except OptionError:
+            problem = f"{self.target} was made by something else while the run was working"
+            raise SavingError(f"{problem}: move it away and {RESUMES}") from None
+
     def leave(self) -> None:
         """Let go of a run that ended early, and clear it away if it cannot be taken up again."""
         if rank() == 0:
             if latest_checkpoint(self.work) is None:
                 remove(self.work)
             self._unlock()
+
+
+def lock_of(work: Path) -> Path:
+    """Return the file that is locked while a command works in a folder."""
+    return work.with_name(work.name + ".lock")
 
 
 def remove(work: Path) -> None:

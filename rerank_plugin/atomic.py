@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from rerank_plugin.errors import OptionError, SavingError
+from rerank_plugin.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ PUBLISHING = ".publishing"
 EARLIER = "earlier"
 
 #: What is no part of a result: work inside its folder, and what a file system puts there itself.
-NO_CONTENTS = {".run", ".run.lock", ".part", PUBLISHING, "lost+found"}
+NO_CONTENTS = {".run", ".run.lock", ".part", ".part.lock", PUBLISHING, "lost+found"}
 
 
 def real_path(path: Path) -> Path:
@@ -103,6 +104,10 @@ def writing(path: Path) -> Iterator[IO[str]]:
     """Open a file that is written beside its place and renamed: it is never seen half-written.
 
     Streams are written as they are. An error without a file name gets that of the file.
+
+    Raises:
+        BlockingIOError: another process is writing it.
+        FileExistsError: the file was made by something else meanwhile.
     """
     try:
         if is_stream(path):
@@ -110,19 +115,28 @@ def writing(path: Path) -> Iterator[IO[str]]:
                 yield file
             return
         target = real_path(path)
-        staged = target.with_name(target.name + ".part")
-        try:
-            with staged.open("w", encoding="utf-8") as file:
-                yield file
-            move_file(staged, target)
-        finally:
-            staged.unlink(missing_ok=True)
+        staged, replaces = part_of(target), target.exists()
+        with locked(staged):
+            try:
+                with staged.open("w", encoding="utf-8") as file:
+                    yield file
+                move_file(staged, target, replaces=replaces)
+            except FileExistsError:
+                raise
+            except BaseException:
+                staged.unlink(missing_ok=True)
+                raise
     except BrokenPipeError:
         raise
     except OSError as error:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def part_of(target: Path) -> Path:
+    """Return where a file is made until it is whole."""
+    return target.with_name(target.name + ".part")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -136,9 +150,21 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def move_file(staged: Path, target: Path) -> None:
-    """Sync a file and put it in its place; into the one there if no rename can replace that."""
+def move_file(staged: Path, target: Path, *, replaces: bool) -> None:
+    """Sync a file and put it in its place; into the one there if no rename can replace that.
+
+    Args:
+        staged: The file.
+        target: Its place.
+        replaces: Whether a file was there when the work began; if not, none is replaced.
+
+    Raises:
+        FileExistsError: a file has appeared there meanwhile; the new one stays where it is.
+    """
     sync_file(staged)
+    if target.exists() and not replaces:
+        problem = f"appeared while it was being made; the results are in {staged}"
+        raise FileExistsError(errno.EEXIST, problem, str(target))
     try:
         staged.replace(target)
     except OSError as error:

@@ -17,9 +17,10 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from rerank_plugin.atomic import is_stream, real_path, try_file, try_folder
+from rerank_plugin.atomic import is_stream, part_of, real_path, try_file, try_folder
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.jsonl import DataPath, is_input, json_type
+from rerank_plugin.locks import locked
 
 Options = TypeVar("Options")
 
@@ -128,7 +129,7 @@ def check_output(
 
     Raises:
         OptionError: there is no such folder, nothing can be written in it, the file exists already,
-            or it is an input.
+            it is an input, or another command is writing it.
     """
     try:
         if is_stream(file):
@@ -143,6 +144,10 @@ def check_output(
         if target.exists() and not overwrite:
             raise OptionError(option, f"{file} exists: choose another, or --overwrite")
         try_file(target)
+        part = part_of(target)
+        if part.exists():
+            with locked(part):
+                pass
     except OSError as error:
         raise OptionError(option, f"{file} cannot be written: {error.strerror}") from None
 

@@ -3,18 +3,26 @@
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from rerank_plugin.atomic import is_stream, move_file, open_stream, real_path, write_json
+from rerank_plugin.atomic import (
+    is_stream,
+    move_file,
+    open_stream,
+    part_of,
+    real_path,
+    write_json,
+)
 from rerank_plugin.console import Stdout, bar, say
 from rerank_plugin.errors import OptionError
 from rerank_plugin.jsonl import fingerprint
+from rerank_plugin.locks import locked
 from rerank_plugin.options import check_options, check_output, option
 from rerank_plugin.requests import Request, read_requests
 
@@ -72,8 +80,26 @@ def main(options: RerankOptions) -> int:
     # All of it is read once before the model loads: a bad line at the end comes to light first.
     total = sum(len(request.documents) for request in read_requests(options.data_path))
     output = Path(options.output) if options.output else None
-    stream = output if output and is_stream(output) else None
-    unfinished = Unfinished.of(options) if output and not stream else None
+    if output is None or is_stream(output):
+        with open_stream(output) if output else nullcontext(Stdout()) as file:
+            rank_all(options, file, total)
+        return 0
+    with Unfinished.open(options) as unfinished:
+        with unfinished.writing() as file:
+            rank_all(options, file, total, done=unfinished.lines)
+        unfinished.finish()
+    return 0
+
+
+def rank_all(options: RerankOptions, file: IO[str] | Stdout, total: int, *, done: int = 0) -> None:
+    """Rank all requests but the first ones.
+
+    Args:
+        options: The command's.
+        file: Where the results go.
+        total: How many pairs there are.
+        done: How many requests an earlier run has ranked.
+    """
     from rerank_plugin.reranker import Reranker
 
     reranker = Reranker(
@@ -87,23 +113,9 @@ def main(options: RerankOptions) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     requests = read_requests(options.data_path)
-    ranked = islice(requests, unfinished.lines if unfinished else 0)
-    done = sum(len(request.documents) for request in ranked)
-    results = opened(unfinished, stream)
-    with results as file, bar("ranking", "pair", total, initial=done) as progress:
+    pairs = sum(len(request.documents) for request in islice(requests, done))
+    with bar("ranking", "pair", total, initial=pairs) as progress:
         write_results(file, rank(reranker, requests, options.top_n, progress.update))
-    if unfinished:
-        unfinished.finish()
-    return 0
-
-
-def opened(
-    unfinished: "Unfinished | None", stream: Path | None
-) -> AbstractContextManager[IO[str] | Stdout]:
-    """Return what results are written to: a file, a stream that `--output` names, or stdout."""
-    if unfinished:
-        return unfinished.writing()
-    return open_stream(stream) if stream else nullcontext(Stdout())
 
 
 def write_results(file: IO[str] | Stdout, results: Iterable[list[dict[str, object]]]) -> None:
@@ -164,7 +176,7 @@ class Unfinished:
     """Results on their way to `--output`: `<output>.part`, beside it what they are the results of.
 
     Args:
-        output: Where they will stand.
+        output: Where they will stand, without links.
         task: The data and the options that results depend on.
 
     Raises:
@@ -172,12 +184,13 @@ class Unfinished:
     """
 
     def __init__(self, output: Path, task: dict[str, object]) -> None:
-        self.output = output = real_path(output)
-        self.part = output.with_name(output.name + ".part")
+        self.output = output
+        self.part = part_of(output)
         self.state = output.with_name(output.name + ".part.json")
         #: Results that an earlier run has left.
         self.lines = 0
-        if self.part.exists():
+        self._replaces = output.exists()
+        if self.part.exists() and self.part.stat().st_size:
             if self._known_task() != task:
                 raise OptionError(
                     "output",
@@ -196,12 +209,20 @@ class Unfinished:
         return None
 
     @classmethod
-    def of(cls, options: RerankOptions) -> "Unfinished":
-        """The unfinished results of a command."""
+    @contextmanager
+    def open(cls, options: RerankOptions) -> Iterator[Self]:
+        """Hold the unfinished results of a command, alone.
+
+        Raises:
+            BlockingIOError: another command is writing them.
+            OptionError: they are of something else.
+        """
         free = ("output", "overwrite", "device", "token_budget", "data_path")
         task = {name: value for name, value in asdict(options).items() if name not in free}
         task["data"] = fingerprint(options.data_path)
-        return cls(Path(str(options.output)), task)
+        output = real_path(Path(str(options.output)))
+        with locked(part_of(output)):
+            yield cls(output, task)
 
     @contextmanager
     def writing(self) -> Iterator[IO[str]]:
@@ -210,12 +231,20 @@ class Unfinished:
             with self.part.open("a", encoding="utf-8") as file:
                 yield file
         except BaseException:
-            say(f"stopped: results so far are in {self.part}; the same command goes on with them")
+            self._leave()
             raise
+
+    def _leave(self) -> None:
+        """Say what is left of a command that ends early; nothing where there is no result."""
+        if self.part.exists() and self.part.stat().st_size:
+            say(f"stopped: results so far are in {self.part}; the same command goes on with them")
+            return
+        for file in (self.part, self.state):
+            file.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Put the results in their place."""
-        move_file(self.part, self.output)
+        move_file(self.part, self.output, replaces=self._replaces)
         self.state.unlink(missing_ok=True)
 
 

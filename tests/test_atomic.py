@@ -5,8 +5,11 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from rerank_plugin.atomic import (
     writing,
 )
 from rerank_plugin.errors import OptionError, SavingError
+from rerank_plugin.locks import locked
 from rerank_plugin.options import check_output
 
 from .conftest import mount, unmount
@@ -408,3 +412,76 @@ def test_a_folder_that_no_rename_can_replace_is_filled(
 def test_json_is_what_was_written(tmp_path: Path) -> None:
     atomic.write_json(tmp_path / "a.json", {"text": "é"})
     assert json.loads((tmp_path / "a.json").read_bytes()) == {"text": "é"}
+
+
+def other_process(code: str, *arguments: object) -> "subprocess.Popen[str]":
+    """Another process, which runs a program and tells on stdout how far it is."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def being_written(path: Path) -> Iterator[None]:
+    """While this lasts, another process is writing a file; then it finishes it."""
+    code = (
+        "import sys; from pathlib import Path; from rerank_plugin.atomic import writing\n"
+        "with writing(Path(sys.argv[1])) as file:\n"
+        "    file.write('the first')\n"
+        "    print('now', flush=True)\n"
+        "    input()\n"
+    )
+    with other_process(code, path) as first:
+        assert first.stdin and first.stdout and first.stdout.readline() == "now\n"
+        yield
+        first.stdin.write("\n")
+    assert first.returncode == 0
+
+
+def test_two_processes_never_write_one_file(tmp_path: Path) -> None:
+    output, link = tmp_path / "a.jsonl", tmp_path / "link"
+    link.symlink_to(output)
+    with being_written(output):
+        with pytest.raises(OSError, match="another command is writing it"):
+            write_text(output, "the second")
+        with pytest.raises(OptionError, match=r"^--output: .*another command is writing it"):
+            check_output(link, [], overwrite=True)
+    assert output.read_text() == "the first"
+    write_text(output, "the second")
+    assert output.read_text() == "the second"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "link"}
+
+
+def test_a_lock_on_what_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder renamed or removed the file between our opening and locking it."""
+    fcntl = pytest.importorskip("fcntl")
+    path, flock, gone = tmp_path / "a.part", fcntl.flock, []
+
+    def late(number: int, operation: int) -> None:
+        if len(gone) < 2:
+            path.unlink() if gone else path.rename(tmp_path / "a")
+            gone.append(number)
+        flock(number, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(path), pytest.raises(BlockingIOError), locked(path):
+        pass
+    assert len(gone) == 2
+
+
+@pytest.mark.parametrize("made", ["a file", "a link", "another's result"])
+def test_what_appears_while_a_file_is_written_is_kept(tmp_path: Path, made: str) -> None:
+    output, result = tmp_path / "a.jsonl", "computed"
+    kept = pytest.raises(FileExistsError, match=r"results are in .*a\.jsonl\.part")
+    with kept, writing(output) as file:
+        file.write(result)
+        if made == "a link":
+            (tmp_path / "other").write_text("kept")
+            output.symlink_to(tmp_path / "other")
+        else:
+            output.write_text("kept")
+    assert output.read_text() == "kept"
+    assert (tmp_path / "a.jsonl.part").read_text() == result

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError, OptionError, SavingError
 from rerank_plugin.families import FAMILIES as TABLE
-from rerank_plugin.finetune import FinetuneConfig, finetune, lora
+from rerank_plugin.finetune import FinetuneConfig, finetune, lora, trained_folder
 from rerank_plugin.finetune.lora import add_adapter
 from rerank_plugin.finetune.report import Report
 from rerank_plugin.loading import load_model
@@ -521,6 +521,27 @@ def test_a_merge_onto_a_full_disk_is_one_line(
     mount("tmpfs", mounts, "-o", "remount,ro")
     code, _, err = cli("merge", "--model_dir", adapter, "--output_dir", mounts)
     assert code == 2 and "--output_dir: " in err and "Read-only file system" in err
+
+
+def test_a_merge_replaces_nothing_that_comes_meanwhile(
+    tiny_model: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, target = by_peft(tiny_model, tmp_path / "a"), tmp_path / "merged"
+    command = ("merge", "--model_dir", adapter, "--output_dir", target)
+    found, write = [], trained_folder.write_records
+
+    def late(*arguments: Any, **options: Any) -> None:
+        write(*arguments, **options)
+        found.append(cli(*command))
+        target.mkdir()
+        (target / "notes.txt").write_text("kept")
+
+    monkeypatch.setattr(trained_folder, "write_records", late)
+    code, _, err = cli(*command)
+    assert code == 2 and "holds something else" in err
+    assert (target / "notes.txt").read_text() == "kept"
+    assert found[0][0] == 2 and "another command is writing it" in found[0][2]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "merged"}
 
 
 def test_a_merge_that_fails_is_done_again(

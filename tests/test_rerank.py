@@ -6,8 +6,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from rerank_plugin import rerank
 
 from .conftest import Run, mount, sample_texts, unmount, write_lines
 
@@ -119,3 +122,62 @@ def test_a_killed_ranking_goes_on_where_it_stopped(
     for item, other in zip(found, wanted, strict=True):
         assert item["scores"] == pytest.approx(other["scores"], abs=1e-5)
     assert {file.name for file in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
+
+
+def test_two_commands_never_write_one_output(
+    cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
+    codes: list[tuple[int, str, str]] = []
+    rank = rerank.rank
+
+    def begins_another(*arguments: Any) -> Any:
+        monkeypatch.setattr(rerank, "rank", rank)
+        codes.append(cli(*options))
+        return rank(*arguments)
+
+    monkeypatch.setattr(rerank, "rank", begins_another)
+    assert cli(*options)[0] == 0
+    ((code, _, err),) = codes
+    assert code == 2 and "another command is writing it" in err
+    assert len(output.read_text("utf-8").splitlines()) == 5
+
+
+@pytest.mark.parametrize("problem", ["no model", "killed before its first result"])
+def test_a_command_without_a_result_leaves_none(
+    cli: Run, tiny_model: Path, tmp_path: Path, problem: str
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    if problem == "no model":
+        code, _, err = cli(
+            "rerank", "--model_dir", tmp_path, "--data_path", data, "--output", output
+        )
+        assert code == 2 and "stopped: results so far" not in err
+        assert {path.name for path in tmp_path.iterdir()} == {"requests.jsonl"}
+    else:
+        (tmp_path / "out.jsonl.part").touch()
+        (tmp_path / "out.jsonl.part.json").write_text("{}")
+    assert cli("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
+
+
+def test_an_output_that_appears_meanwhile_is_kept(
+    cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    rank = rerank.rank
+
+    def late(*arguments: Any) -> Any:
+        output.write_text("kept")
+        return rank(*arguments)
+
+    monkeypatch.setattr(rerank, "rank", late)
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
+    code, _, err = cli(*options)
+    assert code == 1 and "out.jsonl.part" in err
+    assert output.read_text() == "kept"
+    output.unlink()
+    monkeypatch.setattr(rerank, "rank", rank)
+    assert cli(*options)[0] == 0
+    assert len(output.read_text("utf-8").splitlines()) == 5

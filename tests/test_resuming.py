@@ -479,3 +479,38 @@ def test_figures_are_those_of_the_weights_that_are_kept(
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["best_step"] == 3
     assert not (tmp_path / "out" / "kept.json").exists()
     assert result.after != result.before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("made", ["notes", "a model", "a file"])
+def test_what_comes_into_the_place_meanwhile_is_kept(
+    tiny_model: Path,
+    data: Path,
+    tmp_path: Path,
+    made: str,
+    overwrite: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, write = tmp_path / "out", Report.write
+    run = config(tiny_model, data, folder, overwrite=overwrite, trainer={"max_steps": 2})
+
+    def late(*arguments: Any) -> None:
+        write(*arguments)
+        if made == "a file":
+            folder.write_text("kept")
+        else:
+            folder.mkdir()
+            (folder / ("rerank.json" if made == "a model" else "notes.txt")).write_text("kept")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Report, "write", late)
+        if made == "a model" and overwrite:
+            assert finetune(run).model_dir.joinpath("config.json").is_file()
+            return
+        with pytest.raises(SavingError, match="move it away and start the same command again"):
+            finetune(run)
+    found = [folder] if made == "a file" else list(folder.iterdir())
+    assert [path.read_text() for path in found] == ["kept"]
+    folder.rename(tmp_path / "away")
+    assert (finetune(run).model_dir / "config.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "away"}
