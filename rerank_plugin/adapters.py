@@ -1,7 +1,6 @@
 """LoRA adapters: what a folder of one must hold, and many of them on one base in memory."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from rerank_plugin.head import Float32Linear
 from rerank_plugin.loaded import LoadedModel, one_line_errors, quiet_transformers
 from rerank_plugin.model_checks import check_stored
 from rerank_plugin.paths import expanded
-from rerank_plugin.settings import ADAPTER, RerankSettings, is_adapter
+from rerank_plugin.settings import ADAPTER, RerankSettings, is_adapter, read_object
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -24,10 +23,7 @@ VALUES_A_WEIGHT = 64
 
 def read_config(folder: Path) -> dict[str, Any]:
     """What PEFT writes about an adapter."""
-    with one_line_errors(str(folder)):
-        config: dict[str, Any] = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        config.keys()
-    return config
+    return read_object(folder / ADAPTER)
 
 
 def base_of(folder: Path) -> str:
@@ -35,7 +31,9 @@ def base_of(folder: Path) -> str:
     base = read_config(folder).get("base_model_name_or_path")
     if not base:
         raise InputError(f"{folder}/{ADAPTER}: names no base_model_name_or_path")
-    return str(base)
+    if not isinstance(base, str):
+        raise InputError(f"{folder}/{ADAPTER}: 'base_model_name_or_path' must be a string")
+    return base
 
 
 @dataclass(frozen=True)

@@ -127,16 +127,20 @@ def json_type(value: object) -> str:
 
 
 def is_unicode(value: object) -> bool:
-    """Whether all texts in a JSON value can be encoded: JSON can hold half a surrogate pair."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return False
-    if isinstance(value, list):
-        return all(is_unicode(item) for item in value)
-    if isinstance(value, dict):
-        return all(is_unicode(name) and is_unicode(item) for name, item in value.items())
+    """Return whether all texts in a JSON value can be encoded: some hold half a surrogate."""
+    # No recursion: values may be nested as deep as the parser reads them.
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                return False
+        elif isinstance(item, list):
+            left.extend(item)
+        elif isinstance(item, dict):
+            left.extend((*item, *item.values()))
     return True
 
 

@@ -89,15 +89,10 @@ def parse_request(record: object, where: str) -> Request:
         raise InputError(f"{where}: a text holds half a surrogate pair (\\ud800 to \\udfff)")
     if isinstance(record, Repeated):
         raise InputError(f"{where}: field {record.field!r} is there twice: take one out")
-    query = record.get("query")
-    if not isinstance(query, str):
-        raise InputError(f"{where}: field 'query' is {json_type(query)}, expected a text")
-    if not query.strip():
-        raise InputError(f"{where}: field 'query' is blank")
+    query = query_of(record, where)
     given = [name for name in SPELLINGS if name in record]
     if len(given) != 1:
-        fields = ", ".join(map(ascii, list(record)[:8]))
-        found = " and ".join(given) or f"none; the fields are {fields}"
+        found = " and ".join(given) or f"none; {field_names(record)}"
         raise InputError(
             f"{where}: one list of documents is needed under 'documents', found {found}"
         )
@@ -111,3 +106,21 @@ def parse_request(record: object, where: str) -> Request:
             problem = f"{given[0]}[{place}] is neither a text nor an object with a 'text'"
             raise InputError(f"{where}: {problem}")
     return Request(query, documents)
+
+
+def query_of(record: dict[str, object], where: str) -> str:
+    """Return the query of a request."""
+    if "query" not in record:
+        problem = f"field 'query' is missing, expected a text; {field_names(record)}"
+        raise InputError(f"{where}: {problem}")
+    query = record["query"]
+    if not isinstance(query, str):
+        raise InputError(f"{where}: field 'query' is {json_type(query)}, expected a text")
+    if not query.strip():
+        raise InputError(f"{where}: field 'query' is blank")
+    return query
+
+
+def field_names(record: dict[str, object]) -> str:
+    """Return what fields a record has, in words."""
+    return f"the fields are {', '.join(map(ascii, list(record)[:8]))}"

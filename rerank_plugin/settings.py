@@ -25,6 +25,21 @@ def is_adapter(folder: str | Path) -> bool:
     return (expanded(folder) / ADAPTER).is_file()
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return value
+
+
 def is_number(value: object) -> bool:
     """Return whether a value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -109,12 +124,7 @@ class RerankSettings:
         path = folder / FILE
         if not path.is_file():
             return cls()
-        try:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path}: not the settings of a reranker: expected an object")
+        values = read_object(path)
         given = {name: values[name] for name in ENTRIES if values.get(name) is not None}
         for name, value in given.items():
             check, expected = ENTRIES[name]

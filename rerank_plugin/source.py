@@ -4,8 +4,9 @@ import json
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from rerank_plugin.errors import InputError
 from rerank_plugin.paths import expanded
-from rerank_plugin.settings import ADAPTER
+from rerank_plugin.settings import ADAPTER, read_object
 
 #: The options that decide how it is loaded; how much is scored at once changes no score.
 LOADING = (
@@ -60,8 +61,7 @@ def files(name: str) -> Hashable:
 def adapter_base(name: str) -> str | None:
     """Return the base that an adapter folder names, if it is one that can be read."""
     try:
-        config = json.loads((expanded(name) / ADAPTER).read_text(encoding="utf-8"))
-        base = config["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError):
+        base = read_object(expanded(name) / ADAPTER).get("base_model_name_or_path")
+    except InputError:
         return None
     return base if isinstance(base, str) else None

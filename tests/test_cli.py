@@ -119,7 +119,8 @@ def test_rerank_prints_one_object_a_request(
         ('{"query": "q"}', "'documents', found none"),
         ('{"query": "q", "documents": [], "texts": []}', "found documents and texts"),
         ('{"query": " ", "documents": []}', "field 'query' is blank"),
-        ('{"documents": []}', "field 'query' is null"),
+        ('{"question": "q", "texts": []}', "field 'query' is missing, expected a text; the fields"),
+        ('{"query": null, "documents": []}', "field 'query' is null"),
         ('{"query": "q", "documents": [{"body": 1}]}', "documents[0] is neither a text"),
         ('{"query": "q", "documents": "d"}', "field 'documents' is a string"),
         ('{"query": "q", \n "documents": [', "broken JSON"),
@@ -472,3 +473,15 @@ def test_figures_on_stdout_are_json_alone(
     with (tmp_path / "figures").open("wb") as file:
         subprocess.run([*command, "--output", "/dev/stdout"], stdout=file, check=True)
     assert json.loads((tmp_path / "figures").read_bytes())["queries"] == 24
+
+
+@pytest.mark.parametrize("depth", [10, 450, 800])
+def test_deep_values_are_read_alike_by_every_command(
+    cli: Run, tiny_model: Path, tmp_path: Path, depth: int
+) -> None:
+    deep = "[" * depth + "]" * depth
+    group, request = tmp_path / "g.jsonl", tmp_path / "r.jsonl"
+    group.write_text(f'{{"query": "q", "pos": ["p"], "neg": ["n"], "more": {deep}}}\n')
+    request.write_text(f'{{"query": "q", "documents": [{{"text": "d", "more": {deep}}}]}}\n')
+    assert cli("check", "--data_path", group)[0] == 0
+    assert cli("rerank", "--model_dir", tiny_model, "--data_path", request)[0] == 0
