@@ -100,38 +100,44 @@ def scratch_place(output: Path) -> Path | None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[IO[str]]:
-    """Open a file that is written beside its place and renamed: it is never seen half-written.
-
-    Streams are written as they are. An error without a file name gets that of the file.
-
-    Raises:
-        BlockingIOError: another process is writing it.
-        FileExistsError: the file was made by something else meanwhile.
-    """
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the system that names no file the name of this one."""
     try:
-        if is_stream(path):
-            with open_stream(path) as file:
-                yield file
-            return
-        target = real_path(path)
-        staged, replaces = part_of(target), target.exists()
-        with locked(staged):
-            try:
-                with staged.open("w", encoding="utf-8") as file:
-                    yield file
-                move_file(staged, target, replaces=replaces)
-            except FileExistsError:
-                raise
-            except BaseException:
-                staged.unlink(missing_ok=True)
-                raise
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[str]]:
+    """Open a file that is written beside its place and renamed: it is never seen half-written.
+
+    Streams are written as they are.
+
+    Raises:
+        BlockingIOError: another process is writing it.
+        FileExistsError: the file was made by something else meanwhile.
+    """
+    if is_stream(path):
+        with naming(path), open_stream(path) as file:
+            yield file
+        return
+    target = real_path(path)
+    staged, replaces = part_of(target), target.exists()
+    with naming(path), locked(staged):
+        try:
+            with staged.open("w", encoding="utf-8") as file:
+                yield file
+            move_file(staged, target, replaces=replaces)
+        except FileExistsError:
+            raise
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
 
 
 def part_of(target: Path) -> Path:

@@ -1,6 +1,7 @@
 """JSON Lines on disk: which files a path means, and their lines with a name for every error."""
 
 import atexit
+import errno
 import glob
 import gzip
 import hashlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import orjson
 
@@ -183,7 +184,11 @@ def spooled(path: Path) -> Path:
         with path.open("rb") as pipe, (spool_folder() / path.name).open("wb") as file:
             shutil.copyfileobj(pipe, file)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem = f"no room for a copy in {gettempdir()}: set TMPDIR, or give a file"
+        else:
+            problem = f"cannot be read: {error.strerror}"
+        raise InputError(f"{path}: {problem}") from None
     return Path(file.name)
 
 

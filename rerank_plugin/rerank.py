@@ -14,6 +14,7 @@ import numpy as np
 from rerank_plugin.atomic import (
     is_stream,
     move_file,
+    naming,
     open_stream,
     part_of,
     real_path,
@@ -228,7 +229,7 @@ class Unfinished:
     def writing(self) -> Iterator[IO[str]]:
         """The file, open behind what it holds."""
         try:
-            with self.part.open("a", encoding="utf-8") as file:
+            with naming(self.part), self.part.open("a", encoding="utf-8") as file:
                 yield file
         except BaseException:
             self._leave()

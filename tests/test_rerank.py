@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,36 @@ def test_an_output_that_appears_meanwhile_is_kept(
     monkeypatch.setattr(rerank, "rank", rank)
     assert cli(*options)[0] == 0
     assert len(output.read_text("utf-8").splitlines()) == 5
+
+
+def test_a_full_disk_is_named_and_results_so_far_are_kept(
+    cli: Run, tiny_model: Path, tmp_path: Path, mounts: Path
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 2000), mounts / "out.jsonl"
+    mount("tmpfs", mounts, "-o", "size=48k")
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
+    code, _, err = cli(*options)
+    assert code == 1 and f"{output}.part: No space left on device" in err
+    mount("tmpfs", mounts, "-o", "remount,size=10m")
+    assert cli(*options)[0] == 0
+    found = [json.loads(line)["query"] for line in output.read_text("utf-8").splitlines()]
+    assert found == [f"question {i}" for i in range(2000)]
+
+
+def test_a_pipe_without_room_for_its_copy_says_where_room_is_needed(
+    cli: Run, tiny_model: Path, tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, data = tmp_path / "pipe", rerank_file(tmp_path / "requests.jsonl", 500)
+    mount("tmpfs", mounts, "-o", "size=8k")
+    monkeypatch.setattr("rerank_plugin.jsonl.spool_folder", lambda: mounts)
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with suppress(BrokenPipeError):
+            pipe.write_bytes(data.read_bytes())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    code, _, err = cli("rerank", "--model_dir", tiny_model, "--data_path", pipe)
+    writer.join()
+    assert code == 2 and "no room for a copy" in err and "TMPDIR" in err
