@@ -458,7 +458,8 @@ def test_two_processes_never_write_one_file(tmp_path: Path) -> None:
 def test_a_lock_on_what_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its holder renamed or removed the file between our opening and locking it."""
     fcntl = pytest.importorskip("fcntl")
-    path, flock, gone = tmp_path / "a.part", fcntl.flock, []
+    path, flock = tmp_path / "a.part", fcntl.flock
+    gone: list[int] = []
 
     def late(number: int, operation: int) -> None:
         if len(gone) < 2:
