@@ -97,3 +97,39 @@ PASSED_ON = {
     *("project", "report_to", "run_name"),
     *("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),
 }
+
+#: Numbers that must be more than 0, and those that may be 0.
+POSITIVE = {
+    *("eval_steps", "save_steps", "logging_steps", "gradient_accumulation_steps"),
+    *("adam_epsilon", "ddp_timeout", "ddp_bucket_cap_mb", "dataloader_prefetch_factor"),
+    "torch_empty_cache_steps",
+}
+NOT_NEGATIVE = {
+    *("adam_beta1", "adam_beta2", "max_grad_norm", "weight_decay", "warmup_steps", "eval_delay"),
+    "dataloader_num_workers",
+}
+
+#: What has an effect only beside other options, of which one is to be given.
+BESIDE = {
+    "activation_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
+    "gradient_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
+    "dataloader_multiprocessing_context": ("dataloader_num_workers",),
+    "dataloader_persistent_workers": ("dataloader_num_workers",),
+    "dataloader_prefetch_factor": ("dataloader_num_workers",),
+    "fsdp_config": ("fsdp",),
+    "hub_model_id": ("push_to_hub",),
+    "hub_private_repo": ("push_to_hub",),
+    "hub_revision": ("push_to_hub",),
+    "hub_token": ("push_to_hub",),
+}
+
+#: Intervals, and the strategy that they are of.
+INTERVALS = {
+    "eval_steps": "eval_strategy",
+    "logging_steps": "logging_strategy",
+    "save_steps": "save_strategy",
+}
+
+#: Optimizers that take no arguments of their own, and what those that train by layers begin with.
+WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adafactor")
+BY_LAYERS = ("galore", "apollo")

@@ -1,13 +1,23 @@
 """The options of a training run."""
 
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rerank_plugin.errors import OptionError
 from rerank_plugin.options import check_options, option, typed_value
 
-from .argument_names import RESERVED, TWINS
+from .argument_names import (
+    BESIDE,
+    BY_LAYERS,
+    INTERVALS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RESERVED,
+    TWINS,
+    WITHOUT_ARGS,
+)
 from .losses import DEFAULT_LOSS, LOSSES, parse_loss
 from .processes import world_size
 
@@ -188,11 +198,41 @@ class FinetuneConfig:
         for name, kinds in COUNTED.items():
             if name in self.trainer:
                 self.trainer[name] = typed_value(name, self.trainer[name], kinds)
-        accumulation = self.trainer.get("gradient_accumulation_steps", 1)
-        self._check("gradient_accumulation_steps", accumulation > 0, "must be more than 0")
-        if not self.trainer.get("push_to_hub"):
-            for name in self.trainer:
-                self._check(name, not name.startswith("hub_"), "is for --push_to_hub")
+        self._check_numbers()
+        self._check_companions()
+
+    def _check_numbers(self) -> None:
+        for name, value in self.trainer.items():
+            if isinstance(value, float):
+                self._check(name, isfinite(value), "is not a finite number")
+            if isinstance(value, int | float):
+                self._check(name, name not in POSITIVE or value > 0, "must be more than 0")
+                self._check(name, name not in NOT_NEGATIVE or value >= 0, "must be 0 or more")
+        steps = self.trainer.get("max_steps", -1)
+        self._check("max_steps", steps > 0 or steps == -1, "must be more than 0, or -1 for all")
+
+    def _check_companions(self) -> None:
+        for name in self.trainer:
+            needed = BESIDE.get(name, ())
+            holds = not needed or any(self.trainer.get(other) for other in needed)
+            self._check(name, holds, f"is for --{' or --'.join(needed)}")
+        for name, strategy in INTERVALS.items():
+            given = self.trainer.get(strategy, "steps")
+            self._check(
+                name, name not in self.trainer or given == "steps", f"is for --{strategy} steps"
+            )
+        optimizer = str(self.trainer.get("optim", WITHOUT_ARGS[0]))
+        if "optim_args" in self.trainer:
+            takes = optimizer not in WITHOUT_ARGS
+            self._check("optim_args", takes, f"has no effect on --optim {optimizer}")
+        if "optim_target_modules" in self.trainer:
+            by_layers = optimizer.startswith(BY_LAYERS)
+            self._check("optim_target_modules", by_layers, "is for --optim galore_… or apollo_…")
+        self._check(
+            "save_strategy",
+            self.trainer.get("save_strategy") != "best",
+            "is not for checkpoints, of which the newest is kept: choose from no, steps, epoch",
+        )
 
     def _check_lora(self) -> None:
         for name in ("merge", "lora_targets", "lora_rslora", "lora_dora", "lora_4bit"):

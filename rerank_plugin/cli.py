@@ -151,6 +151,8 @@ def run(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r} (choose from {', '.join(COMMANDS)})")
+    if sys.flags.optimize > 1:
+        raise InputError("transformers reads docstrings: use python -O, or unset PYTHONOPTIMIZE")
     return COMMANDS[name].run(name, rest)
 
 

@@ -8,7 +8,16 @@ from transformers import TrainingArguments
 
 from rerank_plugin.errors import OptionError
 from rerank_plugin.finetune import FinetuneConfig
-from rerank_plugin.finetune.argument_names import OURS, PASSED_ON, RESERVED, TWINS
+from rerank_plugin.finetune.argument_names import (
+    BESIDE,
+    INTERVALS,
+    NOT_NEGATIVE,
+    OURS,
+    PASSED_ON,
+    POSITIVE,
+    RESERVED,
+    TWINS,
+)
 
 NEEDED: dict[str, Any] = {"model_name_or_path": "m", "data_path": "d", "finetune_model_dir": "out"}
 
@@ -33,7 +42,14 @@ def test_what_has_no_effect_is_refused_with_the_reason(name: str) -> None:
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps: 0 must be more"),
         ({"max_steps": 1.5}, "--max_steps: invalid int value: 1.5"),
         ({"warmup_steps": "0.1"}, "--warmup_steps: invalid int or float value: '0.1'"),
-        ({"hub_model_id": "me/mine"}, "--hub_model_id: 'me/mine' is for --push_to_hub"),
+        ({"weight_decay": float("nan")}, "--weight_decay: nan is not a finite number"),
+        ({"adam_epsilon": float("inf")}, "--adam_epsilon: inf is not a finite number"),
+        ({"max_grad_norm": -1}, "--max_grad_norm: -1 must be 0 or more"),
+        ({"dataloader_num_workers": -1}, "--dataloader_num_workers: -1 must be 0 or more"),
+        ({"eval_steps": 0}, "--eval_steps: 0 must be more than 0"),
+        ({"save_steps": -0.5}, "--save_steps: -0.5 must be more than 0"),
+        ({"max_steps": 0}, "--max_steps: 0 must be more than 0"),
+        ({"max_steps": -5}, "--max_steps: -5 must be more than 0"),
     ],
 )
 def test_numbers_that_a_run_computes_with_are_numbers(
@@ -42,6 +58,50 @@ def test_numbers_that_a_run_computes_with_are_numbers(
     with pytest.raises(OptionError) as error:
         FinetuneConfig(**NEEDED, trainer=trainer)
     assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "problem"),
+    [
+        ({"hub_model_id": "me/mine"}, "--hub_model_id: 'me/mine' is for --push_to_hub"),
+        ({"fsdp_config": "f.json"}, "--fsdp_config: 'f.json' is for --fsdp"),
+        ({"dataloader_persistent_workers": True}, "is for --dataloader_num_workers"),
+        (
+            {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+            "is for --activation_checkpointing or --gradient_checkpointing",
+        ),
+        ({"eval_steps": 2, "eval_strategy": "no"}, "--eval_steps: 2 is for --eval_strategy steps"),
+        ({"save_steps": 2, "save_strategy": "epoch"}, "is for --save_strategy steps"),
+        ({"logging_steps": 2, "logging_strategy": "no"}, "is for --logging_strategy steps"),
+        ({"save_strategy": "best"}, "--save_strategy: 'best' is not for checkpoints"),
+        ({"optim_args": "a=1"}, "--optim_args: 'a=1' has no effect on --optim adamw_torch"),
+        ({"optim": "sgd", "optim_target_modules": ["q"]}, "is for --optim galore_"),
+    ],
+)
+def test_options_without_the_one_that_they_belong_to_are_refused(
+    trainer: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(OptionError) as error:
+        FinetuneConfig(**NEEDED, trainer=trainer)
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"eval_steps": 0.5, "eval_strategy": "steps", "max_grad_norm": 0, "max_steps": -1},
+        {"optim": "sgd", "optim_args": "momentum=0.9"},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {}},
+        {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 2},
+        {"hub_model_id": "me/mine", "push_to_hub": True},
+    ],
+)
+def test_options_beside_the_one_that_they_belong_to_are_taken(trainer: dict[str, Any]) -> None:
+    assert FinetuneConfig(**NEEDED, trainer=dict(trainer)).trainer == trainer
+
+
+def test_tables_name_what_is_passed_on() -> None:
+    assert POSITIVE | NOT_NEGATIVE | set(INTERVALS) | set(BESIDE) <= PASSED_ON | OURS
 
 
 def test_a_token_is_not_written_down() -> None:

@@ -426,6 +426,13 @@ def test_commands_and_streams() -> None:
     assert bad.returncode == 2
     assert "Traceback" not in bad.stderr
     assert "no.json" in bad.stderr
+    lean = subprocess.run(
+        [sys.executable, "-OO", "-m", "rerank_plugin", "check", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert lean.returncode == 2 and "unset PYTHONOPTIMIZE" in lean.stderr
     for command in ("rerank", "evaluate", "merge", "check", "demo", "train"):
         shown = run(command, "--help")
         assert shown.returncode == 0
