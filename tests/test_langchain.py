@@ -200,7 +200,7 @@ def test_no_earlier_score_is_none(reranker: Reranker) -> None:
         ("", "content"),
         (3.5, "3.5\ncontent"),
         (["a", None, 2], "a, 2\ncontent"),
-        ({"z", "y", "x"}, "x, y, z\ncontent"),
+        pytest.param({"z", "y", "x"}, "x, y, z\ncontent", id="set"),
         ({"by": ["a", "b"], "of": {"year": 7}}, "by: a, b, of: year: 7\ncontent"),
     ],
     ids=str,
