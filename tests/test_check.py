@@ -66,7 +66,7 @@ def test_copies_in_scripts_without_spaces(cli: Run, tmp_path: Path) -> None:
 
 def test_broken_json_is_not_called_something_else(cli: Run, tmp_path: Path) -> None:
     path = tmp_path / "UTF-8.jsonl"
-    deep = b"[" * 900 + b"]" * 900
+    deep = b"[" * 9000 + b"]" * 9000
     path.write_bytes(b'{"query": %b}\n\xef\xbb\xbf[]\n{"query": "\xff"}\n' % deep)
     code, out, _ = cli("check", "--data_path", path)
     assert code == 2

@@ -242,7 +242,7 @@ def test_spelling() -> None:
         ({"loss": "ranknet+2:ranknet"}, "has ranknet twice"),
         ({"temperature": 2.0}, "--temperature: 2.0 is for --loss kl_divergence"),
         ({"loss": "kl_divergence", "temperature": 0.0}, "--temperature: 0.0 must be"),
-        ({"teacher_margin": math.inf}, "--teacher_margin: inf must be a finite number"),
+        ({"teacher_margin": math.inf}, "--teacher_margin: inf is not a finite number"),
     ],
 )
 def test_misuse_names_the_option(options: dict[str, object], expected: str) -> None:

@@ -312,7 +312,10 @@ def config(model: Path, data: Path, folder: Path, **options: Any) -> FinetuneCon
         "device": "cpu",
         **options,
     }
-    values["trainer"] = {"report_to": "none", "save_steps": 1, **options.get("trainer", {})}
+    trainer: dict[str, Any] = {"report_to": "none", **options.get("trainer", {})}
+    if trainer.get("save_strategy", "steps") == "steps":
+        trainer.setdefault("save_steps", 1)
+    values["trainer"] = trainer
     return FinetuneConfig(
         model_name_or_path=str(model),
         data_path=str(data),

@@ -11,7 +11,7 @@ from rerank_plugin.settings import RerankSettings
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[1]", "expected an object"),
+        ("[1]", "expected a JSON object"),
         ("{", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
         ('{"max_length": "512"}', "'max_length' must be a whole number above 0"),
