@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rerank_plugin.errors import OptionError, RerankError
-from rerank_plugin.loaded import quiet_transformers
+from rerank_plugin.loaded import in_one_line, quiet_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class HubRepository:
                 api.create_branch(created.repo_id, branch=revision, exist_ok=True)
         except Exception as error:
             # The client raises errors of its own, of its HTTP library, and of the system.
-            problem = f"{name} cannot be created or written on the hub: {first_line(error)}"
+            problem = f"{name} cannot be created or written on the hub: {in_one_line(error)}"
             raise OptionError("push_to_hub", problem) from error
         return cls(created.repo_id, revision, token)
 
@@ -81,13 +81,7 @@ class HubRepository:
                 command = ["hf", "upload", self.name, str(folder), "."]
                 command += ["--revision", self.revision] if self.revision else []
                 raise UploadError(
-                    f"the model is in {folder}, its upload failed: {first_line(error)}; "
+                    f"the model is in {folder}, its upload failed: {in_one_line(error)}; "
                     f"upload it by: {shlex.join(command)}"
                 ) from error
         logger.info("uploaded: %s", commit.commit_url)
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

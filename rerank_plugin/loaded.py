@@ -70,7 +70,12 @@ def problem_of(error: Exception) -> str:
     for part, remedy in REMEDIES.items():
         if part in text:
             return remedy
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return in_one_line(error)
+
+
+def in_one_line(error: Exception) -> str:
+    """Return what an error of a library says first, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     problem = lines[0] if lines else type(error).__name__
     return f"{problem} {lines[1]}" if problem.endswith(":") and len(lines) > 1 else problem
 
