@@ -12,7 +12,7 @@ from rerank_plugin.packing import equal_batches
 from rerank_plugin.scoring import Scorer, on_device, pair_logits
 
 from .dataset import GroupDataset
-from .evaluation import teacher_scores
+from .losses.contract import teacher_scores
 from .sampling import GroupBatches, Place, Sample, sample_group
 
 Batch = dict[str, Any]

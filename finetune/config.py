@@ -19,7 +19,6 @@ from .argument_names import (
     WITHOUT_ARGS,
 )
 from .losses import DEFAULT_LOSS, LOSSES, parse_loss
-from .processes import world_size
 
 #: Training arguments that the run computes with, and their types.
 COUNTED = {"gradient_accumulation_steps": (int,), "max_steps": (int,), "warmup_steps": (int, float)}
@@ -260,12 +259,6 @@ class FinetuneConfig:
     def reduces_on_plateau(self) -> bool:
         """Whether the learning rate follows the evaluation loss."""
         return self.factor is not None or self.patience is not None
-
-    @property
-    def step_groups(self) -> int:
-        """Groups of an optimizer step, over all processes."""
-        accumulation = int(self.trainer.get("gradient_accumulation_steps", 1))
-        return self.batch_size * accumulation * world_size()
 
     def as_record(self) -> dict[str, Any]:
         """Return the options as plain values for `rerank.json`, but for the access token."""

@@ -1,8 +1,8 @@
 """A corpus on disk: any number of passages at flat memory, each at hand by its place."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,13 +21,6 @@ BLOCK = 1 << 24
 Places = npt.NDArray[np.int64]
 
 Item = TypeVar("Item")
-
-
-def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The same items in lists of at most `size`."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 class Repeated:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from rerank_plugin.device import resolve_device, resolve_dtype
 from rerank_plugin.errors import InputError, OptionError
 
+from .batched import batched
 from .candidates import Candidates, Scores, best_first
-from .corpus import Corpus, in_batches
+from .corpus import Corpus
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -85,7 +86,7 @@ class Dense:
         self._known: dict[str, Embeddings] = {}
         path = folder / "embeddings.float16"
         with path.open("wb") as file:
-            for texts in in_batches(corpus, TEXTS_AT_ONCE):
+            for texts in batched(corpus, TEXTS_AT_ONCE):
                 found = self._embed(self._model.encode_document, texts)
                 file.write(found.astype(np.float16).tobytes())
                 if progress:

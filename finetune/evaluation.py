@@ -2,32 +2,21 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from rerank_plugin.encoding import Pair
-from rerank_plugin.scoring import Logits
+from rerank_plugin.scoring import Logits, ScoresPairs
 
+from .batched import batched
 from .calibration import Scored
-from .corpus import in_batches
 from .judged import Judged
-from .losses.contract import Loss
+from .losses.contract import Loss, teacher_scores
 from .metrics import METRICS, Ranking, Values, mean_metrics, query_metrics
-from .sampling import Sample
 
 #: Queries whose pairs are scored together; enough for the pairs to sort well by length.
 QUERIES_AT_ONCE = 256
-
-
-class ScoresPairs(Protocol):
-    """What can be evaluated: a `Reranker`, or the scorer of a model in training."""
-
-    def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
-        """One raw logit a pair, float32 `[pairs]`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ def evaluate_groups(
     values: list[dict[str, Values]] = []
     logits_of_queries: list[Logits] = []
     loss_sum = 0.0
-    for part in in_batches(judged, QUERIES_AT_ONCE):
+    for part in batched(judged, QUERIES_AT_ONCE):
         pairs = [(own.query, document) for own in part for document in own.documents]
         logits = scorer.logits(pairs, progress)
         sizes = [len(own.documents) for own in part]
@@ -124,13 +113,3 @@ def interleaved(parts: Sequence[Evaluation | None]) -> Evaluation:
     losses = [part.loss * count for part, count in zip(found, counts, strict=True)]
     logits = [own for part in found for own in part.logits or ()]
     return Evaluation(values, sum(losses) / sum(counts), [logits[place] for place in order])
-
-
-def teacher_scores(groups: Iterable[Judged | Sample]) -> Tensor | None:
-    """The teacher's scores of all pairs, float32 `[pairs]`; None if a group has none."""
-    scores: list[float] = []
-    for group in groups:
-        if group.teacher is None:
-            return None
-        scores += group.teacher
-    return torch.tensor(scores, dtype=torch.float32)

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from rerank_plugin.loaded import LoadedModel
 
 from .config import FinetuneConfig
+from .training_arguments import step_groups
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
         loaded.model.config,
         fresh_head=loaded.has_fresh_head,
         lora=config.lora,
-        step_groups=config.step_groups,
+        step_groups=step_groups(config),
     )
     what = "a fresh scoring head" if loaded.has_fresh_head else "a trained reranker"
     how = "LoRA" if config.lora else "full"

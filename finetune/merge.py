@@ -19,7 +19,7 @@ from rerank_plugin.options import check_options, option
 from rerank_plugin.paths import expanded
 from rerank_plugin.settings import RerankSettings, is_adapter
 
-from .run_folder import MODEL_FILES, check_not_the_base, check_target, lock_of
+from .target import MODEL_FILES, check_not_the_base, check_target, lock_of
 
 
 @dataclass(kw_only=True)

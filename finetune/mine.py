@@ -12,9 +12,10 @@ from rerank_plugin.console import bar, say, summary_stream
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.options import check_options, option
 
+from .batched import batched
 from .bm25 import Bm25
 from .candidates import Retriever
-from .corpus import Corpus, in_batches
+from .corpus import Corpus
 from .group_files import check_files, group_writer, parse_shares, split_files, split_sides
 from .groups import Group
 from .mining_summary import Summary
@@ -268,7 +269,7 @@ def mine(
 ) -> Iterator[Group]:
     """The groups of all targets, in their order."""
     with bar("mining", "query", len(targets)) as progress:
-        for batch in in_batches(targets, QUERIES_AT_ONCE):
+        for batch in batched(targets, QUERIES_AT_ONCE):
             selections = select(
                 batch,
                 retrievers,

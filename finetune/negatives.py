@@ -7,8 +7,9 @@ from itertools import islice
 
 import numpy as np
 
+from .batched import batched
 from .candidates import Candidates, Retriever, fuse
-from .corpus import Corpus, in_batches
+from .corpus import Corpus
 from .groups import Group, query_hash
 from .near_duplicates import Duplicates, profile
 from .targets import Target
@@ -78,7 +79,7 @@ class Selection:
         seen = self.barred.union(self.places, self.target.positives, self.target.own)
         count = min(len(self.corpus), LOOKED_AT + len(seen))
         drawn = self.random.choice(len(self.corpus), count, replace=False).tolist()
-        for places in in_batches((place for place in drawn if place not in seen), self.negatives):
+        for places in batched((place for place in drawn if place not in seen), self.negatives):
             if self.window.relative_margin is not None:
                 margin = self.window.relative_margin
                 (places,) = within_margin([self.target], [places], self.retriever, margin)

@@ -59,9 +59,10 @@ from .processes import (
 )
 from .report import Report
 from .reporters import spare_reporters
-from .run_folder import RunFolder, check_not_the_base
+from .run_folder import RunFolder
 from .stopwatch import Stopwatch
 from .sweep import Sweep
+from .target import check_not_the_base
 from .trained_folder import (
     fold_calibration,
     merge_adapter,
@@ -70,7 +71,7 @@ from .trained_folder import (
     write_records,
 )
 from .trainer import RerankTrainer
-from .training_arguments import plateau_warmup_steps, product_dtype, training_arguments
+from .training_arguments import plateau_warmup_steps, product_dtype, step_groups, training_arguments
 from .training_data import load_data
 
 logger = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ class Run:
                 loss=loss,
                 groups=self.data.train,
                 group_size=config.train_group_size,
-                step_groups=config.step_groups,
+                step_groups=step_groups(config),
                 seed=config.seed,
                 dtype=dtype,
             )

@@ -8,9 +8,7 @@ from typing import Any
 
 from rerank_plugin.atomic import (
     EARLIER,
-    PUBLISHING,
     bring_back,
-    contents,
     publish_folder,
     real_target,
     staging_folder,
@@ -18,13 +16,12 @@ from rerank_plugin.atomic import (
 )
 from rerank_plugin.errors import OptionError, SavingError
 from rerank_plugin.locks import release_lock, take_lock
-from rerank_plugin.paths import expanded
-from rerank_plugin.settings import ADAPTER, FILE
 
 from .checkpoint import RESUMES, latest_checkpoint
 from .keep_best import RECORD as KEPT
 from .keep_best import recover
 from .processes import first_process_first, rank
+from .target import MODEL_FILES, check_target, lock_of
 
 #: The file of a run that says what must outlive its process.
 STATE = "state.json"
@@ -34,9 +31,6 @@ LOGS = "runs"
 
 #: What is beside a trained folder while it is made, and in it where that cannot be renamed.
 WORK = ".run"
-
-#: What programs know a model folder by, ours first; `atomic.publish_folder` puts it there last.
-MODEL_FILES = (FILE, ADAPTER, "config.json")
 
 
 class RunFolder:
@@ -210,11 +204,6 @@ class RunFolder:
             self._unlock()
 
 
-def lock_of(work: Path) -> Path:
-    """Return the file that is locked while a command works in a folder."""
-    return work.with_name(work.name + ".lock")
-
-
 def remove(work: Path) -> None:
     """Remove a run's folder; what a kill leaves of it is still known as ours, or empty."""
     if work.is_dir():
@@ -228,31 +217,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which options are not what they were, in words."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r}" for name in names)
-
-
-def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model_dir") -> None:
-    """Refuse a folder that holds something else, or a result that was not to be replaced."""
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise OptionError(option, f"{parent} is a file")
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise OptionError(option, f"{target} is a file")
-    if not contents(target) or (target / PUBLISHING).exists():
-        return
-    if not (target / FILE).is_file():
-        raise OptionError(
-            option, f"{target} exists and holds something else: choose another folder"
-        )
-    if not overwrite:
-        raise OptionError(
-            option, f"{target} holds a trained model: choose another folder, or --overwrite"
-        )
-
-
-def check_not_the_base(target: Path, base: str, option: str = "finetune_model_dir") -> None:
-    """Refuse a folder that an adapter stands on: replaced, the adapter could not be loaded."""
-    folder = expanded(base)
-    if target.is_dir() and folder.is_dir() and target.samefile(folder):
-        raise OptionError(option, f"{target} is what the adapter needs: choose another folder")

@@ -15,8 +15,7 @@ from rerank_plugin.scoring import Scorer, ScoringError
 from .batches import GroupCollator, part_logits
 from .checkpoint import random_states, restore_random_states
 from .dataset import GroupDataset
-from .evaluation import teacher_scores
-from .losses.contract import Loss
+from .losses.contract import Loss, teacher_scores
 from .sampling import Sample, sample_group
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,9 @@ from rerank_plugin.console import bar
 from rerank_plugin.jsonl import DataPath
 
 from .answers import Answers, find_answers
+from .batched import batched
 from .bm25 import Bm25
-from .corpus import Corpus, in_batches
+from .corpus import Corpus
 from .mining_summary import Summary
 from .records import (
     BLANK_PASSAGES,
@@ -86,7 +87,7 @@ def answered_targets(
     """The queries whose answer is in a passage of the corpus."""
     targets = []
     with bar("finding answers", "query", len(queries)) as progress:
-        for batch in in_batches(queries, QUERIES_AT_ONCE):
+        for batch in batched(queries, QUERIES_AT_ONCE):
             answers = [Answers(query.answers) for query in batch]
             places = find_answers([query.text for query in batch], answers, bm25, corpus)
             for query, own, place in zip(batch, answers, places, strict=True):

@@ -6,9 +6,8 @@ from itertools import islice
 from typing import Any
 
 from rerank_plugin.encoding import Pair
-from rerank_plugin.scoring import Logits
+from rerank_plugin.scoring import Logits, ScoresPairs
 
-from .evaluation import ScoresPairs
 from .groups import Group
 from .negatives import Selection
 

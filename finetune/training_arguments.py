@@ -16,6 +16,7 @@ from rerank_plugin.errors import InputError, OptionError
 
 from .argument_names import OURS
 from .config import FinetuneConfig
+from .processes import world_size
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,12 @@ WARMUP = 0.1
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 8
 
 
+def step_groups(config: FinetuneConfig) -> int:
+    """Return how many groups an optimizer step takes, over all processes."""
+    accumulation = int(config.trainer.get("gradient_accumulation_steps", 1))
+    return config.batch_size * accumulation * world_size()
+
+
 @dataclass(frozen=True)
 class Steps:
     """How many optimizer steps an epoch and the run have."""
@@ -45,7 +52,7 @@ class Steps:
     @classmethod
     def count(cls, config: FinetuneConfig, groups: int) -> "Steps":
         """The steps over a number of training groups."""
-        epoch = ceil(groups / config.step_groups)
+        epoch = ceil(groups / step_groups(config))
         most = int(config.trainer.get("max_steps", -1))
         return cls(epoch, most if most > 0 else ceil(epoch * config.total_epoch))
 

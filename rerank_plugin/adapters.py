@@ -1,7 +1,7 @@
 """LoRA adapters: what a folder of one must hold, and many of them on one base in memory."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,9 @@ from rerank_plugin.paths import expanded
 from rerank_plugin.settings import ADAPTER, RerankSettings, is_adapter, read_object
 
 WEIGHTS = "adapter_model.safetensors"
+
+#: Loads a base from its folder, to compare its weights with another one's.
+LoadBase = Callable[[Path], LoadedModel]
 
 #: Values of each weight that tell a base from another one.
 VALUES_A_WEIGHT = 64
@@ -57,7 +60,7 @@ class Base:
                 digest.update(f"{key} {tuple(weight.shape)}".encode() + values.tobytes())
         return cls(str(name), digest.hexdigest()[:16], loaded.fresh_weights)
 
-    def check(self, folder: Path) -> None:
+    def check(self, folder: Path, load: LoadBase) -> None:
         """Check that an adapter was trained for this base and has what it lacks.
 
         Raises:
@@ -71,7 +74,7 @@ class Base:
         trained_for, expected = base_of(folder), RerankSettings.read(folder).base_fingerprint
         same_name = Path(trained_for).name == Path(self.name).name
         # An adapter of another library knows no more than a name, or where the base stands.
-        expected = expected or self._fingerprint_of(trained_for)
+        expected = expected or self._fingerprint_of(trained_for, load)
         if expected not in (None, self.fingerprint):
             how = "which has changed since" if same_name else f"not for {self.name}"
             raise InputError(f"{folder}: the adapter was trained for {trained_for}, {how}")
@@ -88,17 +91,15 @@ class Base:
                     f"{folder}: neither the adapter nor its base {self.name} has {weight}"
                 )
 
-    def _fingerprint_of(self, other: str) -> str | None:
+    def _fingerprint_of(self, other: str, load: LoadBase) -> str | None:
         """The fingerprint of a base in another folder; none of one that is not there."""
-        from rerank_plugin.loading import load_model
-
         folder = expanded(other)
         if not folder.is_dir():
             return None
         own = expanded(self.name)
         if own.is_dir() and own.samefile(folder):
             return self.fingerprint
-        return type(self).of(load_model(folder, new_head=True), folder).fingerprint
+        return type(self).of(load(folder), folder).fingerprint
 
 
 def weight_names(folder: Path) -> set[str]:
@@ -127,11 +128,11 @@ def check_all_read(model: nn.Module, folder: Path, place: str) -> None:
         )
 
 
-def merge(loaded: LoadedModel, folder: Path, name: str | Path) -> LoadedModel:
+def merge(loaded: LoadedModel, folder: Path, name: str | Path, load: LoadBase) -> LoadedModel:
     """A base, loaded by its name, with an adapter merged into it; raises as `Base.check`."""
     from peft import PeftModel
 
-    Base.of(loaded, name).check(folder)
+    Base.of(loaded, name).check(folder, load)
     with one_line_errors(str(folder)), quiet_transformers():
         adapted = PeftModel.from_pretrained(loaded.model, str(folder))
     check_all_read(adapted, folder, "default")
@@ -157,13 +158,18 @@ class Adapters:
         loaded: The base; gets them, in place.
         name: What it was loaded by.
         folders: Adapter folders, by the names under which they are asked for.
+        load: Loads another base, to compare it with this one.
 
     Raises:
         InputError: as `Base.check`.
     """
 
     def __init__(
-        self, loaded: LoadedModel, name: str | Path, folders: Mapping[str, str | Path]
+        self,
+        loaded: LoadedModel,
+        name: str | Path,
+        folders: Mapping[str, str | Path],
+        load: LoadBase,
     ) -> None:
         from peft import PeftModel
 
@@ -176,7 +182,7 @@ class Adapters:
         model: Any = None
         for adapter, place in self.places.items():
             folder = expanded(folders[adapter])
-            base.check(folder)
+            base.check(folder, load)
             if read_config(folder).get("bias", "none") != "none":
                 # They are the base's own, in its place for every other adapter too.
                 raise InputError(

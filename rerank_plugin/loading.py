@@ -92,12 +92,17 @@ def load_model(
             raise no_head(source, loaded.fresh_weights)
         return loaded
     own = expanded(adapter)
-    merged = merge(loaded, own, name)
+    merged = merge(loaded, own, name, load_base)
     if not (own / "tokenizer_config.json").is_file():
         return merged
     tokenizer = load_tokenizer(own, trust_remote_code=trust_remote_code)
     check_vocabulary(str(own), merged.model, tokenizer)
     return replace(merged, tokenizer=tokenizer)
+
+
+def load_base(folder: Path) -> LoadedModel:
+    """Load the base of an adapter; a scoring head that it lacks is newly initialised."""
+    return load_model(folder, new_head=True)
 
 
 def check_model(name: str | Path, *, trust_remote_code: bool = False) -> None:

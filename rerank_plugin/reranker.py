@@ -31,7 +31,7 @@ from rerank_plugin.encoding import Pair, PairEncoder
 from rerank_plugin.errors import InputError
 from rerank_plugin.families import usable_dtype
 from rerank_plugin.head import cast_backbone
-from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
+from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_base, load_model, resolve_max_length
 from rerank_plugin.model_queue import ModelQueue, check_fork
 from rerank_plugin.normalization import (
     check_normalization,
@@ -173,7 +173,7 @@ class Reranker:
         )
         self.dtype = usable_dtype(wanted_dtype, loaded.model.config)
         warn_of_slow_products(self.dtype, self.device)
-        self._adapters = Adapters(loaded, model, adapters) if adapters else None
+        self._adapters = Adapters(loaded, model, adapters, load_base) if adapters else None
         own = RerankSettings.read(expanded(adapter or model))
         trained = self._adapters.settings if self._adapters else {}
         self._settings: dict[str | None, RerankSettings] = {None: own}

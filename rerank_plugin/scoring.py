@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -130,6 +130,14 @@ def batches_by_length(
         batch.append(int(index))
     if batch:
         yield batch
+
+
+class ScoresPairs(Protocol):
+    """Anything that scores pairs: a `Reranker`, or the scorer of a model in training."""
+
+    def logits(self, pairs: Sequence[Pair], progress: Callable[[int], Any] | None = None) -> Logits:
+        """Return one raw logit a pair, float32 `[pairs]`."""
+        ...
 
 
 class Scorer:

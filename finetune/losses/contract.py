@@ -1,6 +1,6 @@
 """What every loss takes and gives, and how groups of different sizes stand in one matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -103,3 +103,22 @@ class Opposites:
         of_group = pairs.new_zeros(len(self.grid.places)).index_add_(0, self.group, pairs)
         weights = self.both.to(values.dtype) / of_group[self.group].clamp(min=1)[:, None]
         return (values * weights).sum()
+
+
+class Distilled(Protocol):
+    """A group that may have a teacher's scores, one for each of its passages."""
+
+    @property
+    def teacher(self) -> list[float] | None:
+        """Return the teacher's scores, None where the group has none."""
+        ...
+
+
+def teacher_scores(groups: Iterable[Distilled]) -> Tensor | None:
+    """Return the teacher's scores of all pairs, float32 `[pairs]`; None if a group has none."""
+    scores: list[float] = []
+    for group in groups:
+        if group.teacher is None:
+            return None
+        scores += group.teacher
+    return torch.tensor(scores, dtype=torch.float32)
