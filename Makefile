@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := build/installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # What a model scores with, which has fast paths by the processor.
-SCORING := $(addprefix tests/test_,scoring.py packing.py reranker.py model_queue.py adapters.py)
+SCORING := tests/engine tests/model/test_adapters.py tests/test_reranker.py
 
 .PHONY: demo test test-avx2 notebooks lint types clean
 
@@ -21,17 +22,21 @@ test-avx2: $(VENV)/.dev  ## the scoring tests as a CPU without AVX-512 runs them
 notebooks: $(VENV)/.notebooks  ## execute the notebooks; HTML into build/notebooks
 	$(BIN)/python notebooks/run.py $(NOTEBOOK_ARGS)
 
-lint: $(VENV)/.dev  ## style and common mistakes
+lint: $(VENV)/.dev $(INSTALLED)  ## style, common mistakes, and which part imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd $(INSTALLED) && $(CURDIR)/$(BIN)/lint-imports --no-cache $(CURDIR)/pyproject.toml
 
-# mypy cannot follow the folder mapping in place: it checks an installed copy.
-types: $(VENV)/.dev
-	rm -rf build/types
-	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
-	test $$(find build/types/rerank_plugin -name '*.py' | wc -l) -eq \
+types: $(VENV)/.dev $(INSTALLED)
+	MYPYPATH=$(INSTALLED) $(BIN)/mypy --strict $(INSTALLED)/rerank_plugin tests
+
+# mypy and import-linter cannot follow the folder mapping in place: they check an installed copy.
+.PHONY: $(INSTALLED)
+$(INSTALLED): $(VENV)/.dev
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ .
+	test $$(find $@/rerank_plugin -name '*.py' | wc -l) -eq \
 		$$(git ls-files 'rerank_plugin/*.py' 'finetune/*.py' 'integrations/*.py' | wc -l)
-	MYPYPATH=build/types $(BIN)/mypy --strict build/types/rerank_plugin tests
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo_model
@@ -41,7 +46,7 @@ $(VENV)/bin/python:
 		{ echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 …'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-BUILT_FROM := pyproject.toml constraints.txt rerank_plugin/packed_attention.c
+BUILT_FROM := pyproject.toml constraints.txt rerank_plugin/engine/packed_attention.c
 
 $(VENV)/.demo: $(VENV)/bin/python $(BUILT_FROM)
 	$(INSTALL) --editable '.[demo]'

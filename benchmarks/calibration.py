@@ -62,7 +62,7 @@ def trained(data: Path, work: Path, count: int) -> tuple[Path, set[str]]:
 
 def candidates(data: Path, work: Path, seen: set[str], count: int) -> Path:
     """Groups of queries that were not trained on, with what BM25 finds for them."""
-    from rerank_plugin.cli import main as command
+    from rerank_plugin.cli.main import main as command
 
     output = work / "candidates.jsonl"
     if not output.is_file():
@@ -85,9 +85,9 @@ def candidates(data: Path, work: Path, seen: set[str], count: int) -> Path:
 def scored(model: Path, groups: Path, work: Path) -> Any:
     """The logits of all candidates."""
     from rerank_plugin import Reranker
-    from rerank_plugin.finetune.calibration import Scored
-    from rerank_plugin.finetune.evaluation import evaluate_groups
-    from rerank_plugin.finetune.groups import read_groups
+    from rerank_plugin.finetune.data.groups import read_groups
+    from rerank_plugin.finetune.evaluation.calibration import Scored
+    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
 
     place = work / "logits.npz"
     read = list(read_groups(str(groups)))
@@ -104,8 +104,8 @@ def thresholds_kept(found: Any) -> dict[str, list[tuple[int, int, int]]]:
 
     The threshold of a query is one that the other half of the queries gave.
     """
-    from rerank_plugin.finetune.calibration import thresholds
-    from rerank_plugin.finetune.split import halves
+    from rerank_plugin.finetune.data.splits import halves
+    from rerank_plugin.finetune.evaluation.calibration import thresholds
 
     told: dict[str, list[tuple[int, int, int]]] = {}
     sides = halves(found.queries, seed=0)
@@ -136,7 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     set_environment(options.threads)
 
-    from rerank_plugin.finetune.calibration import Calibration
+    from rerank_plugin.finetune.evaluation.calibration import Calibration
 
     for name in options.sets.split(","):
         data = options.data / name

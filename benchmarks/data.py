@@ -50,8 +50,8 @@ def measure(path: Path, cache: Path) -> Found:
     """Check, find again, and draw samples; in a process of its own."""
     import numpy as np
 
-    from rerank_plugin.finetune.dataset import GroupDataset
-    from rerank_plugin.finetune.sampling import sample_group
+    from rerank_plugin.finetune.data.dataset import GroupDataset
+    from rerank_plugin.finetune.data.sampling import sample_group
 
     libraries = peak_memory()
     others = OtherWork()

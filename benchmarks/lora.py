@@ -86,8 +86,8 @@ class Task:
 def quality(task: Task, test: Path, log: Path) -> dict[str, Any]:
     """Train and rank the test queries."""
     from rerank_plugin import Reranker
-    from rerank_plugin.finetune.evaluation import evaluate_groups
-    from rerank_plugin.finetune.groups import read_groups
+    from rerank_plugin.finetune.data.groups import read_groups
+    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
 
     write_to(log)
     record: dict[str, Any] = task.train()
@@ -248,8 +248,8 @@ def draw_adapter(base: Path, folder: Path, seed: int) -> None:
     """An adapter as training would leave one, with random weights."""
     import torch
 
-    from rerank_plugin.finetune.lora import add_adapter
-    from rerank_plugin.loading import load_model
+    from rerank_plugin.finetune.training.lora import add_adapter
+    from rerank_plugin.model.loading import load_model
 
     if folder.is_dir():
         return
@@ -268,7 +268,7 @@ def values(records: list[dict[str, Any]]) -> "np.typing.NDArray[np.float64]":
 
 def interval(per_query: "np.typing.NDArray[np.float64]", form: str) -> str:
     """The 95% bootstrap interval of a mean over queries."""
-    from rerank_plugin.finetune.metrics import bootstrap_interval
+    from rerank_plugin.finetune.evaluation.metrics import bootstrap_interval
 
     low, high = bootstrap_interval(per_query[None])[:, 0]
     return f"{form.format(low)} to {form.format(high)}"

@@ -28,7 +28,7 @@ from machine import set_environment
 from texts import write_records
 
 if TYPE_CHECKING:
-    from rerank_plugin.finetune.groups import Group
+    from rerank_plugin.finetune.data.groups import Group
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -98,10 +98,10 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
     if setting.values(kind, seed).is_file():
         return
     from rerank_plugin import Reranker
-    from rerank_plugin.atomic import write_json
     from rerank_plugin.finetune import FinetuneConfig, finetune
-    from rerank_plugin.finetune.evaluation import evaluate_groups
-    from rerank_plugin.finetune.groups import read_groups
+    from rerank_plugin.finetune.data.groups import read_groups
+    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.io.atomic import write_json
 
     make_groups(setting, kind, first=first)
     folder = setting.model(kind, seed)
@@ -129,8 +129,8 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
 @contextmanager
 def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
     """Of every evaluation of a run: its step, and nDCG@10 of the choosing and the test queries."""
-    from rerank_plugin.finetune.evaluation import evaluate_groups
-    from rerank_plugin.finetune.keep_best import METRIC, KeepBest
+    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.finetune.training.model_selection import METRIC, KeepBest
 
     steps: list[dict[str, float]] = []
     choose = KeepBest.on_evaluate
@@ -158,7 +158,7 @@ def make_groups(setting: Setting, kind: str, *, first: int) -> None:
     if kind == "given":
         write_records(output, given)
         return
-    from rerank_plugin.cli import main as command
+    from rerank_plugin.cli.main import main as command
 
     wanted = {group["query"] for group in given}
     queries = [row for row in read(setting.source / "queries.jsonl") if row["text"] in wanted]
@@ -179,7 +179,7 @@ def make_groups(setting: Setting, kind: str, *, first: int) -> None:
 
 def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
     """The means over seeds, and paired differences with 95% intervals over queries."""
-    from rerank_plugin.finetune.metrics import bootstrap_interval
+    from rerank_plugin.finetune.evaluation.metrics import bootstrap_interval
 
     values = {kind: ndcg(setting, kind, seeds) for kind in KINDS}
     print(f"{name}: nDCG@10 of {values['given'].shape[1]} test queries")

@@ -176,7 +176,7 @@ def group_sizes(path: Path) -> list[int]:
 
 
 def mine_bm25(folder: Path, *more: str) -> None:
-    from rerank_plugin.cli import main as command
+    from rerank_plugin.cli.main import main as command
 
     files = {name: str(folder / name) for name in ("corpus.jsonl", "queries.jsonl", "qrels.tsv")}
     given = zip(("--corpus", "--queries", "--qrels"), files.values(), strict=True)

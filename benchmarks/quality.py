@@ -184,9 +184,9 @@ def work(who: str, task: Task, judged: Sequence[Path], figures: Path, log: Path)
     from transformers import set_seed
 
     from rerank_plugin import Reranker
-    from rerank_plugin.atomic import write_text
-    from rerank_plugin.finetune.evaluation import evaluate_groups
-    from rerank_plugin.finetune.groups import read_groups
+    from rerank_plugin.finetune.data.groups import read_groups
+    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.io.atomic import write_text
 
     set_seed(task.seed)  # a peer makes its fresh head before its trainer takes the seed
     library, _, loss = who.partition(" ")

@@ -86,7 +86,7 @@ def run(pipe: Connection, log: Path, who: str, task: Task) -> None:
 def rerank_plugin(task: Task) -> Trained:
     """`rerank-plugin train`: its own record of the loop, which starts at the first line read."""
     from rerank_plugin import Reranker
-    from rerank_plugin.cli import main
+    from rerank_plugin.cli.main import main
 
     folder = task.work / "trained"
     options = {

@@ -117,10 +117,10 @@ class Bench:
     def measure(self, case: Case, seed: int) -> dict[str, Any]:
         """Before, after and their difference on the test queries, unless they are known."""
         from rerank_plugin import Reranker
-        from rerank_plugin.atomic import write_json
-        from rerank_plugin.finetune.evaluation import evaluate_groups
-        from rerank_plugin.finetune.groups import read_groups
-        from rerank_plugin.finetune.metrics import comparison
+        from rerank_plugin.finetune.data.groups import read_groups
+        from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+        from rerank_plugin.finetune.evaluation.metrics import comparison
+        from rerank_plugin.io.atomic import write_json
 
         figures = self.model(case, seed).with_suffix(".json")
         if not figures.is_file():
@@ -141,9 +141,9 @@ class Bench:
 
 def start_scorer(model: Path | str) -> Any:
     """What a run began with: its scoring head may be a new one, drawn from torch's seed."""
-    from rerank_plugin.encoding import PairEncoder
-    from rerank_plugin.loading import load_model
-    from rerank_plugin.scoring import Scorer
+    from rerank_plugin.engine.encoder import PairEncoder
+    from rerank_plugin.engine.scorer import Scorer
+    from rerank_plugin.model.loading import load_model
 
     loaded = load_model(model, new_head=True)
     return Scorer(loaded.model, PairEncoder(loaded.tokenizer, max_length=MAX_LEN))

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from rerank_plugin.source import identity
+from rerank_plugin.model.source import identity
 
 if TYPE_CHECKING:
     from rerank_plugin import Reranker

@@ -17,10 +17,10 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from rerank_plugin.atomic import is_stream, part_of, real_path, try_file, try_folder
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.jsonl import DataPath, is_input, json_type
-from rerank_plugin.locks import locked
+from rerank_plugin.io.atomic import is_stream, part_of, real_path, try_file, try_folder
+from rerank_plugin.io.jsonl import DataPath, is_input, json_type
+from rerank_plugin.io.locks import locked
 
 Options = TypeVar("Options")
 

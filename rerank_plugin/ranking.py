@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rerank_plugin.arguments import score_threshold, shown, whole_number
+from rerank_plugin.engine.scores import threshold_logit
 from rerank_plugin.errors import InputError
-from rerank_plugin.normalization import threshold_logit
-from rerank_plugin.settings import RerankSettings
+from rerank_plugin.model.settings import RerankSettings
 
 if TYPE_CHECKING:
-    from rerank_plugin.encoding import Pair
-    from rerank_plugin.scoring import Logits
+    from rerank_plugin.engine.encoder import Pair
+    from rerank_plugin.engine.scorer import Logits
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from rerank_plugin.adapters import Adapters
 from rerank_plugin.arguments import (
     adapter_folders,
     device_name,
@@ -26,20 +25,29 @@ from rerank_plugin.arguments import (
     text_or_none,
     whole_number,
 )
-from rerank_plugin.device import resolve_device, resolve_dtype, warn_of_slow_products
-from rerank_plugin.encoding import Pair, PairEncoder
-from rerank_plugin.errors import InputError
-from rerank_plugin.families import usable_dtype
-from rerank_plugin.head import cast_backbone
-from rerank_plugin.loading import DEFAULT_MAX_LENGTH, load_base, load_model, resolve_max_length
-from rerank_plugin.model_queue import ModelQueue, check_fork
-from rerank_plugin.normalization import (
+from rerank_plugin.engine.encoder import Pair, PairEncoder
+from rerank_plugin.engine.queue import ModelQueue, check_fork
+from rerank_plugin.engine.scorer import Logits, Scorer
+from rerank_plugin.engine.scores import (
     check_normalization,
     normalize,
     scale_and_bias,
     threshold,
 )
-from rerank_plugin.paths import expanded
+from rerank_plugin.errors import InputError
+from rerank_plugin.io.paths import expanded
+from rerank_plugin.model.adapters import Adapters
+from rerank_plugin.model.device import resolve_device, resolve_dtype, warn_of_slow_products
+from rerank_plugin.model.families import usable_dtype
+from rerank_plugin.model.head import cast_backbone
+from rerank_plugin.model.loading import (
+    DEFAULT_MAX_LENGTH,
+    load_base,
+    load_model,
+    resolve_max_length,
+)
+from rerank_plugin.model.settings import RerankSettings
+from rerank_plugin.model.source import absolute, identity
 from rerank_plugin.ranking import (
     Selection,
     checked_pairs,
@@ -50,9 +58,6 @@ from rerank_plugin.ranking import (
     scored_pairs,
     with_blank,
 )
-from rerank_plugin.scoring import Logits, Scorer
-from rerank_plugin.settings import RerankSettings
-from rerank_plugin.source import absolute, identity
 
 logger = logging.getLogger(__name__)
 

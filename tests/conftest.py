@@ -35,7 +35,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from rerank_plugin.jsonl import read_lines
+from rerank_plugin.io.jsonl import read_lines
 from rerank_plugin.sample import sample_path
 
 # No test is about time.
@@ -304,7 +304,7 @@ Run = Callable[..., "tuple[int, str, str]"]
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process; returns exit code, stdout and stderr."""
-    from rerank_plugin.cli import main
+    from rerank_plugin.cli.main import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         code = main([str(argument) for argument in arguments])

@@ -9,7 +9,7 @@ import pytest
 
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import FinetuneConfig, finetune
-from rerank_plugin.finetune.trainer_options import EXTRAS
+from rerank_plugin.finetune.commands.trainer_options import EXTRAS
 from rerank_plugin.options import option, parse_options
 
 BASE = ["--model_name_or_path", "m", "--data_path", "d.jsonl", "--finetune_model_dir", "out"]

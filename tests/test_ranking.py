@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rerank_plugin import Reranker, rerank
+from rerank_plugin import Reranker
+from rerank_plugin.cli import rerank
 from rerank_plugin.errors import InputError
+from rerank_plugin.io.requests import Request
 from rerank_plugin.ranking import Selection, is_blank
-from rerank_plugin.requests import Request
 
 from .conftest import Run, sample_texts, write_lines
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rerank_plugin.cli import COMMANDS
+from rerank_plugin.cli.main import COMMANDS
+from rerank_plugin.model.settings import RerankSettings
 from rerank_plugin.options import parse_options
-from rerank_plugin.settings import RerankSettings
 
 from .conftest import easy_groups, write_lines
-from .test_lora import drawn_adapter
+from .training.test_lora import drawn_adapter
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
@@ -76,7 +76,7 @@ def test_every_option_that_is_named_exists() -> None:
     for entry in COMMANDS.values():
         options = getattr(import_module(entry.module), entry.options)
         known |= {item.rstrip("_") for item in options.__dataclass_fields__}
-    from rerank_plugin.finetune.trainer_options import names
+    from rerank_plugin.finetune.commands.trainer_options import names
 
     known |= set(names())
     assert {name for name in re.findall(r"--([a-z0-9_]+)", README)} <= known

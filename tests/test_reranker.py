@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_plugin import Ranked, Reranker
+from rerank_plugin.engine.scorer import ScoringError, batches_by_length
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.scoring import ScoringError, batches_by_length
 
 from .conftest import build_model, sample_texts
 

@@ -1,6 +1,6 @@
-from rerank_plugin.finetune.groups import read_groups
-from rerank_plugin.finetune.words import text_key
-from rerank_plugin.jsonl import read_lines
+from rerank_plugin.finetune.data.groups import read_groups
+from rerank_plugin.finetune.text.normalize import text_key
+from rerank_plugin.io.jsonl import read_lines
 from rerank_plugin.sample import sample_path
 
 SPLITS = ("train", "dev", "test")

@@ -6,10 +6,10 @@ Nothing here loads torch before a loss is made: options are checked without it.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .spelling import DEFAULT_LOSS, LOSSES, LossTerm, parse_loss
+from .registry import DEFAULT_LOSS, LOSSES, LossTerm, parse_loss
 
 if TYPE_CHECKING:
-    from .contract import Loss
+    from .base import Loss
 
 __all__ = ["DEFAULT_LOSS", "LOSSES", "LossTerm", "make_loss", "parse_loss"]
 
@@ -24,7 +24,7 @@ def make_loss(spelling: str, *, temperature: float | None = None) -> "Loss":
     Raises:
         OptionError: no such loss, or a sum that cannot be read.
     """
-    from .mixture import Mixture
+    from .weighted_sum import Mixture
 
     terms = parse_loss(spelling)
     losses = [make_term(term.name, temperature) for term in terms]

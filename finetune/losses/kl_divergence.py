@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .contract import Grid, Loss
+from .base import Grid, Loss
 
 
 class KLDivergence(Loss):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .contract import Loss, Opposites
+from .base import Loss, Opposites
 
 
 class MarginMSE(Loss):

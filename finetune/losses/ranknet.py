@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .contract import Loss, Opposites
+from .base import Loss, Opposites
 
 
 class RankNet(Loss):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .contract import Grid, Loss
+from .base import Grid, Loss
 
 
 class SoftmaxCrossEntropy(Loss):

@@ -1,0 +1,1 @@
+"""Check groups, and write a fixed copy of them."""

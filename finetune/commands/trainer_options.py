@@ -1,0 +1,37 @@
+"""The options of transformers.TrainingArguments on our command line, by their own names."""
+
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.options import Extras
+
+from ..argument_names import TWINS
+
+
+def names() -> list[str]:
+    """The names of all training arguments."""
+    return [item.name for item in fields(TrainingArguments) if item.init]
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """The training arguments that a command line sets, and nothing that it leaves alone."""
+    parser = HfArgumentParser(TrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
+    parser.error = refuse  # type: ignore[method-assign]
+    # transformers' own defaults stay out: a run has its own.
+    for action in parser._actions:
+        action.default = None
+        action.required = False
+    values = vars(parser.parse_args(arguments))
+    given = {argument[2:].partition("=")[0] for argument in arguments if argument[:2] == "--"}
+    return {name: values[name] for name in names() if name in given}
+
+
+def refuse(message: str) -> NoReturn:
+    """End with one line instead of transformers' long usage."""
+    raise InputError(message)
+
+
+EXTRAS = Extras(names=names, parse=parse, twins=TWINS, target="trainer")

@@ -1,1 +1,0 @@
-"""Other libraries' training data into groups, and back."""

@@ -1,0 +1,1 @@
+"""Convert training data of other libraries into groups, and back."""

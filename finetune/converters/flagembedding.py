@@ -1,0 +1,51 @@
+"""FlagEmbedding's training data: `query`, `pos`, `neg`, perhaps `pos_scores` and `neg_scores`."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from rerank_plugin.io.jsonl import DataPath
+
+from ..data.notes import Notes
+from ..data.other_records import other_format
+from .judged import Judged, Passage, id_text
+from .rows import Row, read_rows
+
+#: What is read of the format.
+FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
+
+#: Fields that are not taken for misspelt ones; what embedding models are trained with is left out.
+KNOWN = ("id", "idx", "prompt", "type")
+
+
+def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
+    """One record a line; `neg` may be missing or empty. Fields that are left out are counted."""
+    for row in read_rows(data_path):
+        for name in row.values:
+            check_name(row, name)
+        row.count_others((*FIELDS, "id"), notes)
+        sides = side(row, "pos"), side(row, "neg")
+        yield Judged(row.text("query"), *sides, id_text(row.values.get("id")), row.where)
+
+
+def check_name(row: Row, name: str) -> None:
+    """Check that an unknown field is not a missing one with its name misspelt."""
+    if name in (*FIELDS, *KNOWN):
+        return
+    for meant in get_close_matches(name.lower(), FIELDS, n=1):
+        if meant not in row.values:
+            raise row.error(f"unknown field {name!r}, and no {meant!r}: rename it, or take it out")
+
+
+def side(row: Row, name: str) -> list[Passage]:
+    """The passages of one side with their scores."""
+    if row.values.get(name) is None and name == "neg":
+        return []
+    if name not in row.values:
+        raise row.error(f"no column {name!r}, expected a list of texts{other_format(row.values)}")
+    texts, field = row.texts(name), f"{name}_scores"
+    if row.values.get(field) is None:
+        return [Passage(text) for text in texts]
+    scores = row.numbers(field)
+    if len(scores) != len(texts):
+        raise row.error(f"{field!r} has {len(scores)} numbers for {len(texts)} texts")
+    return [Passage(text, score) for text, score in zip(texts, scores, strict=True)]

@@ -1,0 +1,155 @@
+"""sentence-transformers' training data: pairs, triplets, n-tuples, labelled pairs and lists.
+
+As that library does, columns are read by their order in the first row: the first is the query, the
+second a right passage, all others wrong ones. Columns of labels and scores go by their names. Lists
+of passages are taken too, as `negatives`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.io.jsonl import DataPath
+
+from ..data.notes import Notes
+from .judged import Judged, Passage, judged
+from .rows import DELIMITED, Row, column_names, is_right, read_rows, table_files
+
+#: Columns that hold no text; sentence-transformers knows the same ones.
+LABELS = ("label", "labels", "score", "scores")
+
+#: Columns that hold no text either, of which sentence-transformers does not know.
+IDS = ("id", "_id", "idx", "query_id", "qid")
+
+#: What a column may be called in a file that may lack the line of names.
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def read(data_path: DataPath, notes: Notes, *, threshold: float | None) -> Iterator[Judged]:
+    """One record a row; where there are labels, `is_right` says what is right."""
+    for path in table_files(data_path):
+        if path.name.endswith(DELIMITED):
+            check_names(path)
+        columns = None
+        for row in read_rows(path):
+            columns = columns or Columns.of(row)
+            columns.check(row)
+            row.count_others((*texts_of(row), *labels_of(row)), notes)
+            yield read_row(row, columns, threshold)
+
+
+def check_names(path: Path) -> None:
+    """Check that a CSV or TSV file begins with names, and not with a query and its passages."""
+    wrong = next((name for name in column_names(path) if not NAME.fullmatch(name)), None)
+    if wrong is not None:
+        raise InputError(
+            f"{path}:1: {wrong!r} is no column name (letters, digits, '_', '.' and '-'): "
+            "put a line of names first, as query and positive"
+        )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a file are, by its first row: a JSON line may have another order."""
+
+    query: str
+    second: str
+    #: The labels or scores, where there are some.
+    labels: str | None
+
+    @classmethod
+    def of(cls, row: Row) -> "Columns":
+        """The columns of a first row."""
+        labels, texts = labels_of(row), texts_of(row)
+        if len(texts) < 2 or len(labels) > 1:
+            raise row.error(
+                "expected the query, passages, and at most one of label, labels, score and scores; "
+                f"the columns are {', '.join(row.values)}"
+            )
+        return cls(texts[0], texts[1], labels[0] if labels else None)
+
+    def check(self, row: Row) -> None:
+        """Check that a row has what the first one has."""
+        expected = [self.query, self.second, *([self.labels] if self.labels else [])]
+        missing = [column for column in expected if column not in row.values]
+        more = [column for column in labels_of(row) if column != self.labels]
+        if missing or more:
+            found = f"no {missing[0]!r}" if missing else f"a column {more[0]!r}"
+            raise row.error(f"the row has {found}, other than the first row of the file")
+
+    def wrong(self, row: Row) -> list[str]:
+        """The columns of the wrong passages of a row, which may have more or fewer of them."""
+        return [column for column in texts_of(row) if column not in (self.query, self.second)]
+
+
+def labels_of(row: Row) -> list[str]:
+    """The columns of labels and scores."""
+    return [column for column in row.values if column.lower() in LABELS]
+
+
+def texts_of(row: Row) -> list[str]:
+    """The columns of texts, in their order."""
+    return [column for column in row.values if column.lower() not in (*LABELS, *IDS)]
+
+
+def read_row(row: Row, columns: Columns, threshold: float | None) -> Judged:
+    """What one row says."""
+    query, wrong = row.text(columns.query), columns.wrong(row)
+    labels = columns.labels
+    if isinstance(row.values[columns.second], list) and (labels or not is_positives(columns)):
+        return labelled_list(row, query, columns, threshold)
+    if labels and not isinstance(row.values[labels], list):
+        if wrong:
+            raise row.error(
+                f"{labels!r} is one number for the {1 + len(wrong)} passages in "
+                f"{', '.join((columns.second, *wrong))}: give a list with a score for each, or "
+                "take it out"
+            )
+        right = is_right(row, row.number(labels), labels, threshold)
+        return judged(query, [(row.text(columns.second), right)], where=row.where)
+    return tuple_of(row, query, columns)
+
+
+def is_positives(columns: Columns) -> bool:
+    """Whether a list in the second column is one of right passages, by its name."""
+    return columns.second.lower().startswith("pos")
+
+
+def labelled_list(row: Row, query: str, columns: Columns, threshold: float | None) -> Judged:
+    """A query, a list of passages and a list of labels."""
+    column, labels = columns.second, columns.labels
+    passages = row.texts(column)
+    if not labels:
+        raise row.error(f"column {column!r} is a list, which needs a column 'labels' beside it")
+    values = row.numbers(labels)
+    if len(values) != len(passages):
+        raise row.error(f"{labels!r} has {len(values)} numbers for {len(passages)} passages")
+    right = [is_right(row, value, labels, threshold) for value in values]
+    return judged(query, zip(passages, right, strict=True), where=row.where)
+
+
+def tuple_of(row: Row, query: str, columns: Columns) -> Judged:
+    """A query, a right passage and any number of wrong ones, perhaps with a list of scores.
+
+    A column may hold a list of passages, as `negatives`; one that is null has none.
+    """
+    right = passages_of(row, columns.second)
+    wrong = [
+        text
+        for column in columns.wrong(row)
+        if row.values[column] is not None
+        for text in passages_of(row, column)
+    ]
+    texts, labels = [*right, *wrong], columns.labels
+    scores = row.numbers(labels) if labels else [None] * len(texts)
+    if len(scores) != len(texts):
+        raise row.error(f"{labels!r} has {len(scores)} numbers for {len(texts)} passages")
+    scored = [Passage(text, score) for text, score in zip(texts, scores, strict=True)]
+    return Judged(query, scored[: len(right)], scored[len(right) :], where=row.where)
+
+
+def passages_of(row: Row, column: str) -> list[str]:
+    """The passages in a column: a text, or a list of them."""
+    return row.texts(column) if isinstance(row.values[column], list) else [row.text(column)]

@@ -1,0 +1,1 @@
+"""Read, check, split, sample and write groups, corpora and judgements."""

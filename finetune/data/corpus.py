@@ -1,0 +1,159 @@
+"""A corpus on disk: any number of passages at flat memory, each at hand by its place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.io.jsonl import DataPath, Line
+
+from .notes import Notes
+from .records import REPEATED_PASSAGES, Record, at, read_passages
+
+#: Bytes of text that are read at once when the whole corpus is.
+BLOCK = 1 << 24
+
+Places = npt.NDArray[np.int64]
+
+Item = TypeVar("Item")
+
+
+class Repeated:
+    """Passages whose ids came before: copies of the first ones, which is checked at the end."""
+
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+        self._found: dict[str, list[tuple[int, Line]]] = {}
+
+    def add(self, passage: Record) -> None:
+        """Take one that came again."""
+        self._notes.add(REPEATED_PASSAGES, at(passage.id, passage.line))
+        where = replace(passage.line, raw=b"")
+        self._found.setdefault(passage.id, []).append((hash(passage.text), where))
+
+    def check(self, data_path: DataPath) -> None:
+        """Compare them with the first ones of their ids.
+
+        Raises:
+            InputError: one has another text: which of the two is meant, nothing says.
+        """
+        # To keep all texts, or a number of each, would take much memory for what is rare.
+        for passage in read_passages(data_path) if self._found else ():
+            for text, line in self._found.pop(passage.id, ()):
+                if text != hash(passage.text):
+                    problem = f"a second passage has the id {passage.id!r}, with another text"
+                    raise line.error(problem)
+
+
+class Corpus:
+    """The texts of passages one behind the other in a file, and where each begins.
+
+    Args:
+        path: The file.
+        starts: Where in it each passage begins, and where the last one ends, `[passages + 1]`.
+        places: The places of the passages whose ids were asked for.
+        blank: How many passages were left out because they have no text.
+        blank_ids: The ids of those that were asked for.
+        first_id: The id of the first passage, for messages.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        starts: Places,
+        places: dict[str, int],
+        blank: int,
+        blank_ids: frozenset[str],
+        first_id: str,
+    ) -> None:
+        self.first_id = first_id
+        self.starts = starts
+        self.places = places
+        self.blank = blank
+        self.blank_ids = blank_ids
+        self._path = path
+        self._file = path.open("rb")
+
+    @classmethod
+    def build(
+        cls,
+        data_path: DataPath,
+        folder: Path,
+        wanted: set[str],
+        notes: Notes,
+        progress: Callable[[int], Any] | None = None,
+    ) -> "Corpus":
+        """Write all texts of a corpus into a folder.
+
+        Args:
+            data_path: The corpus, as `read_passages` takes it.
+            folder: Where the file is written.
+            wanted: The ids whose places are remembered.
+            notes: Counts the passages that come twice.
+            progress: Called with a number of passages whenever so many more are read.
+
+        Raises:
+            InputError: two texts have one id, or there are fewer than two passages.
+        """
+        path = folder / "corpus.txt"
+        lengths = [0]
+        places: dict[str, int] = {}
+        seen: set[str] = set()
+        again = Repeated(notes)
+        first_id = ""
+        blank = 0
+        blank_ids: set[str] = set()
+        with path.open("wb") as file:
+            for passage in read_passages(data_path):
+                if passage.id in seen:
+                    again.add(passage)
+                    continue
+                seen.add(passage.id)
+                first_id = first_id or passage.id
+                if progress:
+                    progress(1)
+                if not passage.text.strip():
+                    blank += 1
+                    blank_ids |= {passage.id} & wanted
+                    continue
+                if passage.id in wanted:
+                    places[passage.id] = len(lengths) - 1
+                lengths.append(file.write(passage.text.encode()))
+        again.check(data_path)
+        if len(lengths) < 3:
+            raise InputError(f"{data_path}: a corpus of at least two passages is needed")
+        return cls(path, np.cumsum(lengths), places, blank, frozenset(blank_ids), first_id)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def texts(self, places: Sequence[int]) -> list[str]:
+        """The texts of some passages, in the order of their places."""
+        found = []
+        for place in places:
+            start, end = int(self.starts[place]), int(self.starts[place + 1])
+            self._file.seek(start)
+            found.append(self._file.read(end - start).decode())
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        """All texts in their order, read in large blocks."""
+        place = 0
+        with self._path.open("rb") as file:
+            while place < len(self):
+                start = int(self.starts[place])
+                end = int(np.searchsorted(self.starts, start + BLOCK, "right")) - 1
+                end = min(max(end, place + 1), len(self))
+                block = file.read(int(self.starts[end]) - start)
+                for own, following in pairwise((self.starts[place : end + 1] - start).tolist()):
+                    yield block[own:following].decode()
+                place = end
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

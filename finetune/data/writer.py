@@ -1,0 +1,135 @@
+"""Groups into files: one, or several among which queries are split."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from rerank_plugin.errors import OptionError
+from rerank_plugin.io.atomic import is_stream, writing
+from rerank_plugin.io.jsonl import DataPath
+from rerank_plugin.options import check_output
+
+from ..text.normalize import text_digest
+from .groups import Group
+from .splits import deal
+
+#: What the files of a split are called.
+SIDES = ("train", "dev", "test")
+
+#: The first of them in a file's name, not as a part of a longer word.
+TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
+
+
+def group_line(group: Group) -> str:
+    """A group as a line of a jsonl file; what it does not have is left out."""
+    record = {name: value for name, value in asdict(group).items() if value is not None}
+    return record_line(record)
+
+
+def record_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of a jsonl file."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
+    """The shares of `--split`, for train, dev and perhaps test; without it all goes to train.
+
+    Raises:
+        OptionError: not two or three positive numbers whose sum is 1.
+    """
+    if value is None:
+        return [1.0]
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        shares = [float(part) for part in parts]
+    except ValueError:
+        shares = []
+    positive = all(share > 0 for share in shares)
+    # So written, what is no number fails as well.
+    if len(shares) not in (2, 3) or not positive or not abs(sum(shares) - 1) <= 1e-6:
+        expected = "two or three positive numbers whose sum is 1, as 0.8,0.1,0.1"
+        raise OptionError("split", f"{value!r} is not {expected}")
+    return shares
+
+
+def split_files(output: Path, shares: Sequence[float]) -> list[Path]:
+    """The files of a split: `train.jsonl` has `dev.jsonl` and `test.jsonl` beside it.
+
+    Where `train` is no part of the output's name, the side goes behind it: `mined-dev.jsonl`.
+    """
+    files = [output]
+    for side in SIDES[1 : len(shares)]:
+        name, found = TRAIN.subn(side, output.name)
+        files.append(output.with_name(name if found else f"{output.stem}-{side}{output.suffix}"))
+    return files
+
+
+def check_files(
+    files: Sequence[Path],
+    inputs: Sequence[DataPath | None],
+    *,
+    overwrite: bool,
+    option: str = "output",
+) -> None:
+    """Check that groups can be written into the files of an option.
+
+    Raises:
+        OptionError: not into one of them.
+    """
+    if len(files) > 1 and is_stream(files[0]):
+        raise OptionError(option, f"{files[0]} is one stream, the split needs files")
+    for file in files:
+        if file.name.endswith(".gz"):
+            raise OptionError(option, f"{file}: groups are written as plain .jsonl")
+        check_output(file, inputs, overwrite=overwrite, option=option)
+
+
+def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> dict[int, int]:
+    """For the fingerprint of every query the place of its share.
+
+    Queries are dealt in the order of hashes of their text: the same queries and seed give the
+    same split in any order, and no query text stands on two sides.
+
+    Raises:
+        OptionError: a side gets none.
+    """
+    dealt = deal(np.array([text_digest(query) for query in queries], np.uint64), seed)
+    ends = [round(sum(shares[: place + 1]) * len(dealt)) for place in range(len(shares))]
+    starts = [0, *ends[:-1]]
+    for side, start, end in zip(SIDES, starts, ends, strict=False):
+        if start == end:
+            problem = f"{len(dealt)} queries leave none for {side}: choose other shares"
+            raise OptionError("split", problem)
+    return {
+        query: place
+        for place, (start, end) in enumerate(zip(starts, ends, strict=True))
+        for query in dealt[start:end].tolist()
+    }
+
+
+class GroupWriter:
+    """Writes every group into the file of its query's side."""
+
+    def __init__(self, files: Sequence[IO[str]], sides: Mapping[int, int]) -> None:
+        self.counts = [0] * len(files)
+        self._files = files
+        self._sides = sides
+
+    def write(self, group: Group) -> None:
+        """Write one group."""
+        side = self._sides[text_digest(group.query)]
+        self._files[side].write(group_line(group))
+        self.counts[side] += 1
+
+
+@contextmanager
+def group_writer(files: Sequence[Path], sides: Mapping[int, int]) -> Iterator[GroupWriter]:
+    """A writer whose files appear when all groups are written."""
+    with ExitStack() as stack:
+        yield GroupWriter([stack.enter_context(writing(file)) for file in files], sides)

@@ -1,0 +1,1 @@
+"""Measure rankings: metrics, calibration, runs of retrievers."""

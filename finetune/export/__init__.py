@@ -1,0 +1,1 @@
+"""Write models: folders, merged adapters, uploads."""

@@ -1,0 +1,1 @@
+"""Mine groups from a corpus, queries and judgements or answers."""

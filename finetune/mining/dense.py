@@ -1,0 +1,134 @@
+"""Dense retrieval over a corpus on disk, by any sentence-transformers model."""
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.model.device import resolve_device, resolve_dtype
+
+from ..data.batched import batched
+from ..data.corpus import Corpus
+from .retrieval import Candidates, Scores, best_first
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+#: Passages that are embedded between two writes to the file.
+TEXTS_AT_ONCE = 512
+
+#: Passages whose similarities to a batch of queries are in memory at once.
+BLOCK = 65_536
+
+#: What sentence-transformers calls the similarities that are products of embeddings.
+SIMILARITIES = ("cosine", "dot")
+
+Embeddings = npt.NDArray[np.float32]
+
+
+def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransformer":
+    """A model for `Dense`, in bfloat16 where the hardware multiplies it.
+
+    Args:
+        model: A sentence-transformers folder or hub id.
+        device: `auto`, `cpu`, `cuda` …
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        InputError: sentence-transformers is not installed, or the model cannot be used.
+    """
+    if find_spec("sentence_transformers") is None:
+        raise InputError(
+            "sentence-transformers is missing: pip install 'rerank-plugin[mine-dense]'"
+        )
+    from sentence_transformers import SentenceTransformer
+
+    place = resolve_device(device)
+    try:
+        loaded = SentenceTransformer(
+            model,
+            device=str(place),
+            model_kwargs={"dtype": resolve_dtype("auto", place)},
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OptionError("embedding_model", f"{model} cannot be loaded: {reason}") from None
+    if loaded.similarity_fn_name not in SIMILARITIES:
+        compares = f"{model} compares by {loaded.similarity_fn_name}"
+        raise OptionError("embedding_model", f"{compares}, expected {' or '.join(SIMILARITIES)}")
+    return loaded
+
+
+class Dense:
+    """Exact search by cosine or dot product, as the model says, over embeddings in float16.
+
+    Args:
+        corpus: What is searched.
+        folder: Where the embeddings are written.
+        model: What embeds.
+        progress: Called with a number of passages whenever so many more are embedded.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        folder: Path,
+        model: "SentenceTransformer",
+        progress: Callable[[int], Any] | None = None,
+    ) -> None:
+        self._model = model
+        self._normalized = model.similarity_fn_name == "cosine"
+        self._known: dict[str, Embeddings] = {}
+        path = folder / "embeddings.float16"
+        with path.open("wb") as file:
+            for texts in batched(corpus, TEXTS_AT_ONCE):
+                found = self._embed(self._model.encode_document, texts)
+                file.write(found.astype(np.float16).tobytes())
+                if progress:
+                    progress(len(texts))
+        self._embeddings = np.memmap(path, np.float16, "r", shape=(len(corpus), found.shape[1]))
+
+    def search(self, queries: Sequence[str], count: int) -> list[Candidates]:
+        """The `count` passages nearest to each query."""
+        import torch
+
+        wanted = torch.from_numpy(self._embed_queries(queries))
+        scores = torch.empty(len(queries), 0)
+        places = torch.empty(len(queries), 0, dtype=torch.long)
+        for start in range(0, len(self._embeddings), BLOCK):
+            block = self._embeddings[start : start + BLOCK].astype(np.float32)
+            found = wanted @ torch.from_numpy(block).T
+            best = found.topk(min(count, len(block)), dim=1)
+            scores = torch.cat([scores, best.values], dim=1)
+            places = torch.cat([places, best.indices + start], dim=1)
+            best = scores.topk(min(count, scores.shape[1]), dim=1)
+            scores, places = best.values, places.gather(1, best.indices)
+        rows = zip(places.numpy(), scores.numpy(), strict=True)
+        return [best_first(own, values) for own, values in rows]
+
+    def score(self, queries: Sequence[str], places: Sequence[Sequence[int]]) -> list[Scores]:
+        """The similarities of given passages to each query."""
+        wanted = self._embed_queries(queries)
+        own = [self._embeddings[np.asarray(of)].astype(np.float32) for of in places]
+        return [found @ query for found, query in zip(own, wanted, strict=True)]
+
+    def _embed_queries(self, queries: Sequence[str]) -> Embeddings:
+        """Embeddings of queries; kept until others come, as a batch is searched, then scored."""
+        if not all(query in self._known for query in queries):
+            found = self._embed(self._model.encode_query, queries)
+            self._known = dict(zip(queries, found, strict=True))
+        return np.stack([self._known[query] for query in queries])
+
+    def _embed(self, encode: Callable[..., Any], texts: Sequence[str]) -> Embeddings:
+        found: Embeddings = encode(
+            list(texts),
+            normalize_embeddings=self._normalized,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return found.astype(np.float32)

@@ -1,0 +1,185 @@
+"""Wrong passages for queries: candidates without what is right, a copy of it, or close to it."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from ..data.batched import batched
+from ..data.corpus import Corpus
+from ..data.groups import Group, query_hash
+from ..text.duplicates import Duplicates, profile
+from ..text.normalize import text_key
+from .queries import Target
+from .retrieval import Candidates, Retriever, fuse
+
+#: Where candidates run out, at most so many passages are drawn at random, as none of them may do,
+LOOKED_AT = 1000
+#: and so many times those that are wanted are given, as a reranker may drop all of them.
+GIVEN = 4
+
+SAMPLING_STRATEGIES = ("top", "random")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which candidates may become wrong passages.
+
+    The names are those of sentence-transformers' `mine_hard_negatives`.
+    """
+
+    #: Ranks from 0, right passages not counted: from `range_min` on and before `range_max`.
+    range_min: int = 0
+    range_max: int = 100
+    #: A candidate must score less than the best right passage by this share of its score.
+    relative_margin: float | None = None
+    sampling_strategy: str = "top"
+
+
+@dataclass
+class Selection:
+    """One query's way from candidates to wrong passages; iterating gives one after the other.
+
+    What is given differs from the query, every right passage and what was given before.
+    """
+
+    target: Target
+    #: Texts of the right passages, no copy among them.
+    positives: list[str]
+    #: Candidates in the order in which they are tried.
+    places: list[int]
+    #: Passages that may not be drawn at random either.
+    barred: set[int]
+    corpus: Corpus
+    window: Window
+    #: What scores passages for the window's margin.
+    retriever: Retriever
+    random: np.random.Generator
+    negatives: int
+    dropped: "Counter[str]"
+    #: Which of the texts given so far were drawn at random.
+    drawn: set[str] = field(default_factory=set)
+    _keys: set[str] = field(default_factory=set)
+
+    def __iter__(self) -> Iterator[str]:
+        right = Duplicates(self.positives)
+        for place in self.places:
+            (text,) = self.corpus.texts([place])
+            if self._is_wrong(text, right):
+                yield text
+        wanted = (text for text in self._draws() if self._is_wrong(text, right))
+        for text in islice(wanted, GIVEN * self.negatives):
+            self.drawn.add(text)
+            yield text
+
+    def _draws(self) -> Iterator[str]:
+        """Passages at random, none that is a candidate, right, barred or outside of the margin."""
+        seen = self.barred.union(self.places, self.target.positives, self.target.own)
+        count = min(len(self.corpus), LOOKED_AT + len(seen))
+        drawn = self.random.choice(len(self.corpus), count, replace=False).tolist()
+        for places in batched((place for place in drawn if place not in seen), self.negatives):
+            if self.window.relative_margin is not None:
+                margin = self.window.relative_margin
+                (places,) = within_margin([self.target], [places], self.retriever, margin)
+            yield from self.corpus.texts(places)
+
+    def take(self, count: int) -> Group:
+        """A group with the first `count` wrong passages; perhaps with none at all."""
+        target = self.target
+        return Group(target.query, self.positives, list(islice(self, count)), id=target.id)
+
+    def _is_wrong(self, text: str, right: Duplicates) -> bool:
+        key = profile(text).key
+        if key in self._keys:
+            self.dropped["copies of another wrong passage"] += 1
+        elif key == text_key(self.target.query):
+            self.dropped["copies of the query itself"] += 1
+        elif right.has(text):
+            self.dropped["copies or near-duplicates of a right passage"] += 1
+        elif self.target.answers and self.target.answers.are_in(text):
+            self.dropped["passages that contain the answer"] += 1
+        else:
+            self._keys.add(key)
+            return True
+        return False
+
+
+def select(
+    targets: Sequence[Target],
+    retrievers: Sequence[Retriever],
+    corpus: Corpus,
+    window: Window,
+    *,
+    negatives: int,
+    seed: int,
+    dropped: "Counter[str]",
+) -> list[Selection]:
+    """Search for some queries at once; for each of them a `Selection` of wrong passages."""
+    queries = [target.query for target in targets]
+    count = window.range_max + max(len(target.positives) + len(target.own) for target in targets)
+    lists = [retriever.search(queries, count) for retriever in retrievers]
+    ranked = [
+        wrong_places(fuse(found, count), target)
+        for found, target in zip(zip(*lists, strict=True), targets, strict=True)
+    ]
+    kept = [places[window.range_min : window.range_max] for places in ranked]
+    # The last one: similarities of embeddings are on one scale for all queries.
+    retriever = retrievers[-1]
+    if window.relative_margin is not None:
+        kept = within_margin(targets, kept, retriever, window.relative_margin)
+    selections = []
+    for target, places, all_places in zip(targets, kept, ranked, strict=True):
+        random = np.random.default_rng(int(query_hash(target.query, seed)[:16], 16))
+        close = set(all_places[: window.range_max]).difference(places)
+        dropped["candidates outside of the window or the margin"] += len(close)
+        if window.sampling_strategy == "random":
+            places = random.permutation(places).tolist()
+        right: dict[str, str] = {}
+        for text in corpus.texts(target.positives):
+            right.setdefault(profile(text).key, text)
+        dropped["right passages that are copies of another"] += len(target.positives) - len(right)
+        selections.append(
+            Selection(
+                target=target,
+                positives=list(right.values()),
+                places=places,
+                barred=close,
+                corpus=corpus,
+                window=window,
+                retriever=retriever,
+                random=random,
+                negatives=negatives,
+                dropped=dropped,
+            )
+        )
+    return selections
+
+
+def wrong_places(candidates: Candidates, target: Target) -> list[int]:
+    """The candidates that are neither judged right nor the query itself, best first."""
+    others = target.own.union(target.positives)
+    return [place for place in candidates.places.tolist() if place not in others]
+
+
+def within_margin(
+    targets: Sequence[Target],
+    ranked: Sequence[list[int]],
+    retriever: Retriever,
+    margin: float,
+) -> list[list[int]]:
+    """The candidates that score below the best right passage by a share of its score.
+
+    This is TopK-PercPos of NV-Retriever (Moreira et al. 2024) for a margin of 0.05.
+    """
+    queries = [target.query for target in targets]
+    asked = [[*target.positives, *places] for target, places in zip(targets, ranked, strict=True)]
+    kept = []
+    for target, places, scores in zip(
+        targets, ranked, retriever.score(queries, asked), strict=True
+    ):
+        best = scores[: len(target.positives)].max()
+        allowed = scores[len(target.positives) :] <= best - margin * abs(best)
+        kept.append([place for place, good in zip(places, allowed, strict=True) if good])
+    return kept

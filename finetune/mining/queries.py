@@ -1,0 +1,117 @@
+"""What is mined for: queries with what is known to be right for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rerank_plugin.cli.console import bar
+from rerank_plugin.io.jsonl import DataPath
+
+from ..data.batched import batched
+from ..data.corpus import Corpus
+from ..data.records import (
+    BLANK_PASSAGES,
+    MISSING_PASSAGES,
+    MISSING_QUERIES,
+    Record,
+    is_own_document,
+    judged_at,
+)
+from ..text.normalize import text_key
+from .answers import Answers, find_answers
+from .bm25 import Bm25
+from .summary import Summary
+
+#: Queries that are searched for at once, and whose pairs a reranker gets at once.
+QUERIES_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Target:
+    """A query whose right passages are known."""
+
+    id: str
+    query: str
+    #: The places of the right passages in the corpus.
+    positives: list[int]
+    #: Where the query came with answers: a passage that contains one is not wrong.
+    answers: Answers | None = None
+    #: The places of passages that are the query itself.
+    own: frozenset[int] = frozenset()
+
+
+def judged_targets(
+    queries: Sequence[Record],
+    judged: dict[str, list[str]],
+    corpus: Corpus,
+    summary: Summary,
+    qrels: DataPath,
+) -> list[Target]:
+    """The queries that have a right passage in the corpus."""
+    targets = []
+    for query in queries:
+        passages = judged.pop(query.id, [])
+        places = [corpus.places[passage] for passage in passages if passage in corpus.places]
+        for passage in passages:
+            if passage not in corpus.places:
+                blank = passage in corpus.blank_ids
+                reason = BLANK_PASSAGES if blank else MISSING_PASSAGES
+                is_first = not summary.dropped[reason]
+                example = judged_at(qrels, query.id, passage) if is_first else ""
+                summary.dropped.add(reason, example)
+        if places:
+            answers = Answers(query.answers) if query.answers else None
+            places = list(dict.fromkeys(places))
+            own = own_document(query, corpus) - {*places}
+            targets.append(Target(query.id, query.text, places, answers, own))
+        elif passages:
+            reason = "queries whose right passages are not in the corpus, or blank"
+            summary.queries.add(reason, repr(query.id))
+            summary.miss(query.text)
+        else:
+            summary.queries.add("queries without a right passage in --qrels", repr(query.id))
+    for name in judged:
+        summary.notes.add(MISSING_QUERIES, repr(name))
+    return targets
+
+
+def own_document(query: Record, corpus: Corpus) -> frozenset[int]:
+    """The place of the passage that is the query itself, where it has its id."""
+    place = corpus.places.get(query.id)
+    is_own = place is not None and is_own_document(query, *corpus.texts([place]))
+    return frozenset([place] if place is not None and is_own else [])
+
+
+def answered_targets(
+    queries: Sequence[Record], bm25: Bm25, corpus: Corpus, summary: Summary
+) -> list[Target]:
+    """The queries whose answer is in a passage of the corpus."""
+    targets = []
+    with bar("finding answers", "query", len(queries)) as progress:
+        for batch in batched(queries, QUERIES_AT_ONCE):
+            answers = [Answers(query.answers) for query in batch]
+            places = find_answers([query.text for query in batch], answers, bm25, corpus)
+            for query, own, place in zip(batch, answers, places, strict=True):
+                if place is None:
+                    summary.queries["queries whose answer is in no passage that BM25 finds"] += 1
+                    summary.miss(query.text)
+                else:
+                    query_itself = own_document(query, corpus) - {place}
+                    targets.append(Target(query.id, query.text, [place], own, query_itself))
+            progress.update(len(batch))
+    return targets
+
+
+def merge_same(targets: Sequence[Target], summary: Summary) -> list[Target]:
+    """One target for queries of the same text: what is right for one is not wrong for another."""
+    merged: dict[str, Target] = {}
+    for target in targets:
+        first = merged.setdefault(text_key(target.query), target)
+        if first is target:
+            continue
+        summary.queries["queries that repeat another, whose right passages they join"] += 1
+        places = list(dict.fromkeys([*first.positives, *target.positives]))
+        texts = [of.answers.texts for of in (first, target) if of.answers]
+        answers = Answers([text for of_query in texts for text in of_query]) if texts else None
+        own = (first.own | target.own) - {*places}
+        merged[text_key(target.query)] = Target(first.id, first.query, places, answers, own)
+    return list(merged.values())

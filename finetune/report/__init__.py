@@ -1,0 +1,1 @@
+"""Report on evaluations: tables, drawings, a page."""

@@ -1,0 +1,1 @@
+"""Compare texts: equal ones and near-duplicates."""

@@ -1,0 +1,1 @@
+"""Train a model: the run and its steps."""

@@ -1,0 +1,129 @@
+"""The terminal: results on stdout in UTF-8, lines and bars on stderr that cannot stop the work."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from tqdm import tqdm
+
+from rerank_plugin.io.atomic import is_stdout
+
+Result = TypeVar("Result")
+
+#: What a stream that has gone raises: closed, its reader gone, its disk full, or not there at all.
+GONE = (AttributeError, OSError, ValueError)
+
+
+class Stdout:
+    """stdout for results: what goes wrong with it is an error that names it."""
+
+    def write(self, text: str) -> int:
+        """Write a text.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        named(sys.stdout.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written; raises as `write`."""
+        named(sys.stdout.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+
+def named(call: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a method of stdout, and let its errors name it."""
+    try:
+        return call(*arguments)
+    except OSError as error:
+        # Of its errno Python makes the class: a reader that has gone is a BrokenPipeError.
+        raise OSError(error.errno, error.strerror, "stdout") from error
+
+
+class Stderr:
+    """stderr for lines and bars: what cannot be written there is dropped.
+
+    An error inside tqdm would leave its lock taken, and every other bar would wait for it.
+    """
+
+    def write(self, text: str) -> int:
+        """Write a text if it can be written."""
+        with suppress(*GONE):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        with suppress(*GONE):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+def summary_stream(output: Path) -> Stdout | Stderr:
+    """Return where the summary of what is in a file goes: stdout, unless the file is stdout."""
+    return Stderr() if is_stdout(output) else Stdout()
+
+
+def say(text: str = "") -> None:
+    """Show a line to the person at the terminal: on stderr, so that stdout has results alone."""
+    stream = Stderr()
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+def bar(
+    title: str,
+    unit: str,
+    total: int | None = None,
+    *,
+    initial: int = 0,
+    delay: float = 0,
+    unit_scale: bool = False,
+) -> "tqdm[Any]":
+    """Return a progress bar on stderr, shown after `delay` seconds."""
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=unit,
+        initial=initial,
+        delay=delay,
+        unit_scale=unit_scale,
+        file=Stderr(),
+        dynamic_ncols=True,
+    )
+
+
+def prepare_streams() -> None:
+    """Let both streams write UTF-8 whatever the locale is, and give closed ones a descriptor.
+
+    A descriptor that is closed goes to the next file that is opened, which would then get what is
+    written to stdout.
+    """
+    # Lines and bars may go nowhere, results may not: a write to this stdout fails.
+    sys.stdout = sys.stdout or null_stream(os.O_RDONLY)
+    sys.stderr = sys.stderr or null_stream(os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        # A notebook's streams have no encoding to change.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def null_stream(flags: int) -> IO[str]:
+    """Return a stream on the null device, opened with some flags."""
+    return open(os.open(os.devnull, flags), "w", encoding="utf-8")  # noqa: PTH123
+
+
+def abandon_stdout() -> None:
+    """Drop what stdout still holds, so that Python does not complain of it at its end."""
+    with suppress(*GONE):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

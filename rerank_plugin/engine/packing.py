@@ -1,0 +1,138 @@
+"""Packed batches: one row of real tokens, pairs one behind the other, nothing padded."""
+
+import heapq
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rerank_plugin.engine.attention import NAME, Boundaries
+from rerank_plugin.engine.encoder import EncodedPair
+from rerank_plugin.model.families import family_of
+
+Inputs = dict[str, Any]
+
+#: What multiplying by a weight costs less than attention does, per floating-point operation.
+ATTENTION_RATE = 2.5
+
+
+def pair_costs(lengths: Sequence[int], hidden_size: int) -> "np.typing.NDArray[np.float64]":
+    """What pairs cost in tokens of a very short pair, float64 `[pairs]`.
+
+    A layer multiplies each token with 12 H^2 weights (24 H^2 operations), and with the L tokens of
+    its pair twice (4 L H operations).
+    """
+    tokens = np.asarray(lengths, np.float64)
+    return tokens * (1 + ATTENTION_RATE * tokens / (6 * hidden_size))
+
+
+def equal_batches(costs: Sequence[float], budget: float) -> list[list[int]]:
+    """Indices of items in as few batches as keep within a budget, of equal cost.
+
+    The dearest item goes first, each into the cheapest batch so far (Graham 1969); equal costs go
+    by index. A batch above the budget holds one item alone. The dearest batch comes first, so that
+    memory is at its highest at once.
+    """
+    total, order = float(sum(costs)), sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+    count = max(1, ceil(total / budget))
+    while True:
+        batches: list[list[int]] = [[] for _ in range(min(count, len(order)))]
+        heap = [(0.0, number) for number in range(len(batches))]
+        for index in order:
+            cost, number = heapq.heappop(heap)
+            batches[number].append(index)
+            heapq.heappush(heap, (cost + costs[index], number))
+        fits = all(cost <= budget or len(batches[number]) == 1 for cost, number in heap)
+        if fits or count >= len(order):
+            sums = dict((number, cost) for cost, number in heap)
+            return [batches[n] for n in sorted(sums, key=lambda n: (-sums[n], n))]
+        count += ceil(count / 50)
+
+
+def pack(
+    pairs: Sequence[EncodedPair], *, first_position: int, with_types: bool, multiple: int = 1
+) -> Inputs:
+    """Pairs as one row, as a model prepared by `prepare_packing` takes it.
+
+    Args:
+        pairs: At least one.
+        first_position: The position of a pair's first token; every pair starts from it anew.
+        with_types: Whether the model is given token types.
+        multiple: Tokens that belong to no pair make the row's length a multiple of this.
+
+    Returns:
+        `input_ids`, `position_ids` and perhaps `token_type_ids`, int64 `[1, tokens]`, and the
+        `boundaries` of the pairs.
+    """
+    lengths = [len(pair) for pair in pairs]
+    positions = [np.arange(first_position, first_position + length) for length in lengths]
+    rest = np.zeros(-sum(lengths) % multiple, np.int64)
+    inputs: Inputs = {
+        "input_ids": one_row([*(pair.ids for pair in pairs), rest]),
+        "position_ids": one_row([*positions, rest]),
+        "boundaries": Boundaries.of(lengths),
+    }
+    if with_types:
+        inputs["token_type_ids"] = one_row([*(pair.types for pair in pairs), rest])
+    return inputs
+
+
+def one_row(parts: Sequence["np.typing.NDArray[Any]"]) -> Tensor:
+    """Arrays one behind the other, int64 `[1, tokens]`."""
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]
+
+
+def prepare_packing(model: PreTrainedModel) -> bool:
+    """Let a model take packed rows, in place, if its family can; says whether it does.
+
+    Its attention stays inside pairs, and behind its last layer a forward hook keeps one token a
+    pair, `[1, tokens, hidden]` to `[pairs, 1, hidden]`: pooler and head see what they would see of
+    a padded batch. Everything else, and so what is saved, is the stock model.
+    """
+    config = model.config
+    last = family_of(config).last_module
+    # Code that comes with a model may do anything with a mask.
+    stock = type(model).__module__.startswith("transformers.models.")
+    if last is None or not stock or getattr(config, "is_decoder", False):
+        return False
+    if config._attn_implementation != NAME:
+        model.set_attn_implementation(NAME)
+        module = model.base_model.get_submodule(last)
+        pool = means if getattr(config, "classifier_pooling", "cls") == "mean" else first_tokens
+        module.register_forward_hook(partial(keep_one_token, pool=pool), with_kwargs=True)
+    return True
+
+
+def keep_one_token(
+    _module: nn.Module,
+    _arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+    output: Any,
+    *,
+    pool: Callable[[Tensor, Boundaries], Tensor],
+) -> Any:
+    """A forward hook that keeps of a packed row what `pool` makes of each pair's tokens."""
+    boundaries = keywords.get("boundaries")
+    if boundaries is not None:
+        output.last_hidden_state = pool(output.last_hidden_state[0], boundaries)[:, None]
+    return output
+
+
+def first_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
+    """The first token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
+    return hidden.index_select(0, boundaries.places[:-1])
+
+
+def means(hidden: Tensor, boundaries: Boundaries) -> Tensor:
+    """The mean of every pair, summed in float32, `[tokens, hidden]` to `[pairs, hidden]`."""
+    tokens = hidden[: boundaries.tokens].float()
+    lengths = boundaries.places.diff()
+    pairs = torch.arange(len(lengths), device=tokens.device)
+    owner = pairs.repeat_interleave(lengths, output_size=tokens.shape[0])
+    sums = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, owner, tokens)
+    return (sums / lengths[:, None]).to(hidden.dtype)

@@ -1,0 +1,126 @@
+"""Reranking input: a query with its documents, as JSON or JSON Lines, in every spelling."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.io.file_formats import first_line_problem
+from rerank_plugin.io.jsonl import (
+    SUFFIXES,
+    DataPath,
+    Repeated,
+    input_files,
+    is_unicode,
+    json_type,
+    object_of,
+    read_lines,
+    reading,
+)
+
+#: Where the documents may stand; `kowndges` is what older scripts wrote.
+SPELLINGS = ("documents", "kowndges", "passages", "texts")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A query and the documents to rank for it."""
+
+    query: str
+    documents: list[str | dict[str, object]]
+
+
+def read_requests(data_path: DataPath) -> Iterator[Request]:
+    """The requests of a `.json` file (one object or a list) or of JSON Lines, one at a time.
+
+    Raises:
+        InputError: naming the file and the line or the place in the list.
+    """
+    for path in input_files(data_path):
+        if path.name.endswith(SUFFIXES):
+            for line in read_lines(path):
+                yield parse_request(line.record(), f"{path}:{line.number}")
+        else:
+            yield from read_json(path)
+
+
+def read_json(path: Path) -> Iterator[Request]:
+    """The requests of one JSON file; of JSON Lines too, whatever the file is called."""
+    with reading(path) as file:
+        raw = file.read()
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=object_of)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise InputError(not_json(path, error)) from None
+        for line in read_lines(path):
+            yield parse_request(line.record(), f"{path}:{line.number}")
+        return
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: broken JSON: {error}") from None
+    if isinstance(value, dict):
+        yield parse_request(value, str(path))
+    elif isinstance(value, list):
+        for place, record in enumerate(value):
+            yield parse_request(record, f"{path}[{place}]")
+    else:
+        raise InputError(f"{path}: expected an object or a list, found {json_type(value)}")
+
+
+def not_json(path: Path, error: json.JSONDecodeError) -> str:
+    """What is wrong with a file of requests that is no JSON."""
+    text = error.doc
+    if not text.strip():
+        return f"{path}: the file is empty"
+    first = text.lstrip().partition("\n")[0]
+    other = None if first.startswith(("{", "[")) else first_line_problem(first, path)
+    problem = other or f"broken JSON at column {error.colno}: {error.msg}"
+    return f"{path}:{error.lineno}: {problem}"
+
+
+def parse_request(record: object, where: str) -> Request:
+    """A request out of a JSON value."""
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected an object, found {json_type(record)}")
+    if not is_unicode(record):
+        raise InputError(f"{where}: a text holds half a surrogate pair (\\ud800 to \\udfff)")
+    if isinstance(record, Repeated):
+        raise InputError(f"{where}: field {record.field!r} is there twice: take one out")
+    query = query_of(record, where)
+    given = [name for name in SPELLINGS if name in record]
+    if len(given) != 1:
+        found = " and ".join(given) or f"none; {field_names(record)}"
+        raise InputError(
+            f"{where}: one list of documents is needed under 'documents', found {found}"
+        )
+    documents = record[given[0]]
+    if not isinstance(documents, list):
+        problem = f"field '{given[0]}' is {json_type(documents)}, expected a list"
+        raise InputError(f"{where}: {problem}")
+    for place, document in enumerate(documents):
+        text = document.get("text") if isinstance(document, dict) else document
+        if not isinstance(text, str):
+            problem = f"{given[0]}[{place}] is neither a text nor an object with a 'text'"
+            raise InputError(f"{where}: {problem}")
+    return Request(query, documents)
+
+
+def query_of(record: dict[str, object], where: str) -> str:
+    """Return the query of a request."""
+    if "query" not in record:
+        problem = f"field 'query' is missing, expected a text; {field_names(record)}"
+        raise InputError(f"{where}: {problem}")
+    query = record["query"]
+    if not isinstance(query, str):
+        raise InputError(f"{where}: field 'query' is {json_type(query)}, expected a text")
+    if not query.strip():
+        raise InputError(f"{where}: field 'query' is blank")
+    return query
+
+
+def field_names(record: dict[str, object]) -> str:
+    """Return what fields a record has, in words."""
+    return f"the fields are {', '.join(map(ascii, list(record)[:8]))}"

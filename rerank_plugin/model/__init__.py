@@ -1,0 +1,1 @@
+"""Load models: folders, LoRA adapters, settings, scoring heads."""

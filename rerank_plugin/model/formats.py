@@ -1,0 +1,230 @@
+"""In which format a model is, told by its configuration before any weight is read.
+
+A model in a format that is not supported is refused: its scores would be computed without its
+prompt, or with a head that is not its own.
+"""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.utils.hub import cached_file
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.model.families import family_of
+
+#: What a user of a model that is refused can do.
+INSTEAD = "use an encoder reranker, such as BAAI/bge-reranker-base or BAAI/bge-reranker-v2-m3"
+
+#: Ends of the names of architectures that are an encoder with no scoring head.
+ENCODERS = ("Model", "ForMaskedLM", "ForPreTraining", "LMHeadModel")
+
+#: Modules of sentence-transformers that make an embedding of what the encoder gives, no score.
+EMBEDDING_MODULES = {"Pooling", "Normalize", "Dropout"}
+
+#: What sentence-transformers may use an encoder for where a pair is read as plain text.
+TASKS = ("sequence-classification", "feature-extraction", "fill-mask")
+
+
+class ModelFormat(StrEnum):
+    """What kind of model there is, and so how a pair gets its score."""
+
+    #: The logit of one label, or the difference of two.
+    SEQUENCE_CLASSIFIER = "sequence classifier"
+    #: No score yet: training gives it a newly initialised head.
+    ENCODER = "encoder without a scoring head"
+
+
+def find_format(source: str, config: PreTrainedConfig, revision: str | None = None) -> ModelFormat:
+    """Return the format of a model.
+
+    A model whose config has no `architectures` counts as a sequence classifier: its weights decide.
+
+    Args:
+        source: A hub id or a folder.
+        config: Its config.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        InputError: the format is not supported, or the scores of its family cannot be right.
+    """
+    makes_embeddings = check_modules(source, config, revision)
+    check_family(source, config)
+    names = architectures(config)
+    if makes_embeddings:
+        return ModelFormat.ENCODER
+    if not names or any(name.endswith("ForSequenceClassification") for name in names):
+        return ModelFormat.SEQUENCE_CLASSIFIER
+    if all(name.endswith(ENCODERS) for name in names):
+        return ModelFormat.ENCODER
+    raise InputError(
+        f"{source}: a model of the architecture {', '.join(names)}, which does not give a pair one "
+        f"score: {INSTEAD}"
+    )
+
+
+def architectures(config: PreTrainedConfig) -> list[str]:
+    """Return the names of the classes that a model was saved from, if its config has them."""
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"config.json: architectures is {names!r}, expected a list of names")
+    return names
+
+
+def check_modules(source: str, config: PreTrainedConfig, revision: str | None) -> bool:
+    """Check the modules that sentence-transformers lists; return whether they make embeddings.
+
+    Raises:
+        InputError: there is a module that would not be read.
+    """
+    modules = read_json(source, "modules.json", revision)
+    if modules is None:
+        return False
+    try:
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        folders = [str(module["path"]) for module in modules]
+    except (KeyError, TypeError):
+        raise InputError(f"{source}: modules.json is not a list of modules") from None
+    if "LogitScore" in kinds:
+        raise causal_model(source, config)
+    if not kinds or kinds[0] != "Transformer":
+        raise InputError(
+            f"{source}: modules.json begins with {(kinds or ['nothing'])[0]}, expected a "
+            f"Transformer: {INSTEAD}"
+        )
+    if folders[0] not in ("", "."):
+        raise InputError(
+            f"{source}: the encoder is in a folder of its own, use {source}/{folders[0]}"
+        )
+    unread = [name for name, kind in zip(folders, kinds, strict=True) if not is_read(kind)]
+    if unread:
+        raise InputError(
+            f"{source}: a modular model, whose {', '.join(unread)} (modules.json) is not supported "
+            f"yet: {INSTEAD}"
+        )
+    check_text_inputs(source, config, revision)
+    return len(kinds) > 1
+
+
+def is_read(kind: str) -> bool:
+    """Return whether a kind of module is loaded, or has nothing to do with scores."""
+    return kind == "Transformer" or kind in EMBEDDING_MODULES
+
+
+def check_text_inputs(source: str, config: PreTrainedConfig, revision: str | None) -> None:
+    """Check that sentence-transformers hands texts to the encoder as they are.
+
+    Raises:
+        InputError: it puts a prompt before them or around them.
+    """
+    transformer = read_object(source, "sentence_bert_config.json", revision)
+    task = transformer.get("transformer_task") or TASKS[0]
+    if task == "text-generation":
+        raise causal_model(source, config)
+    if task not in TASKS:
+        raise InputError(f"{source}: a model for the task {task}, which is not supported")
+    if "message" in (transformer.get("modality_config") or {}):
+        raise prompted(source, "reads pairs as messages of a chat")
+    options = read_object(source, "config_sentence_transformers.json", revision)
+    if options.get("model_type") == "CrossEncoder":
+        name, prompts = options.get("default_prompt_name"), options.get("prompts") or {}
+        if name is not None and prompts.get(name):
+            raise prompted(source, f"puts the prompt {name!r} before every pair")
+
+
+def check_family(source: str, config: PreTrainedConfig) -> None:
+    """Check that a family of models gives a pair of texts one score, and always the same.
+
+    Raises:
+        InputError: it does not.
+    """
+    names = ", ".join(architectures(config) or [config.model_type])
+    if is_decoder(config):
+        raise causal_model(source, config)
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{source}: an encoder-decoder ({names}), no encoder: {INSTEAD}")
+    if hasattr(config, "vision_config"):
+        raise InputError(f"{source}: a model of texts and images ({names}): {INSTEAD}")
+    refused = family_of(config).refused
+    if refused:
+        raise InputError(f"{source}: a {config.model_type} model is no reranker: {refused}")
+    comes_with_code = bool(getattr(config, "auto_map", None))
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not comes_with_code:
+        raise InputError(
+            f"{source}: transformers has no sequence classifier for a {config.model_type} model: "
+            f"{INSTEAD}"
+        )
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Return whether each token of a model sees only those before it."""
+    if any(name.endswith("ForCausalLM") for name in architectures(config)):
+        return True
+    if getattr(config, "is_decoder", False) or getattr(config, "causal", False):
+        return True
+    kind = type(config)
+    # Encoders that also come as decoders, such as BERT, fill masks too.
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+        return not getattr(config, "is_encoder_decoder", False)
+    if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return False
+    classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[kind]
+    return issubclass(classifier, GenericForSequenceClassification)
+
+
+def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase, model_format: str) -> None:
+    """Check that a model's tokenizer has no prompt of its own that would be left out.
+
+    Raises:
+        InputError: it has one.
+    """
+    if model_format == ModelFormat.SEQUENCE_CLASSIFIER and tokenizer.chat_template:
+        raise prompted(source, "has a chat template")
+
+
+def causal_model(source: str, config: PreTrainedConfig) -> InputError:
+    """Return the error for a reranker on a language model."""
+    names = ", ".join(architectures(config) or [config.model_type])
+    return InputError(
+        f"{source}: a causal language model ({names}), whose scores need a prompt that is not "
+        f"known: such rerankers are not supported yet, {INSTEAD}"
+    )
+
+
+def prompted(source: str, what: str) -> InputError:
+    """Return the error for a model with a prompt."""
+    return InputError(f"{source}: {what}, and prompts are not supported yet: {INSTEAD}")
+
+
+def read_object(source: str, name: str, revision: str | None) -> dict[str, Any]:
+    """Return a JSON file of a model as an object; an empty one if there is no such file."""
+    values = read_json(source, name, revision) or {}
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: {name} is not a JSON object")
+    return values
+
+
+def read_json(source: str, name: str, revision: str | None) -> Any:
+    """Return what a JSON file of a model holds; None if there is no such file."""
+    path = cached_file(
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{source}: {name} is not JSON: {error}") from None

@@ -1,0 +1,204 @@
+"""Loading a cross-encoder from a hub id, a folder or a LoRA adapter folder."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.io.paths import expanded
+from rerank_plugin.model.adapters import base_of, merge
+from rerank_plugin.model.checks import (
+    check_folder,
+    check_head,
+    check_stored,
+    check_vocabulary,
+    check_weights,
+    lacks_head,
+    no_head,
+)
+from rerank_plugin.model.families import family_of, usable_positions
+from rerank_plugin.model.formats import ModelFormat, check_tokenizer, find_format
+from rerank_plugin.model.head import run_head_in_float32
+from rerank_plugin.model.loaded import LoadedModel, one_line_errors, quiet_transformers
+from rerank_plugin.model.settings import is_adapter
+
+#: The longest pair in tokens, where neither the user nor the model folder says.
+DEFAULT_MAX_LENGTH = 512
+
+
+def load_model(
+    name: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    new_head: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a cross-encoder with one score a pair; an adapter is merged into its base.
+
+    Args:
+        name: A hub id, a folder, or an adapter folder, which names its base.
+        adapter: An adapter folder for the model.
+        new_head: Whether an encoder without a scoring head gets a newly initialised one, of one
+            label, drawn from torch's current seed: to be trained, or replaced by an adapter's.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        InputError: no model there, one in a format that is not supported, no safetensors weights,
+            weights that are missing or not read, no scoring head, a tokenizer that does not fit,
+            more than two labels, or an adapter for another base or without its head.
+    """
+    folder = expanded(name)
+    if is_adapter(folder):
+        if adapter is not None:
+            raise InputError(f"{name}: an adapter itself, which cannot carry another: merge it")
+        with base_errors(folder):
+            base = base_of(folder)
+            check_folder(base)
+        return load_model(base, adapter=folder, trust_remote_code=trust_remote_code)
+    source = str(folder) if folder.is_dir() else str(name)
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    model_format = find_format(source, config, revision)
+    if not new_head and adapter is None:
+        check_head(source, model_format)
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    check_tokenizer(source, tokenizer, model_format)
+    if model_format == ModelFormat.ENCODER:
+        config.num_labels = 1
+    model, info = read_weights(source, config, revision, trust_remote_code)
+    if not config.architectures and lacks_head(model, info) and config.num_labels != 1:
+        config.num_labels = 1
+        model, info = read_weights(source, config, revision, trust_remote_code)
+    check_weights(source, model, info)
+    check_vocabulary(source, model, tokenizer)
+    run_head_in_float32(model)
+    loaded = LoadedModel(model.eval(), tokenizer, tuple(sorted(info["missing_keys"])))
+    if adapter is None:
+        if loaded.has_fresh_head and not new_head:
+            raise no_head(source, loaded.fresh_weights)
+        return loaded
+    own = expanded(adapter)
+    merged = merge(loaded, own, name, load_base)
+    if not (own / "tokenizer_config.json").is_file():
+        return merged
+    tokenizer = load_tokenizer(own, trust_remote_code=trust_remote_code)
+    check_vocabulary(str(own), merged.model, tokenizer)
+    return replace(merged, tokenizer=tokenizer)
+
+
+def load_base(folder: Path) -> LoadedModel:
+    """Load the base of an adapter; a scoring head that it lacks is newly initialised."""
+    return load_model(folder, new_head=True)
+
+
+def check_model(name: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Check all that can be checked of a model that is to give scores without its weights.
+
+    Raises:
+        InputError: no model there, or none that gives scores.
+    """
+    folder = expanded(name)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    if not is_adapter(folder):
+        source = str(folder) if folder.is_dir() else str(name)
+        check_head(source, find_format(source, config))
+
+
+def load_config(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """Return the config of a hub id or a folder, or of an adapter folder's base.
+
+    Raises:
+        InputError: no model there, or one in a format that is not supported.
+    """
+    folder = expanded(name)
+    if is_adapter(folder):
+        with base_errors(folder):
+            return load_config(base_of(folder), trust_remote_code=trust_remote_code)
+    check_folder(name)
+    source = str(folder) if folder.is_dir() else str(name)
+    with one_line_errors(source), quiet_transformers():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
+        find_format(source, config, revision)
+    for option, value in family_of(config).config.items():
+        setattr(config, option, value)
+    return config
+
+
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a hub id, a folder or an adapter folder."""
+    folder = expanded(name)
+    source = str(folder) if folder.is_dir() else str(name)
+    if folder.is_dir():
+        check_stored(folder)
+    with one_line_errors(source), quiet_transformers():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
+    return tokenizer
+
+
+def read_weights(
+    source: str, config: PreTrainedConfig, revision: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model with its weights in float32, and what transformers says about its loading."""
+    labels = int(config.num_labels or 1)
+    if labels > 2:
+        raise InputError(f"{source}: a classifier with {labels} labels, a reranker has one or two")
+    with one_line_errors(source), quiet_transformers():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            # Told by us: transformers' own error refers to a report that is switched off.
+            ignore_mismatched_sizes=True,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+    return model, info
+
+
+@contextmanager
+def base_errors(folder: Path) -> Iterator[None]:
+    """Say of an error that it is about the base of an adapter."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{folder}: the base of the adapter: {error}") from None
+
+
+def resolve_max_length(
+    max_length: int | None, *, default: int, config: PreTrainedConfig, option: str
+) -> int:
+    """The longest pair in tokens; the default is lowered to what the model can read.
+
+    Raises:
+        OptionError: more than the model has positions.
+    """
+    positions = usable_positions(config) or sys.maxsize
+    if max_length is None:
+        return min(default, positions)
+    if max_length > positions:
+        raise OptionError(option, f"{max_length} is more than the model's {positions} positions")
+    return max_length

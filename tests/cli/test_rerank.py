@@ -1,0 +1,217 @@
+"""`rerank-plugin rerank`: results in a file, streamed and resumed."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerank_plugin.cli import rerank
+
+from ..conftest import Run, mount, sample_texts, unmount, write_lines
+
+
+def rerank_file(path: Path, count: int) -> Path:
+    texts = sample_texts()
+    requests = [
+        {"query": f"question {i}", "documents": texts[i % 90 : i % 90 + i % 4]}
+        for i in range(count)
+    ]
+    return write_lines(path, requests)
+
+
+def test_an_output_file_holds_what_stdout_would(
+    cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_plugin.engine.scorer.PAIRS_AT_ONCE", 7)
+    data, output = rerank_file(tmp_path / "requests.jsonl", 50), tmp_path / "out.jsonl"
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--dtype", "float32")
+    code, out, _ = cli(*options)
+    assert code == 0
+    assert [json.loads(line)["query"] for line in out.splitlines()] == [
+        f"question {i}" for i in range(50)
+    ]
+    assert cli(*options, "--output", output)[0] == 0
+    assert output.read_text("utf-8") == out
+    assert {file.name for file in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
+    code, _, err = cli(*options, "--output", output)
+    assert code == 2
+    assert "out.jsonl exists" in err
+
+
+def test_an_output_may_be_a_link_a_pipe_or_a_mounted_file(
+    cli: Run, tiny_model: Path, tmp_path: Path, mounts: Path
+) -> None:
+    data = rerank_file(tmp_path / "requests.jsonl", 5)
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--dtype", "float32")
+    expected = cli(*options)[1]
+    link, pipe, inside = (tmp_path / "link", tmp_path / "pipe", mounts / "out.jsonl")
+    link.symlink_to("real.jsonl")
+    assert cli(*options, "--output", link)[0] == 0
+    assert link.is_symlink() and (tmp_path / "real.jsonl").read_text("utf-8") == expected
+    os.mkfifo(pipe)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text("utf-8")))
+    reader.start()
+    assert cli(*options, "--output", pipe)[0] == 0
+    reader.join()
+    assert found == [expected]
+    inside.touch()
+    mount(tmp_path / "real.jsonl", inside, "--bind")
+    try:
+        assert cli(*options, "--output", inside, "--overwrite", "--top_n", 1)[0] == 0
+    finally:
+        unmount(inside)
+    assert len((tmp_path / "real.jsonl").read_text("utf-8")) < len(expected)
+    assert {path.name for path in mounts.iterdir()} == {"out.jsonl"}
+
+
+@pytest.mark.parametrize("written", ["no json", "[]", ""])
+def test_unfinished_results_of_nobody_knows_what_are_not_gone_on_with(
+    cli: Run, tiny_model: Path, tmp_path: Path, written: str
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    (tmp_path / "out.jsonl.part").write_text("{}\n")
+    (tmp_path / "out.jsonl.part.json").write_text(written)
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data)
+    code, _, err = cli(*options, "--output", output)
+    assert code == 2 and "unfinished results of other data or options" in err
+
+
+def test_a_killed_ranking_goes_on_where_it_stopped(
+    cli: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 400), tmp_path / "out.jsonl"
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--dtype", "float32")
+    expected = cli(*options)[1]
+    program = (
+        "import os, sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from rerank_plugin import scoring\n"
+        "from rerank_plugin.cli.main import main\n"
+        "scoring.PAIRS_AT_ONCE = 64\n"
+        "of_pairs, calls = scoring.EncodedPairs.of_pairs, []\n"
+        "def dies(*arguments):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 4:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return of_pairs(*arguments)\n"
+        "scoring.EncodedPairs.of_pairs = dies\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", program, *map(str, options), "--output", str(output)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -9
+    part = tmp_path / "out.jsonl.part"
+    done = part.read_text("utf-8").count("\n")
+    assert 0 < done < 400
+    with part.open("a") as file:
+        file.write('{"query": "half a li')
+    code, _, err = cli(*options, "--output", output, "--top_n", 1)
+    assert code == 2
+    assert "unfinished results of other data or options" in err
+    code, _, err = cli(*options, "--output", output)
+    assert code == 0
+    assert f"going on behind the {done} requests" in err
+    found = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    wanted = [json.loads(line) for line in expected.splitlines()]
+    assert [item["query"] for item in found] == [item["query"] for item in wanted]
+    for item, other in zip(found, wanted, strict=True):
+        assert item["scores"] == pytest.approx(other["scores"], abs=1e-5)
+    assert {file.name for file in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
+
+
+def test_two_commands_never_write_one_output(
+    cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
+    codes: list[tuple[int, str, str]] = []
+    rank = rerank.rank
+
+    def begins_another(*arguments: Any) -> Any:
+        monkeypatch.setattr(rerank, "rank", rank)
+        codes.append(cli(*options))
+        return rank(*arguments)
+
+    monkeypatch.setattr(rerank, "rank", begins_another)
+    assert cli(*options)[0] == 0
+    ((code, _, err),) = codes
+    assert code == 2 and "another command is writing it" in err
+    assert len(output.read_text("utf-8").splitlines()) == 5
+
+
+@pytest.mark.parametrize("problem", ["no model", "killed before its first result"])
+def test_a_command_without_a_result_leaves_none(
+    cli: Run, tiny_model: Path, tmp_path: Path, problem: str
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    if problem == "no model":
+        code, _, err = cli(
+            "rerank", "--model_dir", tmp_path, "--data_path", data, "--output", output
+        )
+        assert code == 2 and "stopped: results so far" not in err
+        assert {path.name for path in tmp_path.iterdir()} == {"requests.jsonl"}
+    else:
+        (tmp_path / "out.jsonl.part").touch()
+        (tmp_path / "out.jsonl.part.json").write_text("{}")
+    assert cli("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
+
+
+def test_an_output_that_appears_meanwhile_is_kept(
+    cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    rank = rerank.rank
+
+    def late(*arguments: Any) -> Any:
+        output.write_text("kept")
+        return rank(*arguments)
+
+    monkeypatch.setattr(rerank, "rank", late)
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
+    code, _, err = cli(*options)
+    assert code == 1 and "out.jsonl.part" in err
+    assert output.read_text() == "kept"
+    output.unlink()
+    monkeypatch.setattr(rerank, "rank", rank)
+    assert cli(*options)[0] == 0
+    assert len(output.read_text("utf-8").splitlines()) == 5
+
+
+def test_a_full_disk_is_named_and_results_so_far_are_kept(
+    cli: Run, tiny_model: Path, tmp_path: Path, mounts: Path
+) -> None:
+    data, output = rerank_file(tmp_path / "requests.jsonl", 2000), mounts / "out.jsonl"
+    mount("tmpfs", mounts, "-o", "size=48k")
+    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
+    code, _, err = cli(*options)
+    assert code == 1 and f"{output}.part: No space left on device" in err
+    mount("tmpfs", mounts, "-o", "remount,size=10m")
+    assert cli(*options)[0] == 0
+    found = [json.loads(line)["query"] for line in output.read_text("utf-8").splitlines()]
+    assert found == [f"question {i}" for i in range(2000)]
+
+
+def test_a_pipe_without_room_for_its_copy_says_where_room_is_needed(
+    cli: Run, tiny_model: Path, tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, data = tmp_path / "pipe", rerank_file(tmp_path / "requests.jsonl", 500)
+    mount("tmpfs", mounts, "-o", "size=8k")
+    monkeypatch.setattr("rerank_plugin.io.jsonl.spool_folder", lambda: mounts)
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with suppress(BrokenPipeError):
+            pipe.write_bytes(data.read_bytes())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    code, _, err = cli("rerank", "--model_dir", tiny_model, "--data_path", pipe)
+    writer.join()
+    assert code == 2 and "no room for a copy" in err and "TMPDIR" in err

@@ -1,0 +1,94 @@
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_plugin.finetune.data.groups import Group
+from rerank_plugin.finetune.data.sampling import GroupBatches, sample_group
+from rerank_plugin.finetune.data.splits import Hashes, halves, held_out_count, split_by_query
+from rerank_plugin.finetune.text.normalize import text_digest, text_key
+
+GROUPS = st.builds(
+    lambda pos, neg: Group("q", [f"p{i}" for i in pos], [f"n{i}" for i in neg]),
+    st.lists(st.integers(0, 3), min_size=1, max_size=5),
+    st.lists(st.integers(0, 20), min_size=1, max_size=25),
+)
+
+
+@given(GROUPS, st.integers(2, 12), st.integers(0, 9), st.integers(0, 9))
+def test_a_sample_has_one_right_passage_and_no_text_twice(
+    group: Group, size: int, seed: int, epoch: int
+) -> None:
+    sample = sample_group(group, size=size, seed=seed, epoch=epoch, index=3)
+    assert sample == sample_group(group, size=size, seed=seed, epoch=epoch, index=3)
+    assert len(set(sample.documents)) == len(sample.documents)
+    assert len(sample.documents) == min(size, 1 + len(set(group.neg)))
+    assert sample.labels == [1] + [0] * (len(sample.documents) - 1)
+    assert sample.documents[0] in group.pos
+    assert set(sample.documents[1:]) <= set(group.neg)
+
+
+@given(GROUPS, st.integers(2, 12))
+def test_every_passage_is_used_before_one_comes_twice_too_often(group: Group, size: int) -> None:
+    negatives = set(group.neg)
+    round_length = -(-len(negatives) // (size - 1))
+    seen: Counter[str] = Counter()
+    for epoch in range(round_length):
+        seen.update(sample_group(group, size=size, seed=0, epoch=epoch, index=0).documents)
+    assert negatives <= set(seen)
+    assert all(seen[text] <= 2 for text in negatives)
+
+
+@given(st.integers(1, 30), st.integers(0, 5))
+def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone(groups: int, epoch: int) -> None:
+    batches, again = (GroupBatches(groups, batch_size=4, seed=1) for _ in range(2))
+    list(batches)
+    for one in (batches, again):
+        one.set_epoch(epoch)
+    assert list(batches) == list(again)
+    places = sorted(place for batch in batches for place in batch)
+    assert places == [(epoch, index, True) for index in range(groups)]
+
+
+def hashes(queries: list[str]) -> Hashes:
+    return np.array([text_digest(query) for query in queries], np.uint64)
+
+
+QUERIES = st.lists(st.text(st.characters(categories=["L", "Zs"]), max_size=4), min_size=2)
+
+
+@given(QUERIES, st.integers(0, 3))
+def test_no_query_stands_on_both_sides(queries: list[str], seed: int) -> None:
+    if len({text_key(query) for query in queries}) < 2:
+        return
+    train, held_out = map(list, split_by_query(hashes(queries), wanted=None, seed=seed))
+    assert sorted(train + held_out) == list(range(len(queries)))
+    assert train and held_out
+    assert not {text_key(queries[i]) for i in train} & {text_key(queries[i]) for i in held_out}
+
+
+def test_more_groups_leave_the_others_on_their_sides() -> None:
+    queries = [f"query {i}" for i in range(300)]
+    _, before = split_by_query(hashes(queries), wanted=50, seed=0)
+    _, after = split_by_query(hashes([*queries, "one more"]), wanted=50, seed=0)
+    assert len(set(before) ^ set(after)) <= 2
+    _, other = split_by_query(hashes(queries), wanted=50, seed=1)
+    assert len(set(before) ^ set(other)) > 50
+
+
+def test_how_many_are_held_out() -> None:
+    counts = {n: held_out_count(n, None) for n in (2, 100, 300, 2_000, 50_000)}
+    assert counts == {2: 1, 100: 20, 300: 50, 2_000: 100, 50_000: 500}
+    assert held_out_count(10, 3) == 3
+
+
+@given(QUERIES, st.integers(0, 3))
+def test_queries_that_report_did_not_choose(queries: list[str], seed: int) -> None:
+    choosing, reporting = map(list, halves(hashes(queries), seed=seed))
+    keys = [{text_key(queries[index]) for index in side} for side in (choosing, reporting)]
+    if len(keys[0] | keys[1]) == 1:
+        return  # One query has to do both.
+    assert sorted(choosing + reporting) == list(range(len(queries)))
+    assert not keys[0] & keys[1]
+    assert abs(len(keys[0]) - len(keys[1])) <= 1

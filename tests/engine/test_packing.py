@@ -1,0 +1,372 @@
+from copy import deepcopy
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    CamembertConfig,
+    Data2VecTextConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ErnieConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    RobertaPreLayerNormConfig,
+    XLMRobertaConfig,
+    XLMRobertaXLConfig,
+)
+
+from rerank_plugin.engine import attention, cpu_attention
+from rerank_plugin.engine.attention import Boundaries, attend
+from rerank_plugin.engine.cpu_attention import kernels
+from rerank_plugin.engine.encoder import EncodedPair
+from rerank_plugin.engine.packing import equal_batches, pack, pair_costs, prepare_packing
+from rerank_plugin.finetune.training.lora import backbone_products
+from rerank_plugin.model.families import FAMILIES, first_position
+
+POSITIONS = 128
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 300,
+    "num_labels": 1,
+}
+DISTILLED: dict[str, Any] = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 64,
+    "vocab_size": 300,
+    "num_labels": 1,
+}
+AFTER_PADDING: dict[str, Any] = {
+    "max_position_embeddings": POSITIONS + 2,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+WINDOWED: dict[str, Any] = {
+    "max_position_embeddings": POSITIONS,
+    "local_attention": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "albert": AlbertConfig(**SIZES, embedding_size=16, max_position_embeddings=POSITIONS),
+    "bert": BertConfig(**SIZES, max_position_embeddings=POSITIONS),
+    "camembert": CamembertConfig(**SIZES, **AFTER_PADDING),
+    "data2vec-text": Data2VecTextConfig(**SIZES, **AFTER_PADDING),
+    "distilbert": DistilBertConfig(**DISTILLED, max_position_embeddings=POSITIONS),
+    "electra": ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=POSITIONS),
+    "ernie": ErnieConfig(**SIZES, max_position_embeddings=POSITIONS),
+    "modernbert": ModernBertConfig(**SIZES, **WINDOWED, classifier_pooling="cls"),
+    "modernbert, mean": ModernBertConfig(**SIZES, **WINDOWED, classifier_pooling="mean"),
+    "roberta": RobertaConfig(**SIZES, **AFTER_PADDING),
+    "roberta-prelayernorm": RobertaPreLayerNormConfig(**SIZES, **AFTER_PADDING),
+    "xlm-roberta": XLMRobertaConfig(**SIZES, **AFTER_PADDING),
+    "xlm-roberta-xl": XLMRobertaXLConfig(**SIZES, **AFTER_PADDING),
+}
+#: Documents of one token, full-length ones, more than three sliding windows, and between.
+LENGTHS = [5, 4, 60, POSITIONS, 17, 33, 100, 5]
+
+
+def build(config: PreTrainedConfig) -> Any:
+    torch.manual_seed(0)
+    model: Any = AutoModelForSequenceClassification.from_config(deepcopy(config))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "embedding" not in name:
+            nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+def make_pairs(lengths: list[int], seed: int = 0) -> list[EncodedPair]:
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(5, 300, length, dtype=np.int32) for length in lengths]
+    return [EncodedPair(i, (np.arange(len(i)) > len(i) // 2).astype(np.int32)) for i in ids]
+
+
+def padded_logits(model: Any, pairs: list[EncodedPair], *, types: bool) -> Tensor:
+    """The plain forward of transformers over one padded batch."""
+    longest = max(len(pair) for pair in pairs)
+
+    def padded(rows: list[np.ndarray], fill: int) -> Tensor:
+        full = [np.pad(row, (0, longest - len(row)), constant_values=fill) for row in rows]
+        return torch.from_numpy(np.stack(full).astype(np.int64))
+
+    inputs = {
+        "input_ids": padded([pair.ids for pair in pairs], model.config.pad_token_id),
+        "attention_mask": padded([np.ones(len(pair), int) for pair in pairs], 0),
+    }
+    if types:
+        inputs["token_type_ids"] = padded([pair.types for pair in pairs], 0)
+    logits: Tensor = model(**inputs).logits[:, 0]
+    return logits
+
+
+def packed_logits(
+    model: Any, pairs: list[EncodedPair], *, types: bool, multiple: int = 1
+) -> Tensor:
+    first = first_position(model.config)
+    inputs = pack(pairs, first_position=first, with_types=types, multiple=multiple)
+    logits: Tensor = model(**inputs).logits[:, 0]
+    return logits
+
+
+def gradients(model: Any, logits: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.autograd.backward(torch.log_softmax(logits, 0)[0])
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(gradient.norm() for gradient in expected.values())
+    for name, gradient in expected.items():
+        difference = (found[name] - gradient).norm()
+        assert difference <= 1e-3 * gradient.norm() + 1e-6 * largest, name
+
+
+def test_every_family_that_packs_has_its_parity_test() -> None:
+    packing = {name for name, family in FAMILIES.items() if family.last_module is not None}
+    assert packing == {config.model_type for config in CONFIGS.values()}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_packed_row_gives_the_padded_forwards_logits_and_gradients(name: str, lora: bool) -> None:
+    model, plain = build(CONFIGS[name]), build(CONFIGS[name])
+    assert prepare_packing(model)
+    assert prepare_packing(model), "preparing it twice changes nothing"
+    if lora:
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        def adapted(base: Any) -> Any:
+            torch.manual_seed(1)
+            options = LoraConfig(
+                task_type=TaskType.SEQ_CLS,
+                target_modules=backbone_products(base),
+                init_lora_weights=False,
+            )
+            return get_peft_model(base, options).eval()
+
+        model, plain = adapted(model), adapted(plain)
+    types = name in ("bert", "electra", "ernie", "albert")
+    pairs = make_pairs(LENGTHS)
+    expected = padded_logits(plain, pairs, types=types)
+    found = packed_logits(model, pairs, types=types)
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    wanted = gradients(plain, expected)
+    assert_same_gradients(gradients(model, found), wanted)
+    filled = packed_logits(model, pairs, types=types, multiple=64)
+    torch.testing.assert_close(filled, expected, atol=1e-4, rtol=0)
+    assert_same_gradients(gradients(model, filled), wanted)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_gradient_checkpointing_changes_nothing(name: str) -> None:
+    pairs, found = make_pairs(LENGTHS), []
+    for checkpointing in (False, True):
+        model = build(CONFIGS[name])
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        prepare_packing(model)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train()
+        found.append(gradients(model, packed_logits(model, pairs, types=False)))
+    assert_same_gradients(found[1], found[0])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(4, POSITIONS), min_size=1, max_size=8), st.integers(0, 99))
+def test_random_lengths_give_the_padded_logits(lengths: list[int], seed: int) -> None:
+    model, plain = build(CONFIGS["modernbert"]), build(CONFIGS["modernbert"])
+    prepare_packing(model)
+    pairs = make_pairs(lengths, seed)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            packed_logits(model, pairs, types=False),
+            padded_logits(plain, pairs, types=False),
+            atol=1e-4,
+            rtol=0,
+        )
+
+
+def plain_attention(rows: list[Tensor], lengths: list[int], window: int) -> Tensor:
+    outputs = []
+    for q, k, v in zip(*(row.split(lengths) for row in rows), strict=True):
+        scores = torch.einsum("ihd,jhd->hij", q, k) * q.shape[-1] ** -0.5
+        places = torch.arange(len(q))
+        if window:
+            far = (places[:, None] - places[None]).abs() >= window
+            scores = scores.masked_fill(far, -torch.inf)
+        outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v))
+    return torch.cat(outputs)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no compiled kernel for this machine")
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("window", [0, 5, 65])
+def test_the_compiled_kernel_is_attention(size: int, window: int) -> None:
+    torch.manual_seed(0)
+    lengths = [1, 2, 11, 12, 13, 31, 32, 33, 100, 255, 256, 257, 300, 520]
+    qkv = torch.randn(sum(lengths) + 7, 3, 3, size).bfloat16().requires_grad_()
+    out = attend(Boundaries.of(lengths), *qkv.unbind(1), scale=size**-0.5, window=window)
+    weight = torch.randn(out.shape).bfloat16()
+    torch.autograd.backward((out * weight).float().sum())
+    exact = qkv.detach().float().requires_grad_()
+    rows = [row[: sum(lengths)] for row in exact.unbind(1)]
+    expected = plain_attention(rows, lengths, window)
+    torch.autograd.backward((expected * weight[: sum(lengths)].float()).sum())
+    assert not out[sum(lengths) :].any()
+    torch.testing.assert_close(out[: sum(lengths)].float(), expected, atol=2e-2, rtol=2e-2)
+    assert qkv.grad is not None and exact.grad is not None
+    for place in range(3):
+        found, gradient = qkv.grad[:, place].float(), exact.grad[:, place]
+        assert (found - gradient).norm() < 6e-3 * gradient.norm()
+
+
+@pytest.mark.parametrize("library", ["garbage", "no library", "another library"])
+def test_a_kernel_that_cannot_be_loaded_is_not_used(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    file = tmp_path / "kernel.so"
+    if library == "garbage":
+        file.write_text("not a library")
+    if library == "another library":
+        file.symlink_to(str(torch._C.__file__))
+    monkeypatch.setattr(cpu_attention, "INSTRUCTIONS", ())
+    monkeypatch.setattr(cpu_attention, "torch_uses_avx512", lambda: True)
+    spec = ModuleSpec("kernel", None, origin=str(file))
+    monkeypatch.setattr(cpu_attention, "find_spec", lambda _: spec)
+    assert kernels.__wrapped__() is None
+    (record,) = caplog.records
+    assert str(file) in record.getMessage()
+
+
+@pytest.mark.skipif(kernels() is None, reason="no compiled kernel for this machine")
+def test_a_pairs_attention_does_not_depend_on_its_neighbours_or_on_threads() -> None:
+    torch.manual_seed(0)
+    pair, other = (torch.randn(length, 3, 4, 32).bfloat16() for length in (77, 130))
+    alone = attend(Boundaries.of([77]), *pair.unbind(1), scale=0.2)
+    both = torch.cat([other, pair])
+    torch.set_num_threads(2)
+    together = attend(Boundaries.of([130, 77]), *both.unbind(1), scale=0.2)
+    assert torch.equal(together[130:], alone)
+
+
+def test_nan_is_not_hidden() -> None:
+    qkv = torch.randn(40, 3, 2, 32).bfloat16()
+    qkv[3, 0] = torch.nan
+    out = attend(Boundaries.of([20, 20]), *qkv.unbind(1), scale=0.2)
+    assert out[3].isnan().all()
+    assert out[20:].isfinite().all()
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["bert", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_gives_the_cpus_logits_and_gradients(name: str, dtype: torch.dtype) -> None:
+    plain, model = build(CONFIGS[name]), build(CONFIGS[name])
+    pairs = make_pairs(LENGTHS)
+    expected = padded_logits(plain, pairs, types=False)
+    wanted = gradients(plain, expected)
+    prepare_packing(model)
+    model.to("cuda")
+    inputs = pack(pairs, first_position=first_position(model.config), with_types=False)
+    inputs = {name: value.to(torch.device("cuda")) for name, value in inputs.items()}
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        with torch.inference_mode():
+            served = model(**inputs).logits[:, 0].float().cpu()
+        found = model(**inputs).logits[:, 0].float().cpu()
+    bound = 1e-4 if dtype == torch.float32 else 0.2
+    torch.testing.assert_close(found, expected, atol=bound, rtol=0)
+    torch.testing.assert_close(served, found.detach(), atol=bound, rtol=0)
+    trained = {name: gradient.cpu() for name, gradient in gradients(model, found).items()}
+    if dtype == torch.float32:
+        assert_same_gradients(trained, wanted)
+    else:
+        away = sum((trained[name] - gradient).norm() ** 2 for name, gradient in wanted.items())
+        assert away < 0.01 * sum(gradient.norm() ** 2 for gradient in wanted.values())
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_gradient_checkpointing_on_a_gpu(name: str) -> None:
+    model, plain = build(CONFIGS[name]), build(CONFIGS[name])
+    pairs = make_pairs(LENGTHS)
+    wanted = gradients(plain, padded_logits(plain, pairs, types=False))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    prepare_packing(model)
+    model.gradient_checkpointing_enable()
+    model.train().to("cuda")
+    inputs = pack(pairs, first_position=first_position(model.config), with_types=False)
+    found = model(**{n: value.to(torch.device("cuda")) for n, value in inputs.items()})
+    trained = gradients(model, found.logits[:, 0].cpu())
+    assert_same_gradients({name: value.cpu() for name, value in trained.items()}, wanted)
+
+
+@needs_gpu
+@pytest.mark.parametrize("flash", [True, False], ids=["flash", "old"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("window", [0, 5])
+def test_attention_on_a_gpu(
+    window: int, dtype: torch.dtype, flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not flash:
+        monkeypatch.setattr(attention, "has_flash", lambda _: False)
+    torch.manual_seed(0)
+    lengths = [1, 2, 11, 33, 100, 255, 300]
+    qkv = torch.randn(sum(lengths), 3, 3, 32).cuda().to(dtype).requires_grad_()
+    boundaries = Boundaries.of(lengths).to(qkv.device)
+    out = attend(boundaries, *qkv.unbind(1), scale=32**-0.5, window=window)
+    weight = torch.randn(out.shape).cuda()
+    torch.autograd.backward((out * weight).float().sum())
+    exact = qkv.detach().cpu().float().requires_grad_()
+    expected = plain_attention(list(exact.unbind(1)), lengths, window)
+    torch.autograd.backward((expected * weight.cpu()).sum())
+    bound = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.cpu().float(), expected, atol=bound, rtol=bound)
+    assert qkv.grad is not None and exact.grad is not None
+    assert (qkv.grad.cpu().float() - exact.grad).norm() < bound * exact.grad.norm()
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 3000))
+def test_equal_batches_hold_every_item_once_within_the_budget(
+    lengths: list[int], budget: int
+) -> None:
+    costs = pair_costs(lengths, 384).tolist()
+    batches = equal_batches(costs, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    sums = [sum(costs[index] for index in batch) for batch in batches]
+    assert sums == sorted(sums, reverse=True)
+    for batch, cost in zip(batches, sums, strict=True):
+        assert cost <= budget + 1e-6 or len(batch) == 1
+
+
+def test_batches_are_of_equal_cost() -> None:
+    costs = pair_costs([50, 60, 70, 80] * 50, 384).tolist()
+    sums = [sum(costs[i] for i in batch) for batch in equal_batches(costs, 2048)]
+    assert max(sums) < 1.03 * min(sums)

@@ -1,0 +1,229 @@
+"""Scores that mean something: fitted on other queries, kept in the folder, never another order."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
+
+from rerank_plugin import Reranker
+from rerank_plugin.engine.scores import normalize, sigmoid
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune.data.splits import halves
+from rerank_plugin.finetune.evaluation.calibration import (
+    FEWEST_KEPT,
+    Calibration,
+    Scored,
+    calibration_error,
+    crossed,
+    fit,
+    reliability,
+    thresholds,
+)
+from rerank_plugin.model.settings import RerankSettings
+
+from ..conftest import build_model, easy_groups, write_lines
+
+PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
+
+
+def drawn(queries: int, *, scale: float, bias: float, seed: int = 0, each: int = 30) -> Scored:
+    """Candidates that are right with probability sigmoid(scale * logit + bias)."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 4, queries * each)
+    right = random.random(len(logits)) < sigmoid(scale * logits + bias)
+    return Scored(logits, right, np.repeat(np.arange(queries, dtype=np.uint64), each))
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(0.4, -2.0), (1.0, 0.0), (3.0, -5.0)])
+def test_what_was_drawn_is_found(scale: float, bias: float) -> None:
+    found = fit(drawn(1000, scale=scale, bias=bias))
+    assert found is not None
+    assert (found.scale, found.bias) == pytest.approx((scale, bias), rel=0.1, abs=0.1)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-1e4, 1e4), st.booleans()), min_size=2, max_size=60),
+)
+def test_a_fit_never_turns_the_order(pairs: list[tuple[float, bool]]) -> None:
+    logits, right = (np.array(column) for column in zip(*pairs, strict=True))
+    found = fit(Scored(logits.astype(float), right, np.zeros(len(pairs), np.uint64)))
+    if found is not None:
+        assert found.scale > 0
+        assert np.isfinite([found.scale, found.bias]).all()
+
+
+def test_no_fit_where_right_scores_lower() -> None:
+    turned = drawn(100, scale=-1.0, bias=0.0)
+    assert fit(turned) is None
+    assert Calibration.of(turned) is None
+    assert Calibration.of(drawn(5, scale=1.0, bias=0.0)) is None
+    nothing_right = Scored(np.arange(40.0), np.zeros(40, bool), np.arange(40, dtype=np.uint64))
+    assert fit(nothing_right) is None
+
+
+def test_the_error_of_probabilities() -> None:
+    right = np.array([True, False, True, True])
+    assert calibration_error(np.array([1.0, 0.0, 1.0, 1.0]), right) == 0
+    assert calibration_error(np.full(4, 0.25), right) == pytest.approx(0.5)
+    assert reliability(np.full(4, 0.25), right) == [(0.25, 0.75, 4)]
+
+
+def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> None:
+    found = Calibration.of(drawn(500, scale=0.3, bias=-2.0))
+    assert found is not None
+    assert found.error_after < found.error_before / 5
+    scored = drawn(60, scale=0.3, bias=-2.0)
+    expected = crossed(scored)
+    own, _ = halves(scored.queries, seed=0)
+    changed = replace(scored, right=scored.right.copy())
+    changed.right[own[:50]] = True
+    again = crossed(changed)
+    assert expected is not None and again is not None
+    np.testing.assert_array_equal(again[own], expected[own])
+    assert (np.delete(again, own) != np.delete(expected, own)).all()
+
+
+@given(
+    st.lists(st.tuples(st.integers(-9, 9), st.booleans()), min_size=1, max_size=200),
+)
+def test_thresholds_hold_what_they_promise(pairs: list[tuple[int, bool]]) -> None:
+    logits, right = (np.array(column) for column in zip(*pairs, strict=True))
+    scored = Scored(logits.astype(float), right, np.zeros(len(pairs), np.uint64))
+    for name, logit in thresholds(scored).items():
+        kind, _, share = name.partition("@")
+        kept = scored.right[scored.logits >= logit]
+        assert len(kept) >= FEWEST_KEPT
+        found = kept.mean() if kind == "precision" else kept.sum() / scored.right.sum()
+        assert found >= float(share)
+        assert logit not in scored.logits
+
+
+@pytest.fixture(scope="module")
+def settings() -> RerankSettings:
+    found = Calibration.of(drawn(300, scale=0.5, bias=-1.0))
+    assert found is not None
+    return RerankSettings(**found.settings(folded=False))
+
+
+def test_a_threshold_keeps_the_same_documents_on_every_scale(
+    tiny_model: Path, settings: RerankSettings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    model = build_model(folder)
+    settings.write(model)
+    read = RerankSettings.read(model)
+    assert read == settings
+    logits = np.linspace(-8, 8, 4001).astype(np.float32)
+    kept = {}
+    for name in ("sigmoid", "none", "calibrated"):
+        reranker = Reranker(model, normalize=name, dtype="float32", device="cpu")
+        found = normalize(logits, name, read)
+        assert (np.diff(found) >= 0).all()
+        kept[name] = [int((found >= reranker.threshold(t)).sum()) for t in read.thresholds]
+    assert kept["sigmoid"] == pytest.approx(kept["none"], abs=1)
+    assert kept["calibrated"] == pytest.approx(kept["none"], abs=1)
+    with pytest.raises(InputError, match=r"no calibrated threshold 'precision@0\.99'"):
+        Reranker(model).threshold("precision@0.99")
+    with pytest.raises(InputError, match="the model carries no calibration"):
+        Reranker(tiny_model, normalize="calibrated")
+
+
+def test_what_would_turn_the_order_is_refused(tmp_path: Path) -> None:
+    for scale in (-2.0, 0.0):
+        record = {"calibration": {"scale": scale, "bias": 0.0}}
+        (tmp_path / "rerank.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match="'calibration' must be numbers 'scale', above 0"):
+            RerankSettings.read(tmp_path)
+    (tmp_path / "rerank.json").write_text('{"thresholds": {"best": NaN}}')
+    with pytest.raises(InputError, match="'thresholds' must be names with finite numbers"):
+        RerankSettings.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "calibration", [3, {"scale": 1.0}, {"scale": 1.0, "bias": "0"}, {"scale": None, "bias": 0.0}]
+)
+def test_a_broken_calibration_is_named(calibration: Any, tmp_path: Path) -> None:
+    (tmp_path / "rerank.json").write_text(json.dumps({"calibration": calibration}))
+    with pytest.raises(InputError, match="'calibration' must be numbers 'scale', above 0, and"):
+        RerankSettings.read(tmp_path)
+
+
+def train(model: Path, folder: Path, **options: Any) -> Path:
+    data = write_lines(folder.with_suffix(".train.jsonl"), easy_groups(24))
+    held_out = write_lines(folder.with_suffix(".dev.jsonl"), easy_groups(130, start=100))
+    config = FinetuneConfig(
+        model_name_or_path=str(model),
+        data_path=str(data),
+        eval_data_path=str(held_out),
+        finetune_model_dir=str(folder),
+        dtype="float32",
+        device="cpu",
+        lr=3e-3,
+        max_len=64,
+        **options,
+    )
+    return finetune(config).model_dir
+
+
+def test_a_run_leaves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
+    folder = train(tiny_model, tmp_path / "out", total_epoch=4)
+    settings = RerankSettings.read(folder)
+    assert settings.calibration is not None
+    assert settings.calibration["queries"] == 65
+    assert settings.calibration["prior"] == 0.25
+    assert "precision@0.9" in settings.thresholds
+    raw = Reranker(folder, dtype="float32", normalize="none").score(PAIRS)
+    scale, bias = settings.calibration["scale"], settings.calibration["bias"]
+    expected = sigmoid(scale * raw.astype(np.float64) + bias)
+    found = Reranker(folder, dtype="float32", normalize="calibrated").score(PAIRS)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    card = (folder / "README.md").read_text()
+    assert "Expected calibration error" in card and "`precision@0.9`" in card
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_folded_it_is_there_for_every_loader(labels: int, tmp_path: Path) -> None:
+    model = build_model(tmp_path / "base", labels=labels)
+    plain, folded = (
+        train(model, tmp_path / name, fold_calibration=name == "folded")
+        for name in ("plain", "folded")
+    )
+    expected = Reranker(plain, dtype="float32", normalize="calibrated").score(PAIRS)
+    reranker = Reranker(folded, dtype="float32")
+    np.testing.assert_allclose(reranker.score(PAIRS), expected, atol=1e-5)
+    before, after = RerankSettings.read(plain), RerankSettings.read(folded)
+    assert before.calibration and after.calibration
+    assert after.calibration == {**before.calibration, "scale": 1.0, "bias": 0.0}
+    found = Reranker(folded, dtype="float32", normalize="calibrated").score(PAIRS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    calibrated = Reranker(plain, normalize="calibrated")
+    for name in before.thresholds:
+        assert reranker.threshold(name) == pytest.approx(calibrated.threshold(name), abs=1e-4)
+    stock = AutoModelForSequenceClassification.from_pretrained(folded).eval()
+    tokenizer = reranker._scorer.encoder.tokenizer
+    inputs = tokenizer(
+        [q for q, _ in PAIRS], [t for _, t in PAIRS], padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        logits = stock(**inputs).logits
+    found = logits[:, 0].sigmoid()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_adapter_cannot_carry_a_folded_calibration() -> None:
+    with pytest.raises(OptionError, match=r"fold_calibration: .*--merge"):
+        FinetuneConfig(
+            model_name_or_path="m",
+            data_path="d",
+            finetune_model_dir="out",
+            lora=True,
+            fold_calibration=True,
+        )

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_plugin.finetune.evaluation.metrics import (
+    METRICS,
+    Ranking,
+    comparison,
+    mean_metrics,
+    query_metrics,
+)
+
+
+def one(scores: list[float], grades: list[int]) -> dict[str, float]:
+    means = mean_metrics(query_metrics([Ranking(np.array(scores, np.float32), grades)]))
+    assert means.pop("queries") == 1
+    return means
+
+
+def test_known_values() -> None:
+    assert one([3, 2, 1], [1, 0, 0]) == dict.fromkeys(METRICS, 1.0)
+    second = one([2, 3, 1], [1, 0, 0])
+    assert second == pytest.approx(
+        {
+            "ndcg@10": 1 / np.log2(3),
+            "mrr@10": 0.5,
+            "map": 0.5,
+            "hit@1": 0,
+            "hit@3": 1,
+            "recall@10": 1,
+        }
+    )
+    behind_ten = one([*range(11, 0, -1)], [0] * 10 + [1])
+    assert behind_ten["mrr@10"] == 0
+    assert behind_ten["map"] == pytest.approx(1 / 11)
+
+
+def test_a_collapsed_model_looks_as_bad_as_it_is() -> None:
+    same = one([0.5] * 12, [1] + [0] * 11)
+    assert same["hit@3"] == same["ndcg@10"] == same["mrr@10"] == same["recall@10"] == 0
+    assert same["map"] == pytest.approx(1 / 12)
+
+
+RANKINGS = st.lists(
+    st.tuples(st.floats(-3, 3, width=32), st.integers(0, 1)), min_size=2, max_size=30
+).filter(lambda rows: any(grade for _, grade in rows))
+
+
+@given(RANKINGS)
+def test_agrees_with_the_definitions(rows: list[tuple[float, int]]) -> None:
+    scores, grades = zip(*rows, strict=True)
+    ranked = [grade for _, grade in sorted(rows, key=lambda row: (-row[0], row[1]))]
+    gain = sum(grade / np.log2(place + 2) for place, grade in enumerate(ranked[:10]))
+    ideal = sum(1 / np.log2(place + 2) for place in range(min(10, sum(grades))))
+    places = [place for place, grade in enumerate(ranked, 1) if grade]
+    found = one(list(scores), list(grades))
+    assert found["ndcg@10"] == pytest.approx(gain / ideal, abs=1e-6)
+    assert found["mrr@10"] == pytest.approx(1 / places[0] if places[0] <= 10 else 0, abs=1e-6)
+    assert found["map"] == pytest.approx(
+        np.mean([n / place for n, place in enumerate(places, 1)]), abs=1e-6
+    )
+    assert found["hit@1"] == ranked[0]
+    assert found["recall@10"] == pytest.approx(sum(ranked[:10]) / sum(grades), abs=1e-6)
+
+
+def test_rounding_is_no_gain() -> None:
+    values = np.random.default_rng(0).random(50)
+    for seed in range(20):
+        turned = np.random.default_rng(seed).permutation(values)
+        assert not comparison({"ndcg@10": values}, {"ndcg@10": turned})["improved"]
+
+
+def test_the_comparison_is_paired() -> None:
+    draws = np.random.default_rng(0)
+    before = {name: draws.random(200) for name in METRICS}
+    after = {name: values + 0.1 for name, values in before.items()}
+    found = comparison(before, after)
+    assert found["improved"] is True
+    assert found["difference"]["ndcg@10"] == pytest.approx(0.1)
+    # Every query gains the same: the interval has no width, though queries differ widely.
+    assert found["difference"]["interval_95"]["ndcg@10"] == pytest.approx([0.1, 0.1])
+    assert comparison(after, before)["improved"] is False
+    assert comparison(after, after)["improved"] is False
+    assert found["before"]["queries"] == 200

@@ -1,0 +1,611 @@
+"""Mining: what groups hold, what they never hold, and what is said about the rest."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rerank_plugin.cli.main import main
+from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.finetune.data.corpus import Corpus
+from rerank_plugin.finetune.data.groups import read_groups
+from rerank_plugin.finetune.data.notes import Notes
+from rerank_plugin.finetune.data.records import read_passages
+from rerank_plugin.finetune.data.writer import parse_shares, split_files, split_sides
+from rerank_plugin.finetune.mining.answers import Answers
+from rerank_plugin.finetune.mining.bm25 import Bm25
+from rerank_plugin.finetune.mining.retrieval import Candidates, fuse
+from rerank_plugin.finetune.text.duplicates import Duplicates
+from rerank_plugin.finetune.text.normalize import text_key
+from rerank_plugin.sample import sample_path
+
+from ..conftest import Run, mount, sample_texts, write_lines
+
+SAMPLE = {name: str(sample_path(f"{name}.jsonl")) for name in ("corpus", "queries")}
+QRELS = str(sample_path("qrels.tsv"))
+
+
+def mine_options(output: Path, *more: object) -> list[str]:
+    files = ["--corpus", SAMPLE["corpus"], "--queries", SAMPLE["queries"], "--qrels", QRELS]
+    return ["mine", *files, "--output", str(output), *map(str, more)]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_mine_the_sample(cli: Run, tmp_path: Path) -> None:
+    output = tmp_path / "train.jsonl"
+    code, out, err = cli(*mine_options(output, "--split", "0.8,0.1,0.1", "--negatives", 7))
+    assert code == 0, err
+    files = [tmp_path / f"{name}.jsonl" for name in ("train", "dev", "test")]
+    groups = [list(read_groups(file)) for file in files]
+    assert [len(side) for side in groups] == [399, 50, 50]
+    assert f"{output}: 399 groups" in out
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in files}
+    queries = [{text_key(group.query) for group in side} for side in groups]
+    assert (
+        not queries[0] & queries[1] and not queries[0] & queries[2] and not queries[1] & queries[2]
+    )
+    assert all(len(group.neg) == 7 for side in groups for group in side)
+    code, _, err = cli(*mine_options(output))
+    assert code == 2
+    assert "train.jsonl exists" in err
+
+
+# Few words, so that copies, near-copies and common words are frequent.
+SENTENCES = st.lists(
+    st.sampled_from(["ship", "sails", "noon", "dog", "cabin", "fare", "port", "storm"]), min_size=1
+)
+TEXTS = st.builds(" ".join, SENTENCES)
+DRESS: "st.SearchStrategy[Callable[[str], str]]" = st.sampled_from(
+    [str, str.upper, lambda text: f" {text}. ", lambda text: f"{text} {text}"]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    passages=st.lists(st.builds(lambda text, dress: dress(text), TEXTS, DRESS), min_size=2),
+    queries=st.lists(TEXTS, min_size=1, max_size=12),
+    negatives=st.integers(1, 6),
+    window=st.sampled_from([(), ("--range_min", 1, "--range_max", 4), ("--relative_margin", 0.05)]),
+    strategy=st.sampled_from(["top", "random"]),
+    data=st.data(),
+)
+def test_no_right_passage_is_ever_mined_as_wrong(
+    passages: list[str],
+    queries: list[str],
+    negatives: int,
+    window: tuple[object, ...],
+    strategy: str,
+    data: st.DataObject,
+) -> None:
+    right = [
+        data.draw(st.sets(st.integers(0, len(passages) - 1), min_size=1, max_size=3))
+        for _ in queries
+    ]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_lines(
+            folder / "corpus.jsonl",
+            [{"_id": f"p{i}", "text": text} for i, text in enumerate(passages)],
+        )
+        write_lines(
+            folder / "queries.jsonl", [{"_id": f"q{i}", "text": q} for i, q in enumerate(queries)]
+        )
+        judged = [f"q{i}\tp{place}\t1\n" for i, own in enumerate(right) for place in own]
+        (folder / "qrels.tsv").write_text("".join(judged), encoding="utf-8")
+        files = [
+            *("--corpus", folder / "corpus.jsonl", "--queries", folder / "queries.jsonl"),
+            *("--qrels", folder / "qrels.tsv", "--negatives", negatives, *window),
+            *("--sampling_strategy", strategy, "--split", "0.5,0.5"),
+        ]
+        results = []
+        for attempt in ("a", "b"):
+            output = folder / f"{attempt}-train.jsonl"
+            code = main([str(item) for item in ("mine", *files, "--output", output)])
+            if code == 2:
+                # Every passage is a copy of a right one, or all queries are the same.
+                return
+            assert code == 0
+            results.append(
+                [(folder / f"{attempt}-{side}.jsonl").read_bytes() for side in ("train", "dev")]
+            )
+        assert results[0] == results[1]
+        sides = [[json.loads(line) for line in side.splitlines()] for side in results[0]]
+    keys = [{text_key(group["query"]) for group in side} for side in sides]
+    assert not keys[0] & keys[1]
+    assert sum(map(len, keys)) == len(sides[0]) + len(sides[1])
+    for group in (group for side in sides for group in side):
+        known = [
+            passages[place]
+            for query, own in zip(queries, right, strict=True)
+            if text_key(query) == text_key(group["query"])
+            for place in own
+        ]
+        duplicates = Duplicates(known)
+        assert {text_key(text) for text in group["pos"]} == {text_key(text) for text in known}
+        assert not any(duplicates.has(text) for text in group["neg"])
+        assert len({text_key(text) for text in group["neg"]}) == len(group["neg"])
+        assert 1 <= len(group["neg"]) <= negatives
+        if not window:
+            left = {text_key(text) for text in passages if not duplicates.has(text)}
+            left.discard(text_key(group["query"]))
+            assert len(group["neg"]) == min(negatives, len(left))
+
+
+def test_the_teacher_drops_what_it_finds_as_good(
+    cli: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    from rerank_plugin import Reranker
+
+    output = tmp_path / "mined.jsonl"
+    more = ("--filter_model", tiny_model, "--filter_margin", 0.01, "--dtype", "float32")
+    code, out, err = cli(*mine_options(output, "--negatives", 3, *more))
+    assert code == 0, err
+    groups = read(output)
+    assert "finds as good as a right one" in out
+    reranker = Reranker(tiny_model, dtype="float32")
+    for group in groups[:5]:
+        pairs = [(group["query"], text) for text in group["pos"] + group["neg"]]
+        scores = group["pos_scores"] + group["neg_scores"]
+        assert np.allclose(reranker.logits(pairs), scores, atol=1e-3)
+    for group in groups:
+        assert max(group["neg_scores"]) < max(group["pos_scores"]) - 0.01
+    few = mine_options(output, "--negatives", 30, "--range_max", 2, "--overwrite", *more)
+    _, out, _ = cli(*few)
+    drawn = re.search(r"(\d+) × wrong passages drawn at random", out)
+    # Those that the reranker drops are none of them.
+    assert drawn
+    assert 0 < int(drawn[1]) <= sum(len(group["neg"]) for group in read(output))
+
+
+def test_the_teacher_drops_what_it_finds_exactly_as_good(
+    cli: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    # Of both the model reads the same beginning.
+    same = "the ship sails at noon from here"
+    corpus = [f"{same} {word} {word} {'and so on ' * 3}{word}" for word in ("dog", "cat")]
+    options = ("--filter_model", tiny_model, "--max_length", 16, "--dtype", "float32")
+    with pytest.raises(AssertionError, match="1 × queries for which no wrong passage is left"):
+        mine_files(cli, tmp_path, corpus, {"text": "ship"}, *options)
+
+
+def test_range_margin_and_retrieval(cli: Run, tmp_path: Path, sentence_model: Path) -> None:
+    def mined(*more: object) -> dict[str, list[str]]:
+        output = tmp_path / "mined.jsonl"
+        code, _, err = cli(*mine_options(output, "--negatives", 3, "--overwrite", *more))
+        assert code == 0, err
+        return {group["query"]: group["neg"] for group in read(output)}
+
+    top = mined()
+    later = mined("--range_min", 1)
+    same = [query for query in top if later.get(query, [])[:2] == top[query][1:]]
+    assert len(same) > 0.9 * len(top)
+    dense = mined("--embedding_model", sentence_model, "--retrieval", "dense")
+    both = mined("--embedding_model", sentence_model)
+    assert dense != top != both != dense
+    assert mined("--embedding_model", sentence_model) == both
+    close = mined("--relative_margin", 0.3)
+    assert close != top
+
+
+def test_positives_by_answers(cli: Run, tmp_path: Path) -> None:
+    texts = sample_texts()
+    corpus = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
+    records: list[dict[str, object]] = [
+        {"text": "x", "query": f"what about {text[:30]}", "answer": " ".join(text.split()[3:9])}
+        for text in texts[:20]
+    ]
+    records.append({"query": "is it there", "answers": ["utter nonsense", "xyzzy"]})
+    queries = write_lines(tmp_path / "q.jsonl", records)
+    output = tmp_path / "out.jsonl"
+    code, out, err = cli(
+        *("mine", "--corpus", corpus, "--queries", queries, "--output", output, "--negatives", 5)
+    )
+    assert code == 0, err
+    groups = read(output)
+    assert [group["pos"] for group in groups] == [[text] for text in texts[:20]]
+    for group, record in zip(groups, records, strict=False):
+        assert not any(Answers([str(record["answer"])]).are_in(text) for text in group["neg"])
+    assert "1 × queries whose answer is in no passage" in out
+    assert "is it there" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("The party starts.", "art", False),
+        ("The ART of it", "art", True),
+        ("Built in 1,985 by us", "1985", False),
+        ("在 北京 市", "北京市", True),
+        ("三月", "三", True),
+        ("nothing", "!", False),
+        ("it was 5 in all", "-5%", False),
+        ("It fell by -5 % then", "-5%", True),
+        ("a letter C", "C++", False),
+        ("I like C++, a lot", "c++", True),
+        ("Washington D.C.", "Washington, D.C", True),
+        ("他（在北京）", "在北京，", True),
+        ("价格是5 USD左右", "5 usd", True),
+        ("the rate is 1.5 percent", "5", False),
+        ("5,000 dogs at 5:30", "5", False),
+        ("1.5 or 5 5", "5", True),
+        ("I like C#, not C++", "C", False),
+        ("5 + 3, and 4. 2", "4", True),
+    ],
+)
+def test_answers(text: str, answer: str, expected: bool) -> None:
+    assert Answers([answer]).are_in(text) is expected
+
+
+def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
+    write_lines(
+        tmp_path / "c.jsonl",
+        [
+            {"_id": "a", "title": "Harbour", "text": "The ship sails at noon."},
+            {"_id": "b", "text": "the ship SAILS at noon"},
+            {"_id": "c", "text": "Dogs travel in a cabin."},
+            {"_id": "d", "text": " "},
+            {"_id": "e", "text": "Harbour: the ship sails at noon!"},
+            {"_id": "f", "text": "When does the ship sail?"},
+            {"_id": "g", "text": "harbour, the ship sails at noon"},
+        ],
+    )
+    write_lines(
+        tmp_path / "q.jsonl",
+        [
+            {"_id": "1", "text": "when does the ship sail"},
+            {"_id": "2", "text": "When does the SHIP sail "},
+            {"_id": "3", "text": "who knows"},
+            {"_id": "4", "text": "where is it"},
+        ],
+    )
+    (tmp_path / "qrels").write_text(
+        "query-id\tcorpus-id\tscore\n1\ta \t1\t\n2\tb\t2\n1\tc\t0\n4\tnone\t1\n9\ta\t1\n"
+        "4\td\t1\n1\tg\t1\n"
+    )
+    output = tmp_path / "out.jsonl"
+    code, out, err = cli(
+        *("mine", "--corpus", tmp_path / "c.jsonl", "--queries", tmp_path / "q.jsonl"),
+        *("--qrels", tmp_path / "qrels", "--output", output),
+    )
+    assert code == 0, err
+    (group,) = read(output)
+    assert group["pos"] == ["Harbour The ship sails at noon.", "the ship SAILS at noon"]
+    assert group["neg"] == ["Dogs travel in a cabin."]
+    for line in (
+        "1 × queries that repeat another",
+        "1 × queries without a right passage in --qrels, for example '3'",
+        "1 × queries whose right passages are not in the corpus, or blank",
+        "1 × judged passages that are not in the corpus, left out, for example 'none' "
+        f"({tmp_path}/qrels:5)",
+        f"1 × judged passages that are blank, left out, for example 'd' ({tmp_path}/qrels:7)",
+        "1 × copies of the query itself",
+        "1 × right passages that are copies of another",
+        "1 × blank passages of the corpus",
+        "1 × judged queries that are not among the queries, left out, for example '9'",
+        "1 × groups of fewer than 15 wrong passages",
+    ):
+        assert line in out
+
+
+def mine_files(
+    cli: Run, folder: Path, corpus: list[str], query: dict[str, Any], *more: object
+) -> list[dict[str, Any]]:
+    """The groups of one query whose right passage is the first of a corpus."""
+    rows = [{"id": f"d{place}", "text": text} for place, text in enumerate(corpus)]
+    write_lines(folder / "c.jsonl", rows)
+    write_lines(folder / "q.jsonl", [{"id": "q", **query}])
+    (folder / "qrels").write_text("q\td0\t1\n")
+    code, _, err = cli(
+        *("mine", "--corpus", folder / "c.jsonl", "--queries", folder / "q.jsonl", "--overwrite"),
+        *("--qrels", folder / "qrels", "--output", folder / "out.jsonl", *more),
+    )
+    assert code == 0, err
+    return read(folder / "out.jsonl")
+
+
+def test_no_copy_in_a_script_without_spaces(cli: Run, tmp_path: Path) -> None:
+    texts = ["他在北京工作。", "他在，北京\n工作！", "天气很好。"]
+    (group,) = mine_files(cli, tmp_path, texts, {"text": "他在哪里工作"})
+    assert group["neg"] == ["天气很好。"]
+
+
+def test_answers_count_beside_judgements(cli: Run, tmp_path: Path) -> None:
+    texts = ["It sails at noon.", "The ship leaves at noon, they say.", "Ships are big."]
+    query = {"text": "when does the ship sail", "answer": "noon"}
+    (group,) = mine_files(cli, tmp_path, texts, query)
+    assert group["neg"] == texts[2:]
+    (group,) = mine_files(cli, tmp_path, texts, {**query, "answer": ""})
+    assert group["neg"] == texts[1:]
+
+
+def test_what_is_drawn_keeps_the_margin(cli: Run, tmp_path: Path) -> None:
+    words = "ship sails noon"
+    near = [f"{words} today {number}" for number in range(30)]
+    far = [f"nothing of it {number}" for number in range(30)]
+    corpus = [f"the {words}", *near, *far]
+    options = ("--relative_margin", 0.5, "--range_max", 5, "--negatives", 20)
+    (group,) = mine_files(cli, tmp_path, corpus, {"text": words}, *options)
+    assert len(group["neg"]) == 20
+    assert set(group["neg"]) <= set(far)
+
+
+def test_few_passages_are_found_among_many_copies(cli: Run, tmp_path: Path) -> None:
+    corpus = ["ship", *["dog"] * 500, "cat", *["dog"] * 300]
+    (group,) = mine_files(cli, tmp_path, corpus, {"text": "ship"}, "--negatives", 2)
+    assert set(group["neg"]) == {"dog", "cat"}
+
+
+def test_tables_may_have_column_names(tmp_path: Path) -> None:
+    path = tmp_path / "c.tsv"
+    path.write_text("pid\ttext\n 1 \ta\n2\tpid\ttext\n", encoding="utf-8")
+    passages = read_passages(path)
+    assert next(passages).id == "1"
+    with pytest.raises(InputError, match=r"c\.tsv:3: expected an id and a text"):
+        next(passages)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("c.jsonl", '{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}', ":2: a second passage has"),
+        ("c.jsonl", '{"id": 1, "text": 3}', ":1: field 'text' is a number"),
+        ("c.jsonl", '{"text": "a"}', ":1: field 'id' is missing"),
+        ("c.jsonl", '{"id": null, "text": "a"}', ":1: field 'id' is null"),
+        ("c.jsonl", '{"id": " ", "text": "a"}', ":1: field 'id' is blank"),
+        ("c.jsonl", '{"id": 1, "text": "a", "title": 5}', ":1: field 'title' is a number"),
+        ("q.jsonl", '{"query_id": 1, "text": "x"}', ":1: field 'id' is missing"),
+        ("q.jsonl", '{"id": 1, "text": "x", "answer": [" "]}', ":1: field 'answer' is no text"),
+        ("qrels", "1\ta\tyes", ":1: the grade 'yes' is no number"),
+        ("qrels", "1 0 a 1x", ":1: the grade '1x' is no number"),
+        ("qrels", "1 0 a", ":1: the grade 'a' is no number"),
+        ("qrels", "1\ta\tnan", ":1: the grade 'nan' is no finite number"),
+        ("qrels", "1\t\t1", ":1: expected query, passage and grade, found 3 columns, one of them"),
+        ("qrels", "1\tnone\t1", "c.jsonl: it has 'none', the other has 'a'; do the files belong"),
+        ("qrels", "x\ta\t1", "q.jsonl: it has 'x', the other has '1'; do the files belong"),
+        ("qrels", '{"query-id": "1", "score": 1}', ":1: field 'corpus-id' is missing, expected an"),
+        ("qrels", '{"qid": 1, "pid": null, "label": 1}', ":1: field 'pid' is null, expected an id"),
+        (
+            "c.jsonl",
+            '{"id": 1.0, "text": "a"}',
+            ":1: field 'id' is 1.0, expected a text or a whole",
+        ),
+        ("c.jsonl", '{"id": true, "text": "a"}', ":1: field 'id' is a boolean, expected a text"),
+        ("c.jsonl", '{"id": 1, "body": "a"}', "missing, expected a text; the fields are 'id', 'b"),
+        ("c.jsonl", '[{"id": 1}]', "c.jsonl:1: a JSON array, expected one JSON object a line"),
+        ("c.jsonl", "id,text\n1,a", "c.jsonl:1: a table, as its first line"),
+        ("q.jsonl", '{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', ":2: a second query has the"),
+        ("c.jsonl", '{"id": 1, "text": "a"}', "at least two passages"),
+        ("c.jsonl", '{"id": "a", "text": "!"}\n{"id": 2, "text": "?"}', "holds no word"),
+        ("q.jsonl", '{"id": 1, "text": " "}', "q.jsonl: no query is left (1 × blank queries"),
+        ("q.jsonl", '{"id": 7, "text": "a"}', "q.jsonl: it has '1', the other has '7'; do the"),
+        ("qrels", "1\t2", ":1: expected query, passage and grade"),
+        ("qrels", "1 0 a 1\n1 0 a x", ":2: the grade 'x' is no number"),
+        ("qrels", "1\ta\t0", "no passage is judged relevant"),
+    ],
+)
+def test_bad_input_is_one_line(
+    cli: Run, tmp_path: Path, name: str, content: str, expected: str
+) -> None:
+    write_lines(tmp_path / "c.jsonl", [{"id": "a", "text": "x y"}, {"id": "b", "text": "z"}])
+    write_lines(tmp_path / "q.jsonl", [{"id": 1, "text": "x"}])
+    (tmp_path / "qrels").write_text("1\ta\t1\n")
+    (tmp_path / name).write_text(content + "\n", encoding="utf-8")
+    before = set(tmp_path.iterdir())
+    code, out, err = cli(
+        *("mine", "--corpus", tmp_path / "c.jsonl", "--queries", tmp_path / "q.jsonl"),
+        *("--qrels", tmp_path / "qrels", "--output", tmp_path / "out.jsonl"),
+    )
+    assert (code, out) == (2, "")
+    assert expected in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (("--negatives", 0), "--negatives: 0 is less than 1"),
+        (("--range_min", 5, "--range_max", 5), "--range_min: 5 is not from 0 to below"),
+        (("--retrieval", "dense"), "--retrieval: dense needs an --embedding_model"),
+        (("--split", "0.8,0.3"), "--split: '0.8,0.3' is not two or three positive numbers"),
+        (("--split", "0.5,nan"), "--split: '0.5,nan' is not two or three positive numbers"),
+        (("--filter_margin", 1), "--filter_margin: is for a --filter_model"),
+        (
+            ("--filter_model", "./x", "--filter_margin", "nan"),
+            "--filter_margin: nan is not",
+        ),
+        (("--filter_model", "./nowhere"), "nowhere"),
+        (("--embedding_model", "./nowhere"), "--embedding_model: ./nowhere"),
+        (("--relative_margin", 1), "--relative_margin: 1.0 is not from 0"),
+    ],
+)
+def test_bad_options(cli: Run, tmp_path: Path, more: tuple[object, ...], expected: str) -> None:
+    code, _, err = cli(*mine_options(tmp_path / "out.jsonl", *more))
+    assert code == 2
+    assert expected in err.strip().splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_untrained_reranker_filters_nothing(
+    cli: Run, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    code, _, err = cli(*mine_options(tmp_path / "out.jsonl", "--filter_model", tiny_encoder))
+    assert code == 2
+    assert f"{tiny_encoder} has no trained scoring head" in err
+
+
+def test_an_interrupted_run_leaves_nothing(
+    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rerank_plugin.finetune.mining.mine.select", interrupted)
+    code, _, err = cli(*mine_options(tmp_path / "out.jsonl"))
+    assert code == 1
+    assert "interrupted" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiled_and_plain_bm25_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), Notes())
+    queries = sample_texts()[:40]
+    plain = Bm25(corpus, tmp_path)
+    monkeypatch.setattr("rerank_plugin.finetune.mining.bm25.COMPILED_FROM", 1)
+    compiled = Bm25(corpus, tmp_path)
+    assert compiled.compiled and not plain.compiled
+    for one, other in zip(plain.search(queries, 108), compiled.search(queries, 108), strict=True):
+        assert np.array_equal(one.places, other.places)
+        assert np.array_equal(one.scores, other.scores)
+    places = [list(range(len(corpus)))] * len(queries)
+    for found, scores in zip(plain.search(queries, 108), plain.score(queries, places), strict=True):
+        assert np.allclose(scores[found.places], found.scores)
+        assert (scores > 0).sum() == len(found.places)
+
+
+def test_a_corpus_on_disk_is_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rerank_plugin.finetune.data.corpus.BLOCK", 100)
+    texts = ["ä" * 40, "b", "漢字" * 60, "d e", "f" * 99]
+    path = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
+    corpus = Corpus.build(path, tmp_path, {"3"}, Notes())
+    assert list(corpus) == texts
+    assert corpus.texts([4, 0, 2]) == [texts[4], texts[0], texts[2]]
+    assert corpus.places == {"3": 3}
+    (tmp_path / "c.tsv").write_text("x\tone\ny\ttwo words\n")
+    assert list(Corpus.build(tmp_path / "c.tsv", tmp_path, set(), Notes())) == ["one", "two words"]
+
+
+def test_fusion_by_reciprocal_rank() -> None:
+    def ranked(*places: int) -> Candidates:
+        return Candidates(np.array(places), np.arange(len(places), 0, -1).astype(np.float32))
+
+    assert fuse([ranked(5, 6, 7), ranked(7, 5, 8)], 10).places.tolist() == [5, 7, 6, 8]
+    assert fuse([ranked(2, 1), ranked(1, 2)], 1).places.tolist() == [1]
+
+
+@given(st.lists(st.text(min_size=1), min_size=5, unique_by=text_key), st.integers(0, 3))
+def test_splits_keep_queries_together(queries: list[str], seed: int) -> None:
+    shares = [0.6, 0.2, 0.2]
+    sides = split_sides(queries, shares, seed)
+    assert sides == split_sides(queries[::-1], shares, seed)
+    counts = [list(sides.values()).count(side) for side in range(3)]
+    assert sum(counts) == len({text_key(query) for query in queries})
+    assert all(
+        abs(count - share * sum(counts)) <= 1 for count, share in zip(counts, shares, strict=True)
+    )
+
+
+def test_no_side_of_a_split_is_empty(cli: Run, tmp_path: Path) -> None:
+    text = json.dumps({"id": "q", "text": "one"})
+    (tmp_path / "queries.jsonl").write_text(text)
+    (tmp_path / "qrels").write_text("q\td\t1\n")
+    write_lines(
+        tmp_path / "corpus.jsonl", [{"id": "d", "text": "two"}, {"id": "e", "text": "three"}]
+    )
+    files = [
+        part
+        for name in ("corpus.jsonl", "queries.jsonl", "qrels")
+        for part in (f"--{name.partition('.')[0]}", tmp_path / name)
+    ]
+    code, _, err = cli("mine", *files, "--output", tmp_path / "o.jsonl", "--split", "0.8,0.2")
+    assert code == 2
+    assert "--split: 1 queries leave none for dev" in err
+    rows = [{"id": "d", "text": "two"}, {"id": "e", "text": "three"}]
+    write_lines(tmp_path / "queries.jsonl", [{"id": text, "text": text} for text in ("one", "six")])
+    write_lines(tmp_path / "corpus.jsonl", rows)
+    # For the second query everything is right.
+    (tmp_path / "qrels").write_text("one\td\t1\nsix\td\t1\nsix\te\t1\n")
+    code, _, err = cli("mine", *files, "--output", tmp_path / "o.jsonl", "--split", "0.5,0.5")
+    assert code == 2
+    assert "--split: no group is left for o" in err
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_other_tables_are_not_read_as_json(cli: Run, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("id,text\n1,a\n")
+    path = write_lines(tmp_path / "q.jsonl", [{"query": "a", "answer": "a"}])
+    code, _, err = cli(
+        *("mine", "--corpus", tmp_path / "c.csv", "--queries", path),
+        *("--output", tmp_path / "o.jsonl"),
+    )
+    assert code == 2
+    assert "c.csv: unknown kind of file, expected .jsonl or .tsv" in err
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_terminated_command_leaves_nothing(name: str, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from rerank_plugin.cli.main import main\n"
+        "from rerank_plugin.finetune import mine\n"
+        f"mine.Bm25 = lambda *_: os.kill(os.getpid(), signal.{name})\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, *mine_options(tmp_path / "out.jsonl")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr.endswith("rerank-plugin mine: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_split_files() -> None:
+    def names(output: str, shares: object) -> list[str]:
+        return [file.name for file in split_files(Path(output), parse_shares(shares))]  # type: ignore[arg-type]
+
+    assert names("data/train.jsonl", "0.8,0.2") == ["train.jsonl", "dev.jsonl"]
+    assert names("mined.train.jsonl", "0.8,0.2") == ["mined.train.jsonl", "mined.dev.jsonl"]
+    assert names("training.jsonl", "0.8,0.2") == ["training.jsonl", "training-dev.jsonl"]
+    assert names("x.jsonl", ["0.8", "0.1", "0.1"]) == ["x.jsonl", "x-dev.jsonl", "x-test.jsonl"]
+    for wrong in ("1", "0.5,0.6", "a,b", "1,0"):
+        with pytest.raises(OptionError, match="--split"):
+            parse_shares(wrong)
+
+
+def test_groups_may_go_to_stdout(tmp_path: Path) -> None:
+    """Without the summary, and with no file of the work beside it."""
+    expected = tmp_path / "train.jsonl"
+    with expected.open("wb") as file:
+        command = [sys.executable, "-m", "rerank_plugin", *mine_options(Path("/dev/stdout"))]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=True)
+    assert len(list(read_groups(expected))) == 499
+    assert "/dev/stdout: 499 groups" in done.stderr and "next:" not in done.stderr
+    assert list(tmp_path.iterdir()) == [expected]
+
+
+@pytest.mark.parametrize("output", ["/dev/stdout", "/dev/null", "pipe"])
+def test_a_stream_cannot_be_split(tmp_path: Path, output: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code = main(mine_options(tmp_path / output, "--split", "0.5,0.5"))
+    assert code == 2 and [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_what_to_type_next_can_be_typed(cli: Run, tmp_path: Path) -> None:
+    output = tmp_path / "it's my $data (1).jsonl"
+    _, _, err = cli(*mine_options(output))
+    command = err.splitlines()[-1].removeprefix("next:").split(maxsplit=1)[1]
+    echoed = subprocess.run(
+        f"printf '%s\\n' {command}", shell=True, capture_output=True, text=True, check=True
+    )
+    assert echoed.stdout.splitlines()[-1] == str(output)
+
+
+def test_a_full_disk_is_no_corpus_cut_short(tmp_path: Path, mounts: Path) -> None:
+    mount("tmpfs", mounts, "-o", "size=100k")
+    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), Notes())
+    (mounts / "all").write_bytes(bytes(96 * 1024))
+    with pytest.raises(OSError, match="No space left"):
+        Bm25(corpus, mounts)
+    corpus.close()

@@ -1,0 +1,112 @@
+"""Every family of encoders: scores that do not depend on neighbours, at every length it reads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
+)
+
+from rerank_plugin import Reranker
+from rerank_plugin.errors import InputError
+from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.model.families import FAMILIES, family_of
+from rerank_plugin.model.formats import check_family
+
+from ..conftest import build_model, easy_groups, write_lines
+from ..test_reranker import plain_logits
+
+USED = sorted(name for name, family in FAMILIES.items() if not family.refused)
+HALF_FAILS = sorted(name for name, family in FAMILIES.items() if family.float32_only)
+LEAKING = sorted(name for name, family in FAMILIES.items() if not family.masks_padding)
+
+LONG = "a refund of a ticket for the ferry " * 40
+PAIRS = [
+    ("dog", "cat"),
+    ("when does it sail", "at noon"),
+    ("when does it sail", "a cabin for two, and a refund of the ticket"),
+    ("dog", LONG),
+    ("dog", "a refund"),
+    ("who pays for the missed train", LONG[:90]),
+]
+
+
+@pytest.mark.parametrize("family", USED)
+def test_a_score_is_that_of_the_pair_alone(family: str, tmp_path: Path) -> None:
+    folder = build_model(tmp_path / "model", family)
+    reranker = Reranker(folder, dtype="float32", device="cpu")
+    together = reranker.logits(PAIRS)
+    assert together.std() > 1e-3
+    alone = [reranker.logits([pair])[0] for pair in PAIRS]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(reranker.logits(PAIRS), together)
+    half = Reranker(folder, dtype="bfloat16", device="cpu").logits(PAIRS)
+    np.testing.assert_allclose(half, together, atol=0.3)
+    stock = [plain_logits(folder, [pair])[0, 0] for pair in PAIRS if pair[1] != LONG]
+    short = [logit for logit, pair in zip(together, PAIRS, strict=True) if pair[1] != LONG]
+    np.testing.assert_allclose(short, stock, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", LEAKING)
+def test_what_padding_would_leak_into(family: str, tmp_path: Path) -> None:
+    """The families that are not padded are those whose logits padding changes."""
+    folder = build_model(tmp_path / "model", family)
+    scorer = Reranker(folder, dtype="float32", device="cpu")._scorer
+    pairs = scorer.encoder.encode(PAIRS)
+    alone = np.concatenate([scorer.forward([pair]) for pair in pairs])
+    assert np.abs(scorer.forward(pairs) - alone).max() > 1e-4
+    assert all(len({len(pairs[i]) for i in batch}) == 1 for batch in scorer.batches(pairs))
+
+
+@pytest.mark.parametrize("family", [*HALF_FAILS, "canine", "funnel"])
+def test_training_in_half_precision(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = FinetuneConfig(
+        model_name_or_path=str(build_model(tmp_path / "base", family)),
+        data_path=str(write_lines(tmp_path / "train.jsonl", easy_groups(8))),
+        eval_data_path=str(write_lines(tmp_path / "dev.jsonl", easy_groups(4, start=50))),
+        finetune_model_dir=str(tmp_path / "out"),
+        dtype="bfloat16",
+        device="cpu",
+        max_len=48,
+        lr=1e-4,
+        trainer={"max_steps": 1},
+    )
+    assert finetune(config).history
+    told = f"the code of {family} models needs float32"
+    assert (told in caplog.text) == (family in HALF_FAILS)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        *((name, "causal language model") for name in ("qwen2", "llama", "gpt2", "xlnet", "opt")),
+        *((name, "causal language model") for name in ("modernbert-decoder", "gemma2", "bloom")),
+        *((name, "an encoder-decoder") for name in ("t5", "bart", "mbart", "t5gemma")),
+        *((name, "texts and images") for name in ("modernvbert", "clip")),
+        *((name, "is no reranker") for name, row in FAMILIES.items() if row.refused),
+        *((name, "no sequence classifier") for name in ("vit", "wav2vec2", "dpr")),
+    ],
+)
+def test_families_that_cannot_be_right_are_refused(family: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        check_family("there", AutoConfig.for_model(family))
+
+
+def test_a_bert_that_is_a_decoder_is_refused() -> None:
+    with pytest.raises(InputError, match="causal language model"):
+        check_family("there", AutoConfig.for_model("bert", is_decoder=True))
+
+
+def test_every_family_of_transformers_is_known_or_not_padded() -> None:
+    """What is neither refused nor in the table is scored without padding."""
+    for family in CLASSIFIERS:
+        config = AutoConfig.for_model(family)
+        try:
+            check_family("there", config)
+        except InputError:
+            continue
+        assert family in FAMILIES or not family_of(config).masks_padding

@@ -1,0 +1,47 @@
+"""`rerank.json` as it may be after somebody edited it."""
+
+from pathlib import Path
+
+import pytest
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.model.settings import RerankSettings
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[1]", "expected a JSON object"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"max_length": "512"}', "'max_length' must be a whole number above 0"),
+        ('{"max_length": true}', "'max_length' must be"),
+        ('{"max_length": 64.5}', "'max_length' must be"),
+        ('{"max_length": -1}', "'max_length' must be"),
+        ('{"normalize": "softmax"}', "'normalize' must be one of sigmoid, none, calibrated"),
+        ('{"normalize": ["none"]}', "'normalize' must be"),
+        ('{"truncation": "longest_first"}', "'truncation' must be 'only_second'"),
+        ('{"thresholds": {"a": NaN}}', "'thresholds' must be"),
+        ('{"thresholds": {"a": Infinity}}', "'thresholds' must be"),
+        ('{"thresholds": {"a": 1' + "0" * 400 + "}}", "'thresholds' must be"),
+        ('{"thresholds": {"a": true}}', "'thresholds' must be"),
+        ('{"thresholds": [0.5]}', "'thresholds' must be"),
+        ('{"calibration": {"scale": 1, "bias": NaN}}', "'calibration' must be"),
+        ('{"calibration": [1, 0]}', "'calibration' must be"),
+        ('{"base_model": 3}', "'base_model' must be a string"),
+        ('{"data": "train.jsonl"}', "'data' must be an object"),
+        ('{"options": []}', "'options' must be an object"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "rerank.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=told) as error:
+        RerankSettings.read(tmp_path)
+    assert str(tmp_path / "rerank.json") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_null_and_unknown_entries_are_left_alone(tmp_path: Path) -> None:
+    text = '\ufeff{"max_length": 64, "normalize": null, "thresholds": null, "of_tomorrow": [1]}'
+    (tmp_path / "rerank.json").write_text(text, encoding="utf-8")
+    assert RerankSettings.read(tmp_path) == RerankSettings(max_length=64)

@@ -1,0 +1,156 @@
+"""The report: one file that needs nothing else, and says what the evaluations say."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rerank_plugin.cli.main import main
+from rerank_plugin.finetune.data.groups import Group
+from rerank_plugin.finetune.evaluation.calibration import Calibration, Scored
+from rerank_plugin.finetune.evaluation.evaluation import Evaluation
+from rerank_plugin.finetune.evaluation.metrics import Ranking, paired_difference, query_metrics
+from rerank_plugin.finetune.report.report import Report
+from rerank_plugin.model.settings import RerankSettings
+
+from ..conftest import build_model, easy_groups, write_lines
+
+PICTURES = {"training_curves", "differences", "scores", "reliability"}
+
+
+def evaluation(groups: list[Group], seed: int, gain: float) -> Evaluation:
+    random = np.random.default_rng(seed)
+    logits = [
+        (random.normal(0, 1, len(group.documents)) + gain * np.array(group.labels)).astype("f4")
+        for group in groups
+    ]
+    rankings = [Ranking(own, group.labels) for own, group in zip(logits, groups, strict=True)]
+    return Evaluation(query_metrics(rankings), 0.0, logits)
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    return [
+        Group(f"what is <b>{i}</b> & more?", [f"right {i} <script>alert(1)</script>"], ["w"] * 9)
+        for i in range(40)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    before, after = evaluation(groups, 0, 0.5), evaluation(groups, 1, 2.0)
+    assert after.logits is not None
+    folder = tmp_path_factory.mktemp("report")
+    Report(
+        title="A report <of> mine",
+        names=("before", "after"),
+        judged=groups,
+        evaluations=(before, after),
+        difference=paired_difference(before.values, after.values),
+        calibration=Calibration.of(Scored.of_queries(after.logits, groups)),
+        history=[{"step": 1, "loss": 2.0}, {"step": 1, "ndcg@10": 0.5}],
+        facts={"options": {"lr": 2e-4, "note": "<i>"}},
+    ).write(folder)
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page refers to, its headings and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_nothing_is_missing_and_nothing_is_fetched(folder: Path) -> None:
+    text = (folder / "report.html").read_text("utf-8")
+    page = Page(text)
+    assert {path.stem for path in folder.glob("*.png")} == PICTURES
+    assert page.tags.count("img") == len(PICTURES)
+    assert all(reference.startswith("data:") for reference in page.references)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert not {"script", "i", "b"} & set(page.tags)
+    assert "what is <b>" in page.text and "A report <of> mine" in page.text
+    assert "better beyond chance" in page.text
+    # Ten most improved, and what is hurt.
+    assert page.tags.count("details") >= 10
+    assert "Expected calibration error" in page.text
+
+
+def test_the_figures_are_the_evaluations(folder: Path, groups: list[Group]) -> None:
+    before, after = evaluation(groups, 0, 0.5), evaluation(groups, 1, 2.0)
+    page = Page((folder / "report.html").read_text("utf-8"))
+    for name in ("ndcg@10", "map"):
+        cells = f"{name}{before.means[name]:.4f}{after.means[name]:.4f}"
+        assert cells in page.text
+
+
+#: A page around another one, since a window cannot be as narrow as a telephone; it tells how wide
+#: the inner one is, and how many of its pictures are seen.
+AROUND = """<iframe width="{width}" height="6000" style="border: 0" srcdoc="{page}"></iframe>
+<script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument;
+  const seen = [...page.images].filter((image) => image.naturalWidth && image.width > 250);
+  document.body.dataset.width = page.documentElement.scrollWidth;
+  document.body.dataset.seen = seen.length;
+}};
+</script>"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_it_without_a_complaint(folder: Path, tmp_path: Path, width: int) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium")
+    page = html.escape((folder / "report.html").read_text("utf-8"))
+    around = tmp_path / "around.html"
+    around.write_text(AROUND.format(width=width, page=page), "utf-8")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run([*command, around.as_uri()], capture_output=True, text=True, check=False)
+    assert f'data-width="{width}"' in done.stdout
+    assert f'data-seen="{len(PICTURES)}"' in done.stdout
+    assert "CONSOLE" not in done.stderr
+
+
+def test_compare_writes_a_report_and_figures(tmp_path: Path, capsys: Any) -> None:
+    models = [build_model(tmp_path / "a"), build_model(tmp_path / "b", hidden_size=64)]
+    data = write_lines(tmp_path / "dev.jsonl", easy_groups(30))
+    RerankSettings(calibration={"scale": 2.0, "bias": -1.0}).write(models[1])
+    output, report = tmp_path / "figures.json", tmp_path / "some" / "report"
+    arguments = ["compare", *map(str, models), "--data_path", str(data)]
+    arguments += ["--output", str(output), "--report", str(report)]
+    assert main(arguments) == 0
+    record = json.loads(output.read_text())
+    assert (record["baseline"], record["model"]) == tuple(map(str, models))
+    difference = record["difference"]
+    won, lost = difference["better"]["ndcg@10"], difference["worse"]["ndcg@10"]
+    assert won + lost <= 30
+    assert 0 < difference["p_value"]["ndcg@10"] <= 1
+    page = Page((report / "report.html").read_text("utf-8"))
+    assert "a and b" in page.text and "30 queries" in page.text
+    assert "The calibration that b carries has an expected calibration error of" in page.text
+    assert len(record["of_queries"]["ndcg@10"]) == 30
+    assert main(["compare", str(models[0]), "--data_path", str(data)]) == 2
+    assert "missing option: --model_dir" in capsys.readouterr().err
+    one = ["evaluate", "--model_dir", str(models[0]), "--data_path", str(data)]
+    assert main([*one, "--report", str(report)]) == 2
+    assert "--report: needs a --baseline" in capsys.readouterr().err

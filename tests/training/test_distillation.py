@@ -1,0 +1,132 @@
+"""Teacher scores, from the line of data to the loss."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune.data.groups import Group, read_groups
+from rerank_plugin.finetune.data.sampling import sample_group
+from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+from rerank_plugin.finetune.losses import LOSSES, make_loss
+
+from ..conftest import Run, easy_groups, write_lines
+
+
+def scored(records: list[dict[str, Any]], *, right: float) -> list[dict[str, Any]]:
+    """Groups whose teacher gives the right passage a score, and the wrong ones 0, 1 and 2."""
+    return [{**record, "pos_scores": [right], "neg_scores": [0, 1, 2]} for record in records]
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=5),
+    st.lists(st.integers(4, 12), min_size=1, max_size=15),
+    st.integers(2, 8),
+    st.integers(0, 5),
+)
+def test_a_sample_has_its_passages_scores(
+    pos: list[int], neg: list[int], size: int, epoch: int
+) -> None:
+    texts = [str(n) for n in pos], [str(n) for n in neg]
+    group = Group("q", *texts, pos_scores=[*pos], neg_scores=[*neg])
+    sample = sample_group(group, size=size, seed=0, epoch=epoch, index=0)
+    assert sample.teacher == [int(text) for text in sample.documents]
+    half = sample_group(Group("q", *texts, pos_scores=[*pos]), size=size, seed=0, epoch=0, index=0)
+    assert half.teacher is None
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_model_learns_by_every_loss(tiny_model: Path, tmp_path: Path, loss: str) -> None:
+    data = write_lines(tmp_path / "train.jsonl", scored(easy_groups(24), right=6.0))
+    held_out = write_lines(tmp_path / "dev.jsonl", scored(easy_groups(8, start=100), right=6.0))
+    result = train(tiny_model, data, held_out, tmp_path / "out", loss=loss)
+    assert result.improved
+    losses = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
+    assert min(losses[1:]) < losses[0]
+
+
+def test_a_teacher_is_followed_against_the_labels(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "train.jsonl", scored(easy_groups(24), right=-6.0))
+    trained = train(tiny_model, data, data, tmp_path / "out", loss="kl_divergence", temperature=2)
+    means = [entry["ndcg@10"] for entry in trained.history if "ndcg@10" in entry]
+    assert means[-1] < means[0]
+    assert not trained.improved
+
+
+def train(model: Path, data: Path, held_out: Path, folder: Path, **options: Any) -> Any:
+    return finetune(
+        FinetuneConfig(
+            model_name_or_path=str(model),
+            data_path=str(data),
+            eval_data_path=str(held_out),
+            finetune_model_dir=str(folder),
+            lr=3e-3,
+            total_epoch=4,
+            batch_size=4,
+            max_len=64,
+            dtype="float32",
+            **options,
+        )
+    )
+
+
+def test_the_evaluation_loss_sees_the_teacher(tiny_model: Path, tmp_path: Path) -> None:
+    from rerank_plugin import Reranker
+
+    reranker = Reranker(tiny_model)
+    records = scored(easy_groups(3), right=1.0)
+    groups = list(read_groups(write_lines(tmp_path / "a.jsonl", records)))
+    # A teacher that says what the model says.
+    own = [reranker.logits([(g.query, text) for text in g.documents]).tolist() for g in groups]
+    agreeing = [
+        Group(g.query, g.pos, g.neg, scores[:1], scores[1:])
+        for g, scores in zip(groups, own, strict=True)
+    ]
+    for name in ("margin_mse", "kl_divergence"):
+        assert evaluate_groups(reranker, agreeing, make_loss(name)).loss < 1e-6
+        assert evaluate_groups(reranker, groups, make_loss(name)).loss > 1e-3
+
+
+@pytest.mark.parametrize("side", ["train", "dev"])
+def test_a_loss_that_needs_a_teacher_says_so_before_anything_starts(
+    cli: Run, tmp_path: Path, side: str
+) -> None:
+    files = {}
+    for name in ("train", "dev"):
+        records = scored(easy_groups(4), right=1.0)
+        if name == side:
+            del records[2]["neg_scores"]
+        files[name] = write_lines(tmp_path / f"{name}.jsonl", records)
+    code, _, err = cli(
+        "train",
+        "--model_name_or_path",
+        tmp_path / "no model is looked at",
+        "--data_path",
+        files["train"],
+        "--eval_data_path",
+        files["dev"],
+        "--finetune_model_dir",
+        tmp_path / "out",
+        "--loss",
+        "softmax_cross_entropy+0.5:margin_mse",
+    )
+    assert code == 2
+    assert f"the first is {files[side]}:3" in err
+    assert "--loss: softmax_cross_entropy+0.5:margin_mse needs teacher scores: 1 of " in err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_probable_false_negatives_are_not_trained_on(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = scored(easy_groups(12), right=1.5)
+    records[0]["neg_scores"] = [9, 9, 9]
+    data = write_lines(tmp_path / "train.jsonl", records)
+    held_out = write_lines(tmp_path / "dev.jsonl", easy_groups(4, start=100))
+    result = train(tiny_model, data, held_out, tmp_path / "out", teacher_margin=0.5)
+    # The right passage and two of three wrong ones, of 11 groups in 4 epochs.
+    assert result.history[-1]["train_pairs"] == 11 * 3 * 4
+    assert "leaves 1 of 12 training groups without a wrong passage" in caplog.text

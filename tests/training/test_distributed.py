@@ -1,0 +1,309 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from rerank_plugin import Reranker
+from rerank_plugin.errors import InputError
+from rerank_plugin.finetune.data.groups import read_groups
+from rerank_plugin.finetune.data.sampling import GroupBatches
+from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+from rerank_plugin.finetune.training.distributed import (
+    LAUNCHER,
+    OTHER_SIZES,
+    check_launcher,
+    world_size,
+)
+from rerank_plugin.finetune.training.sharding import cut_at_layers
+from rerank_plugin.model.loading import load_model
+
+from ..conftest import easy_groups, write_lines
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
+def test_processes_share_every_group_once(
+    groups: int, batch_size: int, processes: int, epoch: int
+) -> None:
+    ranks = [
+        GroupBatches(groups, batch_size=batch_size, seed=0, rank=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    for batches in ranks:
+        batches.set_epoch(epoch)
+    shares = [list(batches) for batches in ranks]
+    assert {len(share) for share in shares} == {len(batches) for batches in ranks}
+    assert all(batch for share in shares for batch in share)
+    steps = [[place for batch in step for place in batch] for step in zip(*shares, strict=True)]
+    counted = [[index for _, index, counts in step if counts] for step in steps]
+    assert sorted(index for step in counted for index in step) == list(range(groups))
+    assert all(len(step) == batch_size * processes for step in counted[:-1])
+
+
+def zero(stage: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a stage."""
+    automatic = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
+    return {
+        **dict.fromkeys(automatic, "auto"),
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+#: How processes share the weights, as options of a run.
+SHARDED: dict[str, dict[str, str]] = {
+    "FSDP": {"fsdp": "full_shard"},
+    "ZeRO 2": {"deepspeed": json.dumps(zero(2))},
+    "ZeRO 3": {"deepspeed": json.dumps(zero(3))},
+}
+
+#: accelerate gives CPU processes DDP whatever is asked for, unless it takes them for GPUs.
+ON_CPUS = """
+import sys
+
+import accelerate.state as state
+import torch
+
+torch.distributed.init_process_group("gloo")
+state.PartialState._prepare_backend = lambda *_: ("gloo", state.DistributedType.MULTI_GPU)
+state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+
+from rerank_plugin.cli import main
+from rerank_plugin.finetune.trainer import RerankTrainer
+from torch.distributed.fsdp import FSDPModule
+
+save_model = RerankTrainer.save_model
+
+
+def save_sharded(self, *arguments, **keywords):
+    assert isinstance(self.model, FSDPModule) or self.is_deepspeed_enabled
+    save_model(self, *arguments, **keywords)
+
+
+RerankTrainer.save_model = save_sharded
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def train(
+    model: Path,
+    data: Path,
+    folder: Path,
+    *,
+    processes: int,
+    batch_size: int,
+    sharded: str = "",
+    **more: Any,
+) -> Path:
+    options = {
+        "model_name_or_path": model,
+        "data_path": data,
+        "finetune_model_dir": folder,
+        "max_len": 48,
+        "train_group_size": 4,
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": 2,
+        # So few tokens that processes need different numbers of passes.
+        "token_budget": 60,
+        # One plain step: weights move by the gradient.
+        "max_steps": 1,
+        "optim": "sgd",
+        "lr": 1.0,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0,
+        "max_grad_norm": 0,
+        "eval_strategy": "no",
+        "dtype": "float32",
+        "device": "cpu",
+        "report_to": "none",
+        **SHARDED.get(sharded, {}),
+        **more,
+    }
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    program = ["-m", "rerank_plugin"]
+    if sharded:
+        script = folder.with_suffix(".py")
+        script.write_text(ON_CPUS)
+        program = [str(script)]
+    start = [sys.executable, *(launch if processes > 1 else []), *program]
+    done = subprocess.run(
+        [*start, "train", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    # One process speaks.
+    assert (done.stdout.count("won, lost"), done.stderr.count("\nmodel: ")) == (1, 1)
+    return folder
+
+
+def needs_its_library(sharded: str) -> None:
+    if sharded.startswith("ZeRO"):
+        pytest.importorskip("deepspeed")
+
+
+@pytest.mark.parametrize(
+    ("groups", "sharded"),
+    [(40, ""), (23, ""), *((23, way) for way in SHARDED)],
+    ids=["full step", "groups left over", *SHARDED],
+)
+def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
+    tiny_model: Path, tmp_path: Path, groups: int, sharded: str
+) -> None:
+    needs_its_library(sharded)
+    ragged = easy_groups(groups)
+    for index, group in enumerate(ragged):
+        group["neg"] = group["neg"][: 1 + index % 4]
+    data = write_lines(tmp_path / "train.jsonl", ragged)
+    # 15 of the 23 groups are trained on: three of them are left for the second pass of two.
+    size = {40: 2, 23: 3}[groups]
+    folders = [
+        train(tiny_model, data, tmp_path / "two", processes=2, batch_size=size, sharded=sharded),
+        train(tiny_model, data, tmp_path / "one", processes=1, batch_size=2 * size),
+    ]
+    two, one = (load_file(folder / "model.safetensors") for folder in folders)
+    start = load_file(tiny_model / "model.safetensors")
+    moved = 0
+    for name, value in one.items():
+        change = value - start.get(name, 0)
+        moved += int((change != 0).any())
+        scale = float(change.abs().max()) or 1.0
+        assert float((two[name] - value).abs().max()) <= 1e-5 * max(scale, 1e-2), name
+    assert moved > 10
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    assert metrics[0]["before"] == metrics[1]["before"]
+
+
+@pytest.mark.parametrize("sharded", SHARDED)
+def test_what_is_reported_is_the_kept_model(tiny_model: Path, tmp_path: Path, sharded: str) -> None:
+    needs_its_library(sharded)
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(48))
+    test = write_lines(tmp_path / "test.jsonl", easy_groups(12, start=100))
+    # At such a rate the last models are the worst.
+    options = {"max_steps": 9, "lr": 0.1, "eval_strategy": "steps", "eval_steps": 1}
+    options |= {"optim": "adamw_torch", "test_data_path": test, "eval_data_path": test}
+    folder = train(
+        tiny_model, data, tmp_path / "a", processes=2, batch_size=4, sharded=sharded, **options
+    )
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["improved"] and metrics["best_step"] < 9
+    reranker = Reranker(folder, dtype="float32", device="cpu", max_length=48)
+    found = evaluate_groups(reranker, list(read_groups(test)))
+    assert found.means["ndcg@10"] == pytest.approx(metrics["after"]["ndcg@10"], abs=1e-6)
+
+
+def test_fsdp_cuts_between_layers(family_model: Path) -> None:
+    model = load_model(family_model).model
+    cut_at_layers(model)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
+    )
+    plugin.set_auto_wrap_policy(model)
+    is_part = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    parts = [module for module in model.modules() if is_part(module)]
+    assert len(parts) == model.config.num_hidden_layers
+    embeddings = model.get_input_embeddings()
+    assert all(module is not embeddings for part in parts for module in part.modules())
+
+
+WHOLE = {
+    **{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+}
+
+
+def set_launcher(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in (*LAUNCHER, "MASTER_ADDR", *OTHER_SIZES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set without RANK and MASTER_ADDR"),
+        ({"RANK": "1"}, "RANK=1 is set without WORLD_SIZE"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 is set without RANK"),
+        ({**WHOLE, "MASTER_ADDR": ""}, "RANK=1 is set without MASTER_ADDR"),
+        ({**WHOLE, "RANK": "2"}, "RANK=2 is not from 0 to below WORLD_SIZE=2"),
+        ({**WHOLE, "RANK": "-1"}, "RANK=-1 is not from 0"),
+        ({**WHOLE, "WORLD_SIZE": "0"}, "WORLD_SIZE=0 is less than 1"),
+        ({**WHOLE, "WORLD_SIZE": "two"}, "WORLD_SIZE='two' is no whole number"),
+        ({**WHOLE, "MASTER_PORT": "http"}, "MASTER_PORT='http' is no whole number"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4 is set without WORLD_SIZE"),
+        ({"PMI_SIZE": "2"}, "PMI_SIZE=2 is set without WORLD_SIZE"),
+    ],
+)
+def test_a_part_of_a_launch_is_an_error(
+    variables: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_launcher(monkeypatch, variables)
+    with pytest.raises(InputError) as error:
+        check_launcher()
+    assert problem in str(error.value)
+    assert "unset it" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "size"),
+    [
+        ({}, 1),
+        (WHOLE, 2),
+        (dict.fromkeys(LAUNCHER, ""), 1),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, 1),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, 1),
+        ({**WHOLE, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1),
+    ],
+)
+def test_whole_launches_and_none_are_taken(
+    variables: dict[str, str], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_launcher(monkeypatch, variables)
+    check_launcher()
+    assert world_size() == size
+    assert not any(os.environ.get(name) == "" for name in LAUNCHER)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_a_process_that_waits_for_others(
+    number: signal.Signals, tiny_model: Path, groups_file: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "rerank_plugin", "train", "--device", "cpu"]
+    command += ["--model_name_or_path", str(tiny_model), "--data_path", str(groups_file)]
+    command += ["--finetune_model_dir", str(tmp_path / "out")]
+    launch = WHOLE | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(port)}
+    with subprocess.Popen(command, env=os.environ | launch, stderr=subprocess.PIPE) as process:
+        # It listens for the other process, which never comes.
+        while process.poll() is None:
+            with socket.socket() as knock:
+                if knock.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+        process.send_signal(number)
+        assert process.wait(timeout=60) == -number
+    assert list(tmp_path.glob("out*")) == []

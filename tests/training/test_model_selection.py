@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from rerank_plugin.finetune.evaluation.evaluation import Evaluation
+from rerank_plugin.finetune.evaluation.metrics import improvement_probability
+from rerank_plugin.finetune.training.lr_finder import choose
+from rerank_plugin.finetune.training.model_selection import KeepBest
+
+from ..conftest import easy_groups, write_lines
+from .test_training import read_history, run
+
+
+def test_no_change_and_chance_are_no_improvement() -> None:
+    before = np.random.default_rng(0).random(50)
+    assert improvement_probability(before, before) == 0
+    assert improvement_probability(before, before + 0.01) == 1
+    noise = np.random.default_rng(1).normal(0, 0.2, 50)
+    assert 0.02 < improvement_probability(before, before + noise - noise.mean()) < 0.98
+
+
+def test_queries_that_chose_the_model_do_not_report_on_it(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
+    result = run(tiny_model, data, tmp_path / "out", eval_queries=20)
+    metrics = json.loads((result.model_dir / "metrics.json").read_text())
+    assert metrics["choosing"]["after"]["queries"] == metrics["after"]["queries"] == 10
+    entries = [entry for entry in read_history(result.model_dir) if "ndcg@10" in entry]
+    (kept,) = (entry["ndcg@10"] for entry in entries if entry["step"] == metrics["best_step"])
+    assert metrics["choosing"]["after"]["ndcg@10"] == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ([0.3, 0.4], [0, 1, 2]),
+        # Worse by no more than chance may do.
+        ([0.3, 0.29], [0, 1, 2]),
+        # Each is little worse than the one before, but not than the best.
+        ([0.4, 0.38, 0.34, 0.3], [0, 1, 2]),
+        ([0.3, 0.1, 0.31], [0, 1, 3]),
+        # The base has to be beaten.
+        ([-0.2, 0.0, 0.3], [0, 3]),
+    ],
+)
+def test_a_later_model_is_kept_unless_an_earlier_one_is_surely_better(
+    tmp_path: Path, changes: list[float], kept: list[int]
+) -> None:
+    random = np.random.default_rng(0)
+    before = random.random(50) / 2
+    noise = random.normal(0, 0.1, (len(changes), 50))
+    changed = before + noise - noise.mean(1, keepdims=True) + np.array(changes)[:, None]
+    trainer: Any = SimpleNamespace(save_model=lambda path, **_: Path(path).mkdir())
+    keeper = KeepBest(tmp_path / "model", trainer, patience=None)
+    steps = []
+    for step, own in enumerate([before, *changed]):
+        trainer.latest = Evaluation({"ndcg@10": own}, 0.0)
+        state = TrainerState(global_step=step)
+        keeper.on_evaluate(TrainingArguments(), state, TrainerControl())
+        steps.append(keeper.step)
+    assert list(dict.fromkeys(steps)) == kept
+
+
+def test_early_stopping_counts_evaluations_without_a_better_model(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(30))
+    result = run(
+        tiny_model,
+        data,
+        tmp_path / "out",
+        lr=1e-9,
+        total_epoch=20,
+        early_stopping=3,
+        trainer={"eval_steps": 2},
+    )
+    assert not result.improved
+    assert result.history[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_lr_auto_measures_and_leaves_the_model_as_it_was(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, lora: bool
+) -> None:
+    caplog.set_level("INFO", "rerank_plugin")
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
+    result = run(tiny_model, data, tmp_path / "out", lr="auto", lora=lora, dtype="float32")
+    assert "--lr auto takes" in caplog.text
+    plain = run(tiny_model, data, tmp_path / "plain", lora=lora, dtype="float32")
+    # The evaluation before the first step.
+    assert result.history[0] == plain.history[0]
+
+
+def test_a_sweep_takes_the_lower_of_two_rates_that_are_alike() -> None:
+    assert choose([1e-5, 2e-5, 4e-5, 8e-5], [2.0, 1.02, 1.0, 3.0]) == 2e-5
+    assert choose([1e-5, 2e-5], [float("inf"), float("inf")]) == 1e-5
+    # A loss that is as low as can be is rounded to one below.
+    assert choose([1e-5, 2e-5, 4e-5], [-1e-9, -2e-9, 1.0]) == 2e-5

@@ -1,0 +1,521 @@
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rerank_plugin import Reranker
+from rerank_plugin.errors import InputError, OptionError, SavingError
+from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune.report.report import Report
+from rerank_plugin.finetune.training import run_dir
+from rerank_plugin.finetune.training.checkpoint import read_optimizer, write_optimizer
+from rerank_plugin.finetune.training.interrupt import Interruption
+from rerank_plugin.finetune.training.model_selection import KeepBest
+from rerank_plugin.finetune.training.run_dir import RunFolder
+from rerank_plugin.io import atomic
+
+from ..conftest import easy_groups, mount, write_lines
+
+STEP = "/12 "
+
+
+def command(model: Path, data: Path, folder: Path, *more: str) -> list[str]:
+    options = {
+        "model_name_or_path": model,
+        "data_path": data,
+        "finetune_model_dir": folder,
+        "max_len": 48,
+        "batch_size": 4,
+        "train_group_size": 3,
+        "lr": 1e-3,
+        "max_steps": 12,
+        "eval_steps": 3,
+        "save_steps": 2,
+        "dropout": 0.1,
+        "report_to": "none",
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "rerank_plugin", "train", *arguments, *more]
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
+    return subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def reach(process: "subprocess.Popen[str]", step: int) -> None:
+    """Read the progress line until a step is done."""
+    assert process.stderr is not None
+    told = ""
+    while f"{step}{STEP[:3]}" not in told:
+        read = process.stderr.read(1)
+        assert read, f"ended before step {step}: {told}"
+        told = (told + read)[-4000:]
+
+
+def finish(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    process = start(arguments)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("resuming") / "train.jsonl", easy_groups(40))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    done = finish(command(tiny_model, data, folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def same_model(folder: Path, other: Path) -> bool:
+    found, expected = (load_file(place / "model.safetensors") for place in (folder, other))
+    return found.keys() == expected.keys() and all(
+        bool((found[name] == expected[name]).all()) for name in found
+    )
+
+
+def figures(folder: Path) -> object:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return metrics
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
+    tiny_model: Path, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    moments = sorted(random.Random(7).sample(range(1, 12), 3))
+    for moment in moments:
+        process = start(command(tiny_model, data, folder))
+        reach(process, moment)
+        process.kill()
+        process.wait()
+        assert not folder.exists()
+    done = finish(command(tiny_model, data, folder))
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    assert same_model(folder, whole)
+    assert figures(folder) == figures(whole)
+    steps = [json.loads(line)["step"] for line in (folder / "history.jsonl").open()]
+    assert steps == [json.loads(line)["step"] for line in (whole / "history.jsonl").open()]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(
+    number: signal.Signals, tiny_model: Path, data: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    process = start(command(tiny_model, data, folder))
+    reach(process, 3)
+    process.send_signal(number)
+    assert process.stderr is not None
+    told = process.stderr.read()
+    assert process.wait() == 1
+    assert "the same command goes on" in told and "Traceback" not in told
+    other = finish(command(tiny_model, data, folder, "--weight_decay", "0.5"))
+    assert other.returncode == 2 and "--overwrite" in other.stderr
+    assert finish(command(tiny_model, data, folder)).returncode == 0
+    assert same_model(folder, whole)
+
+
+def test_nohup_keeps_a_run_going(tiny_model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+    process = start(["nohup", *command(tiny_model, data, tmp_path / "out")])
+    reach(process, 3)
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    assert "stopping" not in process.stderr.read()
+    assert process.wait() == 0
+    assert same_model(tmp_path / "out", whole)
+
+
+def test_two_runs_never_work_in_one_folder(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    first = start(command(tiny_model, data, tmp_path / "out"))
+    reach(first, 1)
+    first.send_signal(signal.SIGSTOP)
+    second = finish(command(tiny_model, data, tmp_path / "out"))
+    first.kill()
+    first.wait()
+    assert second.returncode == 2 and "another run" in second.stderr
+
+
+@pytest.fixture
+def small_disk(mounts: Path) -> Path:
+    """A disk of 1 MB."""
+    mount("tmpfs", mounts, "-o", "size=1m")
+    return mounts
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
+    tiny_model: Path, data: Path, whole: Path, small_disk: Path
+) -> None:
+    folder = small_disk / "out"
+    full = finish(command(tiny_model, data, folder))
+    assert full.returncode == 1
+    assert "No space left" in full.stderr and "Traceback" not in full.stderr
+    mount("tmpfs", small_disk, "-o", "remount,size=50m")
+    done = finish(command(tiny_model, data, folder))
+    assert done.returncode == 0, done.stderr
+    assert same_model(folder, whole)
+
+
+def test_a_killed_run_in_a_mount_point_resumes_inside_it(
+    tiny_model: Path, data: Path, whole: Path, mounts: Path
+) -> None:
+    """A container's volume: what is beside it is lost with the container."""
+    mount("tmpfs", mounts)
+    process = start(command(tiny_model, data, mounts))
+    reach(process, 5)
+    process.kill()
+    process.wait()
+    assert [path for path in mounts.parent.iterdir() if path.name.startswith(mounts.name)] == [
+        mounts
+    ]
+    assert not (mounts / "config.json").exists()
+    done = finish(command(tiny_model, data, mounts))
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    assert same_model(mounts, whole) and figures(mounts) == figures(whole)
+    assert not [path.name for path in mounts.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kept", [0, 1, 4, -1])
+def test_a_run_that_dies_filling_its_folder_ends_like_one_that_did_not(
+    tiny_model: Path,
+    data: Path,
+    tmp_path: Path,
+    mounts: Path,
+    kept: int,
+    overwrite: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mount("tmpfs", mounts)
+    for place in (mounts, tmp_path / "whole") if overwrite else ():
+        finetune(config(tiny_model, data, place, trainer={"max_steps": 1}))
+    run = config(tiny_model, data, mounts, overwrite=overwrite, trainer={"max_steps": 2})
+    finetune(replace(run, finetune_model_dir=str(tmp_path / "whole")))
+    put_file, done = atomic.put_file, 0
+
+    def dies(source: Path, target: Path) -> None:
+        nonlocal done
+        if done == kept or (kept < 0 and target.name == "config.json"):
+            raise SystemExit(9)
+        put_file(source, target)
+        done += 1
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(atomic, "put_file", dies)
+        finetune(run)
+    with pytest.raises(InputError, match=r"no config\.json"):
+        Reranker(str(mounts))
+    finetune(run)
+    assert same_model(mounts, tmp_path / "whole")
+    assert figures(mounts) == figures(tmp_path / "whole")
+    assert {path.name for path in mounts.iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+
+def test_a_link_is_trained_through(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk/out")
+    for options in ({}, {"overwrite": True}):
+        run = config(tiny_model, data, tmp_path / "out", trainer={"max_steps": 1}, **options)
+        assert finetune(run).model_dir == tmp_path / "out"
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "out" / "rerank.json").is_file()
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("number", "taken"),
+    [
+        (errno.ENOSYS, False),
+        (errno.ENOLCK, False),
+        (errno.EOPNOTSUPP, False),
+        (errno.EINVAL, False),
+        (errno.EIO, False),
+        (errno.EWOULDBLOCK, True),
+        (errno.EACCES, True),
+    ],
+)
+def test_no_locks_are_not_a_lock_that_is_taken(
+    tmp_path: Path,
+    number: int,
+    taken: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if taken:
+        with pytest.raises(OptionError, match="another run is working"):
+            RunFolder(tmp_path / "out", {}, overwrite=False)
+        return
+    folder = RunFolder(tmp_path / "out", {}, overwrite=False)
+    assert os.strerror(number) in caplog.text
+    folder.leave()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_before_the_data_is_read(
+    tmp_path: Path, mounts: Path
+) -> None:
+    mount("tmpfs", mounts, "-o", "ro")
+    for target in (mounts, mounts / "out", mounts / "deep" / "er"):
+        with pytest.raises(OptionError, match=r"^--finetune_model_dir: .*Read-only file system"):
+            finetune(config(tmp_path / "no model", tmp_path / "no data", target))
+
+
+def test_the_state_of_any_optimizer_comes_back(tmp_path: Path) -> None:
+    """Some keep tensors in mappings of their own."""
+    own = {"step": 3, "mean": torch.arange(3.0), "narrow": {"codes": torch.arange(4), "bits": 8}}
+    state = {"state": {0: own, 11: {"step": 4}}, "param_groups": [{"lr": 1e-3, "params": [0, 11]}]}
+    record = json.loads(json.dumps(write_optimizer(tmp_path, state)))
+    found = read_optimizer(tmp_path, record)
+    assert found["param_groups"] == state["param_groups"] and found["state"].keys() == {0, 11}
+    again = found["state"][0]
+    assert torch.equal(again.pop("mean"), torch.arange(3.0))
+    assert torch.equal(again["narrow"].pop("codes"), torch.arange(4))
+    assert again == {"step": 3, "narrow": {"bits": 8}} and found["state"][11] == {"step": 4}
+
+
+def config(model: Path, data: Path, folder: Path, **options: Any) -> FinetuneConfig:
+    values: dict[str, Any] = {
+        "max_len": 48,
+        "batch_size": 4,
+        "train_group_size": 3,
+        "lr": 1e-3,
+        "dropout": 0.1,
+        "total_epoch": 1,
+        "device": "cpu",
+        **options,
+    }
+    trainer: dict[str, Any] = {"report_to": "none", **options.get("trainer", {})}
+    if trainer.get("save_strategy", "steps") == "steps":
+        trainer.setdefault("save_steps", 1)
+    values["trainer"] = trainer
+    return FinetuneConfig(
+        model_name_or_path=str(model),
+        data_path=str(data),
+        finetune_model_dir=str(folder),
+        **values,
+    )
+
+
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    entries = [json.loads(line) for line in (folder / "history.jsonl").open()]
+    return [(entry["step"], entry["ndcg@10"]) for entry in entries if "ndcg@10" in entry]
+
+
+def die_publishing(run: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends when all is trained and nothing is in its place."""
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(SavingError, match="No space left"):
+        patched.setattr(Report, "write", full)
+        finetune(run)
+
+
+CONSTANT = {"lr_scheduler_type": "constant"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainer": {"max_steps": 3, "eval_strategy": "no", **CONSTANT}},
+        {
+            "total_epoch": 3,
+            "early_stopping": 1,
+            "lr": 1e-9,
+            "trainer": {"eval_steps": 1, **CONSTANT},
+        },
+        {"fold_calibration": True, "lr": 3e-3, "trainer": {"eval_strategy": "no"}},
+        {"overwrite": True, "trainer": {"max_steps": 3, "eval_steps": 2}},
+    ],
+    ids=["behind the last step", "out of patience", "calibration", "overwrite"],
+)
+def test_a_run_that_dies_publishing_ends_like_one_that_did_not(
+    tiny_model: Path,
+    data: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "rerank_plugin")
+    test = str(write_lines(tmp_path / "test.jsonl", easy_groups(24, start=200)))
+    folder, whole = tmp_path / "out", tmp_path / "whole"
+    for place in (folder, whole):
+        finetune(config(tiny_model, data, place, trainer={"max_steps": 1}))
+        if "overwrite" not in options:
+            shutil.rmtree(place)
+    finetune(config(tiny_model, data, whole, test_data_path=test, **options))
+    die_publishing(config(tiny_model, data, folder, test_data_path=test, **options), monkeypatch)
+    finetune(config(tiny_model, data, folder, test_data_path=test, **options))
+    assert "going on from" in caplog.text
+    assert same_model(folder, whole)
+    assert figures(folder) == figures(whole)
+    assert evaluations(folder) == evaluations(whole)
+    last = [
+        json.loads((place / "history.jsonl").read_text().splitlines()[-1])
+        for place in (folder, whole)
+    ]
+    assert last[0]["step"] == last[1]["step"]
+    assert last[0]["train_pairs"] == last[1]["train_pairs"]
+
+
+@pytest.mark.parametrize("step", [2, 8, 9])
+def test_ctrl_c_adds_no_evaluation(
+    tiny_model: Path, data: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside an epoch of 8 steps, at its end, and behind it."""
+    options: dict[str, Any] = {
+        "total_epoch": 3,
+        "early_stopping": 2,
+        "lr": 1e-9,
+        "trainer": {"eval_strategy": "epoch", "save_strategy": "epoch"},
+    }
+    finetune(config(tiny_model, data, tmp_path / "whole", **options))
+    on_step_end = Interruption.on_step_end
+
+    def asked(self: Interruption, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.asked |= state.global_step == step
+        on_step_end(self, args, state, control, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Interruption, "on_step_end", asked)
+        finetune(config(tiny_model, data, tmp_path / "out", **options))
+    finetune(config(tiny_model, data, tmp_path / "out", **options))
+    assert evaluations(tmp_path / "out") == evaluations(tmp_path / "whole")
+    assert [at for at, _ in evaluations(tmp_path / "out")] == [0, 8, 16]
+
+
+def test_other_data_than_an_interrupted_run_had_is_an_error(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = write_lines(tmp_path / "eval.jsonl", easy_groups(8, start=100))
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    run = config(
+        model, data, tmp_path / "out", eval_data_path=str(held_out), trainer={"max_steps": 2}
+    )
+    die_publishing(run, monkeypatch)
+    before = held_out.read_bytes()
+    write_lines(held_out, easy_groups(8, start=300))
+    with pytest.raises(OptionError, match="eval_data_path: the data is not what the interrupted"):
+        finetune(run)
+    held_out.write_bytes(before)
+    weights = load_file(model / "model.safetensors")
+    doubled = {name: weight * 2 for name, weight in weights.items()}
+    save_file(doubled, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OptionError, match="model_name_or_path: the model is not what the inter"):
+        finetune(run)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    finetune(run)
+
+
+def test_a_run_folder_that_could_not_be_started_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(run_dir, "write_json", full)
+        RunFolder(tmp_path / "out", {}, overwrite=False)
+    folder = RunFolder(tmp_path / "out", {}, overwrite=False)
+    logs = folder.work / "runs" / "today"
+    for place in (logs, folder.model):
+        place.mkdir(parents=True)
+    (logs / "events").write_text("TensorBoard's")
+    folder.publish(folder.model)
+    assert (tmp_path / "out" / "runs" / "today" / "events").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_figures_are_those_of_the_weights_that_are_kept(
+    tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run kept a model that its checkpoint does not know; the next finds none."""
+    trainer = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, **CONSTANT}
+    run = config(tiny_model, data, tmp_path / "out", lr=3e-3, trainer=trainer)
+    keep = KeepBest.keep
+
+    def killed(self: KeepBest, state: Any) -> None:
+        keep(self, state)
+        if state.global_step:
+            raise SystemExit(9)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(KeepBest, "beats_the_base", lambda *_: True)
+        patched.setattr(KeepBest, "keep", killed)
+        finetune(run)
+    kept = load_file(tmp_path / "out.run" / "model" / "model.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(KeepBest, "beats_the_base", lambda *_: False)
+        result = finetune(run)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["best_step"] == 3
+    assert not (tmp_path / "out" / "kept.json").exists()
+    assert result.after != result.before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("made", ["notes", "a model", "a file"])
+def test_what_comes_into_the_place_meanwhile_is_kept(
+    tiny_model: Path,
+    data: Path,
+    tmp_path: Path,
+    made: str,
+    overwrite: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, write = tmp_path / "out", Report.write
+    run = config(tiny_model, data, folder, overwrite=overwrite, trainer={"max_steps": 2})
+
+    def late(*arguments: Any) -> None:
+        write(*arguments)
+        if made == "a file":
+            folder.write_text("kept")
+        else:
+            folder.mkdir()
+            (folder / ("rerank.json" if made == "a model" else "notes.txt")).write_text("kept")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Report, "write", late)
+        if made == "a model" and overwrite:
+            assert finetune(run).model_dir.joinpath("config.json").is_file()
+            return
+        with pytest.raises(SavingError, match="move it away and start the same command again"):
+            finetune(run)
+    found = [folder] if made == "a file" else list(folder.iterdir())
+    assert [path.read_text() for path in found] == ["kept"]
+    folder.rename(tmp_path / "away")
+    assert (finetune(run).model_dir / "config.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "away"}
