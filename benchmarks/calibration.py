@@ -4,7 +4,7 @@
     python benchmarks/calibration.py --sets squad --groups 200 --queries 200      # a try
 
 For each set the small model is trained on some of the training groups. For queries that were not
-trained on, BM25 finds 49 wrong passages beside the right ones. One half of these queries is scored
+trained on, BM25 finds 49 negatives beside the positives. One half of these queries is scored
 by what was fitted on the other half, and the other way round. Told are the expected calibration
 error of the plain sigmoid and of the calibrated scores, and for each threshold the precision or
 recall that it really has, with a 95% bootstrap interval over queries. What is done is not done
@@ -27,8 +27,8 @@ from texts import write_records
 
 MAX_LEN = 256
 
-#: Wrong passages beside the right ones of a query.
-WRONG = 49
+#: Negatives beside the positives of a query.
+NEGATIVES = 49
 
 SAMPLES = 5_000
 
@@ -74,7 +74,7 @@ def candidates(data: Path, work: Path, seen: set[str], count: int) -> Path:
             "queries": queries,
             "qrels": data / "qrels.tsv",
             "output": output,
-            "negatives": WRONG,
+            "negatives": NEGATIVES,
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         if command(["mine", *arguments]):
@@ -100,7 +100,7 @@ def scored(model: Path, groups: Path, work: Path) -> Any:
 
 
 def thresholds_kept(found: Any) -> dict[str, list[tuple[int, int, int]]]:
-    """For every threshold and query: kept documents, right ones of them, right ones of all.
+    """For every threshold and query: kept documents, positives of them, positives of all.
 
     The threshold of a query is one that the other half of the queries gave.
     """
@@ -115,7 +115,7 @@ def thresholds_kept(found: Any) -> dict[str, list[tuple[int, int, int]]]:
             for query in np.unique(part.queries):
                 mine = part.queries == query
                 kept = mine & (part.logits >= logit)
-                counts = kept.sum(), (kept & part.right).sum(), (mine & part.right).sum()
+                counts = kept.sum(), (kept & part.relevant).sum(), (mine & part.relevant).sum()
                 told.setdefault(name, []).append(counts)
     return told
 

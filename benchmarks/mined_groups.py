@@ -47,7 +47,7 @@ class Setting:
     queries: int | None
     epochs: int
     max_len: int
-    #: Wrong passages of a mined group; a step draws 7 of them.
+    #: Negatives of a mined group; a step draws 7 of them.
     negatives: int
 
     def groups(self, kind: str) -> Path:
@@ -142,7 +142,7 @@ def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
             with trainer.compute_loss_context_manager():
                 found = evaluate_groups(trainer.scorer, test).means[METRIC]
             chosen_by = trainer.latest.means[METRIC]
-            steps.append({"step": state.global_step, "choosing": chosen_by, "test": found})
+            steps.append({"step": state.global_step, "validation": chosen_by, "test": found})
 
     with patch.object(KeepBest, "on_evaluate", measure):
         yield steps
@@ -188,7 +188,7 @@ def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
         print(f"  {kind:<9}{own.mean():.4f}  ({runs})")
     found = [figures(setting, kind, seed) for kind in KINDS for seed in seeds]
     steps = [run["steps"] for run in found]
-    highest = [max(own, key=lambda step: step["choosing"])["test"] for own in steps]
+    highest = [max(own, key=lambda step: step["validation"])["test"] for own in steps]
     print(f"  over all {len(found)} runs {np.mean([run['kept'] for run in found]):.4f}")
     print(f"  with the model that dev queries find best {np.mean(highest):.4f}")
     print(f"  with the last one {np.mean([own[-1]['test'] for own in steps]):.4f}")

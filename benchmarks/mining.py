@@ -29,7 +29,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 #: Share of the words of a copy that are replaced.
 REPLACED = 0.15
 
-#: Wrong passages of a group, and how many candidates are looked at.
+#: Negatives of a group, and how many candidates are looked at.
 NEGATIVES, RANGE_MAX = 15, 100
 
 # Not fork: a child that starts as a copy has its parent's memory.
@@ -66,7 +66,7 @@ def main() -> int:
         results[name] = found = measured(contestant, folder)
         print(
             f"{name}: {found['seconds']:.1f} s, peak memory {found['peak_memory'] / 2**30:.2f} GB,"
-            f" {found['negatives']} wrong passages for {found['groups']} queries,"
+            f" {found['negatives']} negatives for {found['groups']} queries,"
             f" others had {found['others_cpus']:.2f} CPUs",
             flush=True,
         )

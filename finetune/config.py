@@ -60,21 +60,21 @@ class FinetuneConfig:
     )
     overwrite: bool = option(False, help="replace an earlier trained folder or an unfinished run")
     train_group_size: int = option(
-        8, help="passages of a group in a step: one right one, the rest wrong ones"
+        8, help="passages of a group in a step: one positive, the rest negatives"
     )
     loss: str | None = option(
         None,
         help=f"{', '.join(LOSSES)}, or a weighted sum such as softmax_cross_entropy+0.1:ranknet; "
-        f"default {DEFAULT_LOSS[True]} for a fresh head, {DEFAULT_LOSS[False]} for a trained "
-        "reranker",
+        f"default {DEFAULT_LOSS[True]} for a newly initialised head, {DEFAULT_LOSS[False]} for a "
+        "trained reranker",
     )
     temperature: float | None = option(
         None, help="of --loss kl_divergence: above 1 the teacher's scores are softer; default 1"
     )
     teacher_margin: float | None = option(
         None,
-        help="leave out wrong passages whose teacher score is not at least this much below that of "
-        "the worst right one: they may be right",
+        help="leave out negatives whose teacher score is not at least this much below that of "
+        "the worst positive: they may be positives",
     )
     max_len: int | None = option(
         None,
@@ -86,9 +86,9 @@ class FinetuneConfig:
     lr: float | str | None = option(
         None,
         words=("auto",),
-        help="learning rate; default by what is loaded: a fresh head needs a larger one than a "
-        "trained reranker, a small model than a large one, LoRA than full fine-tuning; auto "
-        "measures some, for a few steps each",
+        help="learning rate; default by what is loaded: a newly initialised head needs a larger "
+        "one than a trained reranker, a small model than a large one, LoRA than full fine-tuning; "
+        "auto measures some, for a few steps each",
     )
     dropout: float = option(0.0, help="dropout of hidden states; attention weights have none")
     factor: float | None = option(
@@ -138,7 +138,9 @@ class FinetuneConfig:
         help="tokens of a forward and backward pass: fewer need less memory, the step stays the "
         "same; default by the device",
     )
-    seed: int = option(42, help="fixes the held-out queries, the fresh head and every draw")
+    seed: int = option(
+        42, help="fixes the held-out queries, the newly initialised head and every draw"
+    )
     trust_remote_code: bool = option(False, help="run code that comes with the model")
     #: Options of transformers.TrainingArguments, by their names there.
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -148,7 +150,7 @@ class FinetuneConfig:
         if self.train_group_size < 2:
             raise OptionError(
                 "train_group_size",
-                f"{self.train_group_size} leaves no wrong passage to compare with: at least 2",
+                f"{self.train_group_size} leaves no negative to compare with: at least 2",
             )
         for name in ("batch_size", "total_epoch"):
             self._check(name, getattr(self, name) > 0, "must be more than 0")

@@ -111,8 +111,8 @@ class Reranker:
             the hardware multiplies it.
         max_length: The longest pair in tokens; default what the folder was trained with, else 512.
         normalize: `sigmoid` (scores from 0 to 1), `none` (raw logits) or `calibrated` (how probable
-            it is that a document is right, where the folder has what that takes); default what the
-            folder says, else `sigmoid`.
+            it is that a document is relevant, where the folder has what that takes); default what
+            the folder says, else `sigmoid`.
         long_documents: What is done with documents that do not fit: `cut` their end off, or score
             overlapping `windows` and take the best.
         token_budget: What a batch may cost in tokens; default by the device.

@@ -232,7 +232,7 @@ def sentence_model(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def easy_groups(count: int, *, start: int = 0, negatives: int = 3) -> list[dict[str, Any]]:
-    """Groups that a tiny model learns in a few steps: the right passage has `refund` in it."""
+    """Groups that a tiny model learns in a few steps: the positive has `refund` in it."""
     texts = [text for text in sample_texts() if "refund" not in text]
     groups = []
     for i in range(start, start + count):

@@ -69,12 +69,12 @@ class Fixer:
             for text in group.neg
         ]
         kept = [first and not both for first, both in zip(wrong, contradicted, strict=True)]
-        self.counts["wrong passages left out: they are right for the same query"] += sum(
-            wrong
-        ) - sum(kept)
+        self.counts["negatives left out: they are positives of the same query"] += sum(wrong) - sum(
+            kept
+        )
         mended = keep(keep(group, "pos", right), "neg", kept)
         if not mended.neg:
-            self.counts["groups left out: no wrong passage is left"] += 1
+            self.counts["groups left out: no negative is left"] += 1
             return None
         texts = [text_key(group.query), *sorted(mended.pos), "", *sorted(mended.neg)]
         number = digest("\n".join(texts))
@@ -86,7 +86,7 @@ class Fixer:
 
 
 def usable(line: Line) -> tuple[dict[str, Any] | None, bool]:
-    """A line's record without blank passages and wrong ones that are right, and if it had any.
+    """A line's record without blank passages and negatives that are positives, and if it had any.
 
     None where it is no group even so.
     """

@@ -77,15 +77,15 @@ class Labels:
     #: For every pair `RIGHT`, `WRONG`, or both.
     pairs: dict[int, int] = field(default_factory=dict)
     contradictions: Kind = field(default_factory=Kind)
-    #: Wrong passages that nearly are right ones of their group.
-    nearly_right: Kind = field(default_factory=Kind)
+    #: Negatives that nearly are positives of their group.
+    near_positives: Kind = field(default_factory=Kind)
 
     def add(self, group: Group, place: str) -> None:
         """Take the labels of one group."""
         right = Duplicates(group.pos)
         for text in group.neg:
             if right.has_nearly(text):
-                self.nearly_right.add(f"{place}: {shortened(group.query)}: {shortened(text)}")
+                self.near_positives.add(f"{place}: {shortened(group.query)}: {shortened(text)}")
         for text in self.learn(group):
             self.contradictions.add(f"{place}: {shortened(group.query)}: {shortened(text)}")
 
@@ -136,15 +136,15 @@ class Inspection:
     wrong: Tally = field(default_factory=Tally)
     #: Groups with a passage, or a copy of it in another case or punctuation, twice.
     twice: int = 0
-    #: Scripts of queries and of right passages, and where the two differ.
+    #: Scripts of queries and of positives, and where the two differ.
     scripts: "dict[str, Counter[str]]" = field(
-        default_factory=lambda: {"queries": Counter(), "right passages": Counter()}
+        default_factory=lambda: {"queries": Counter(), "positives": Counter()}
     )
     other_script: int = 0
     #: Groups with teacher scores, those in which all are equal, and those whose best is wrong.
     scored: int = 0
     equal_scores: int = 0
-    wrong_best: int = 0
+    negative_best: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -187,7 +187,7 @@ class Inspection:
         if group.pos_scores and group.neg_scores:
             self.scored += 1
             self.equal_scores += len({*group.pos_scores, *group.neg_scores}) == 1
-            self.wrong_best += max(group.neg_scores) >= max(group.pos_scores)
+            self.negative_best += max(group.neg_scores) >= max(group.pos_scores)
 
     def constants(self) -> Iterator[str]:
         """What is the same in suspiciously many groups."""
@@ -203,9 +203,9 @@ class Inspection:
                 yield f"one {what} {count} of {self.groups} groups: {text}"
         if self.equal_scores >= CONSTANT * self.groups:
             yield f"all teacher scores are equal in {self.equal_scores} of {self.groups} groups"
-        if self.scored >= ENOUGH and self.wrong_best >= CONSTANT * self.scored:
+        if self.scored >= ENOUGH and self.negative_best >= CONSTANT * self.scored:
             yield (
-                f"the teacher scores a wrong passage highest in {self.wrong_best} of "
+                f"the teacher scores a negative highest in {self.negative_best} of "
                 f"{self.scored} groups"
             )
 
@@ -245,7 +245,7 @@ class Overlap:
     """What training data shares with evaluation data.
 
     Args:
-        groups: The queries of the evaluation's groups with their right passages.
+        groups: The queries of the evaluation's groups with their positives.
     """
 
     def __init__(self, groups: Sequence[tuple[str, list[str]]]) -> None:
@@ -262,7 +262,7 @@ class Overlap:
         self.example = ""
         #: Training queries that are nearly evaluation queries.
         self.near = Kind()
-        #: The evaluation's right passages, and those that are right in training as well.
+        #: The evaluation's positives, and those that are right in training as well.
         self.right = len(positives)
         self.shared: set[int] = set()
         self._seen: dict[int, int | None] = {}

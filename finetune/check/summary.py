@@ -57,7 +57,7 @@ def describe(report: Report, found: Inspection, name: str) -> None:
     for name, scripts in found.scripts.items():
         report.lines.append(f"  {name}: {shares(scripts)}")
     if found.other_script:
-        report.note(f"{found.other_script} groups have query and right passage in two scripts")
+        report.note(f"{found.other_script} groups have query and positive in two scripts")
     if 0 < found.scored < found.groups:
         report.note(f"{found.groups - found.scored} groups have no teacher scores, others do")
     for side, sizes in found.sizes.items():
@@ -81,9 +81,9 @@ def describe_labels(report: Report, labels: Labels) -> None:
     if labels.contradictions.count:
         count = f"{labels.contradictions.count} pairs are right in one place, wrong in another"
         report.warn(count, labels.contradictions)
-    if labels.nearly_right.count:
-        count = f"{labels.nearly_right.count} wrong passages nearly are right ones of their group"
-        report.note(count, labels.nearly_right)
+    if labels.near_positives.count:
+        count = f"{labels.near_positives.count} negatives nearly are positives of their group"
+        report.note(count, labels.near_positives)
 
 
 def describe_overlap(report: Report, overlap: Overlap) -> None:
@@ -98,8 +98,8 @@ def describe_overlap(report: Report, overlap: Overlap) -> None:
         count = f"{overlap.near.count} training queries are nearly evaluation queries"
         report.warn(count, overlap.near)
     if overlap.shared:
-        share = f"{len(overlap.shared)} of {overlap.right} right passages of the evaluation"
-        report.note(f"{share} are right, or nearly so, in training too")
+        share = f"{len(overlap.shared)} of {overlap.right} positives of the evaluation"
+        report.note(f"{share} are positives, or nearly so, in training too")
 
 
 def describe_lengths(report: Report, lengths: Lengths) -> None:

@@ -38,7 +38,7 @@ RUN = "the run's order"
 class EvaluateOptions:
     """Measure how models rank the candidates of groups or of a retriever's run.
 
-    Ties count against the right ones.
+    Ties count against the positives.
     """
 
     model_dir: str | list[str] = option(

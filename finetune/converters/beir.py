@@ -49,12 +49,12 @@ def read(folder: Path, notes: Notes, *, split: str, threshold: float | None) -> 
             count_missing(qrels, query, of_query, corpus, notes)
             known = [passage for passage in of_query if passage in corpus.places]
             texts = corpus.texts([corpus.places[passage] for passage in known])
-            right = [is_right(of_query[passage], threshold) for passage in known]
+            right = [is_positive(of_query[passage], threshold) for passage in known]
             yield judged(queries[query], zip(texts, right, strict=True), id=query)
         corpus.close()
 
 
-def is_right(grade: float, threshold: float | None) -> bool:
+def is_positive(grade: float, threshold: float | None) -> bool:
     """Whether a passage of a grade is right."""
     return grade > 0 if threshold is None else grade >= threshold
 

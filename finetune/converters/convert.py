@@ -69,7 +69,7 @@ class ConvertOptions:
     split: str | None = option(None, help="which of a beir folder's qrels are read; default train")
     negatives: int | None = option(
         None,
-        help="how many passages a query without wrong ones gets, drawn from other queries'; "
+        help="how many passages a query without negatives gets, drawn from other queries'; "
         "default 7",
     )
     seed: int = option(42, help="fixes what is drawn")

@@ -64,7 +64,7 @@ def group(
         parts: What records say.
         folder: Where the files are written.
         size: About how many bytes of text come.
-        negatives: A query without wrong passages gets so many, drawn from those of other queries.
+        negatives: A query without negatives gets so many, drawn from those of other queries.
         seed: Fixes the draws.
         notes: Counts what was dropped and what was drawn.
     """
@@ -121,19 +121,17 @@ def group_in_memory(
     pool = list(texts_by_digest.values())
     for own in collected.values():
         both = own.pos.keys() & own.neg.keys()
-        notes["wrong passages that are right as well, or copies of right ones, left out"] += len(
-            both
-        )
+        notes["negatives that are positives as well, or copies of positives, left out"] += len(both)
         pos = list(own.pos.values())
         neg = [passage for key, passage in own.neg.items() if key not in both]
         if not pos:
-            notes["queries without a right passage, left out"] += 1
+            notes["queries without a positive, left out"] += 1
             continue
         if not neg:
             neg = draw(own.query, pos, pool, negatives, seed)
-            notes["wrong passages drawn at random, for queries that had none"] += len(neg)
+            notes["negatives drawn at random, for queries that had none"] += len(neg)
         if not neg:
-            notes["queries for which no wrong passage could be drawn, left out"] += 1
+            notes["queries for which no negative could be drawn, left out"] += 1
             continue
         scores = [scores_of(side) for side in (pos, neg)]
         if (scores[0] is None) != (scores[1] is None) or (
@@ -155,7 +153,7 @@ def scores_of(passages: Sequence[Passage]) -> list[float] | None:
 def draw(
     query: str, pos: Sequence[Passage], pool: Sequence[str], count: int, seed: int
 ) -> list[Passage]:
-    """Passages of other queries, none of them close to a right one; the same for the same seed.
+    """Passages of other queries, none of them close to a positive; the same for the same seed.
 
     The query itself is none of them, with or without a title before it.
     """

@@ -1,4 +1,4 @@
-"""What every format is read as: for a query some right and some wrong passages, with scores."""
+"""What every format is read as: for a query some positives and some negatives, with scores."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -6,7 +6,7 @@ from rerank_plugin.io.jsonl import DataPath
 
 from ..data.notes import Notes
 from .judged import Judged, judged
-from .rows import first_of, is_right, read_rows
+from .rows import first_of, is_positive, read_rows
 
 #: What columns are usually called, the likeliest first.
 QUERIES = ("query", "question", "anchor", "sentence1", "text1", "q")
@@ -15,11 +15,11 @@ LABELS = ("label", "relevance", "score", "grade", "is_selected", "is_relevant")
 
 
 def read(data_path: DataPath, notes: Notes, *, threshold: float | None) -> Iterator[Judged]:
-    """One judgement a row; what is right `is_right` says. Columns that are left out are counted."""
+    """Yield one judgement a row, positive by `is_positive`; count columns that are left out."""
     for row in read_rows(data_path):
         query = first_of(row, QUERIES, "query")
         passage = first_of(row, PASSAGES, "passage")
         label = first_of(row, LABELS, "label")
         row.count_others((query, passage, label), notes)
-        right = is_right(row, row.number(label), label, threshold)
+        right = is_positive(row, row.number(label), label, threshold)
         yield judged(row.text(query), [(row.text(passage), right)], where=row.where)

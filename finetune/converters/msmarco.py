@@ -38,12 +38,12 @@ def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
 
 
 def read_triples(path: Path) -> Iterator[Judged]:
-    """A query, a right and a wrong passage a line, as in `triples.train.small.tsv`."""
+    """A query, a positive and a negative a line, as in `triples.train.small.tsv`."""
     for place, row in enumerate(plain_rows(path)):
         if place == 0 and is_header(row):
             continue
         if len(row.values) != 3:
-            raise row.error(f"expected query, right and wrong passage, has {len(row.values)} parts")
+            raise row.error(f"expected query, positive and negative, has {len(row.values)} parts")
         query, right, wrong = (row.text(column) for column in ("0", "1", "2"))
         if query.isdecimal() and right.isdecimal() and wrong.isdecimal():
             raise row.error("these are ids: the triples of texts are needed")

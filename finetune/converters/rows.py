@@ -123,7 +123,7 @@ def number(row: Row, value: object, column: str) -> float:
     return found
 
 
-def is_right(row: Row, value: float, column: str, threshold: float | None) -> bool:
+def is_positive(row: Row, value: float, column: str, threshold: float | None) -> bool:
     """Whether a label says that a passage is right; without a threshold from 1 on.
 
     Raises:

@@ -1,7 +1,7 @@
 """sentence-transformers' training data: pairs, triplets, n-tuples, labelled pairs and lists.
 
 As that library does, columns are read by their order in the first row: the first is the query, the
-second a right passage, all others wrong ones. Columns of labels and scores go by their names. Lists
+second a positive, all others negatives. Columns of labels and scores go by their names. Lists
 of passages are taken too, as `negatives`.
 """
 
@@ -15,7 +15,7 @@ from rerank_plugin.io.jsonl import DataPath
 
 from ..data.notes import Notes
 from .judged import Judged, Passage, judged
-from .rows import DELIMITED, Row, column_names, is_right, read_rows, table_files
+from .rows import DELIMITED, Row, column_names, is_positive, read_rows, table_files
 
 #: Columns that hold no text; sentence-transformers knows the same ones.
 LABELS = ("label", "labels", "score", "scores")
@@ -28,7 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def read(data_path: DataPath, notes: Notes, *, threshold: float | None) -> Iterator[Judged]:
-    """One record a row; where there are labels, `is_right` says what is right."""
+    """One record a row; where there are labels, `is_positive` says what is right."""
     for path in table_files(data_path):
         if path.name.endswith(DELIMITED):
             check_names(path)
@@ -80,7 +80,7 @@ class Columns:
             raise row.error(f"the row has {found}, other than the first row of the file")
 
     def wrong(self, row: Row) -> list[str]:
-        """The columns of the wrong passages of a row, which may have more or fewer of them."""
+        """The columns of the negatives of a row, which may have more or fewer of them."""
         return [column for column in texts_of(row) if column not in (self.query, self.second)]
 
 
@@ -107,13 +107,13 @@ def read_row(row: Row, columns: Columns, threshold: float | None) -> Judged:
                 f"{', '.join((columns.second, *wrong))}: give a list with a score for each, or "
                 "take it out"
             )
-        right = is_right(row, row.number(labels), labels, threshold)
+        right = is_positive(row, row.number(labels), labels, threshold)
         return judged(query, [(row.text(columns.second), right)], where=row.where)
     return tuple_of(row, query, columns)
 
 
 def is_positives(columns: Columns) -> bool:
-    """Whether a list in the second column is one of right passages, by its name."""
+    """Whether a list in the second column is one of positives, by its name."""
     return columns.second.lower().startswith("pos")
 
 
@@ -126,12 +126,12 @@ def labelled_list(row: Row, query: str, columns: Columns, threshold: float | Non
     values = row.numbers(labels)
     if len(values) != len(passages):
         raise row.error(f"{labels!r} has {len(values)} numbers for {len(passages)} passages")
-    right = [is_right(row, value, labels, threshold) for value in values]
+    right = [is_positive(row, value, labels, threshold) for value in values]
     return judged(query, zip(passages, right, strict=True), where=row.where)
 
 
 def tuple_of(row: Row, query: str, columns: Columns) -> Judged:
-    """A query, a right passage and any number of wrong ones, perhaps with a list of scores.
+    """A query, a positive and any number of negatives, perhaps with a list of scores.
 
     A column may hold a list of passages, as `negatives`; one that is null has none.
     """

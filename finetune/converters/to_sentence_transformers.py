@@ -19,7 +19,7 @@ def fitting(groups: Iterable[Group], output_format: str, notes: Notes) -> Iterat
     """Groups that a format can hold; what it has no place for is counted.
 
     Raises:
-        InputError: n-tuples, which are columns, of groups with unequally many wrong passages; a
+        InputError: n-tuples, which are columns, of groups with unequally many negatives; a
             column of scores that some groups have and others have not.
     """
     size, scored = None, None
@@ -28,7 +28,7 @@ def fitting(groups: Iterable[Group], output_format: str, notes: Notes) -> Iterat
         scored = bool(group.teacher) if scored is None else scored
         if output_format == "n-tuple" and len(group.neg) != size:
             raise InputError(
-                f"--output_format: an n-tuple has equally many wrong passages in every row: the "
+                f"--output_format: an n-tuple has equally many negatives in every row: the "
                 f"first group has {size}, {group.query!r} has {len(group.neg)}; labeled-list and "
                 "triplet take any number"
             )
@@ -47,7 +47,7 @@ def fitting(groups: Iterable[Group], output_format: str, notes: Notes) -> Iterat
         if group.id is not None:
             notes["ids of groups, for which the format has no place"] += 1
         if output_format == "pair":
-            notes["wrong passages, for which pair has no place"] += len(group.neg)
+            notes["negatives, for which pair has no place"] += len(group.neg)
             group = replace(group, neg=[])
         yield group
 
@@ -56,8 +56,8 @@ def rows(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:
     """The rows of a group.
 
     `labeled-list` has one row (query, docs, labels), `labeled-pair` one for every passage,
-    `triplet` one for every right and wrong passage, `n-tuple` and `pair` one for every right
-    passage. Teacher scores go with triplets and n-tuples, where sentence-transformers looks for
+    `triplet` one for every positive and negative, `n-tuple` and `pair` one for every positive
+    . Teacher scores go with triplets and n-tuples, where sentence-transformers looks for
     them.
     """
     if output_format == "labeled-list":

@@ -27,7 +27,7 @@ class GroupDataset:
     Args:
         files: Where they stand, one file behind the other.
         places: Which of the files' groups these are; default all.
-        teacher_margin: Wrong passages that the teacher puts less than this below the worst right
+        teacher_margin: Negatives that the teacher puts less than this below the worst right
             one are left out.
     """
 
@@ -123,21 +123,21 @@ class GroupDataset:
             )
 
     def without_false_negatives(self, margin: float) -> "GroupDataset":
-        """The groups without wrong passages that the teacher puts among the right ones.
+        """The groups without negatives that the teacher puts among the positives.
 
-        A wrong passage stays if its score is at least `margin` below those of all right ones.
+        A negative stays if its score is at least `margin` below those of all positives.
         Groups that keep none are left out, and counted in a warning.
 
         Raises:
-            OptionError: a group has no teacher scores, or no group keeps a wrong passage.
+            OptionError: a group has no teacher scores, or no group keeps a negative.
         """
         self.require_teacher("teacher_margin", f"{margin:g}")
         stays = np.flatnonzero(self.teacher_gaps >= margin)
         if not len(stays):
-            raise OptionError("teacher_margin", f"{margin:g} leaves no group a wrong passage")
+            raise OptionError("teacher_margin", f"{margin:g} leaves no group a negative")
         if len(stays) < len(self):
             logger.warning(
-                "--teacher_margin %g leaves %d of %d training groups without a wrong passage: "
+                "--teacher_margin %g leaves %d of %d training groups without a negative: "
                 "they are left out",
                 margin,
                 len(self) - len(stays),

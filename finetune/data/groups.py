@@ -1,4 +1,4 @@
-"""Groups: a query with its right and its wrong passages, as they stand in a jsonl file."""
+"""Groups: a query with its positives and negatives, as they are in a jsonl file."""
 
 import hashlib
 import sys
@@ -31,17 +31,17 @@ class Group:
 
     @property
     def documents(self) -> list[str]:
-        """All candidates, the right ones first."""
+        """All candidates, the positives first."""
         return self.pos + self.neg
 
     @property
     def labels(self) -> list[int]:
-        """1 for a right candidate and 0 for a wrong one, in the order of `documents`."""
+        """1 for a positive and 0 for a negative, in the order of `documents`."""
         return [1] * len(self.pos) + [0] * len(self.neg)
 
     @property
     def missed(self) -> list[int]:
-        """A group has all its right passages."""
+        """A group has all its positives."""
         return []
 
     @property
@@ -53,7 +53,7 @@ class Group:
 
     @property
     def teacher_gap(self) -> float:
-        """How far the worst wrong passage is below the worst right one for the teacher.
+        """How far the worst negative is below the worst positive for the teacher.
 
         NaN where the group has no teacher scores.
         """
@@ -62,9 +62,9 @@ class Group:
         return float(min(self.pos_scores)) - float(min(self.neg_scores))
 
     def without_false_negatives(self, margin: float) -> "Group":
-        """The group without wrong passages that the teacher takes for right ones.
+        """The group without negatives that the teacher takes for positives.
 
-        A wrong passage stays if its score is at least `margin` below that of every right one.
+        A negative stays if its score is at least `margin` below that of every positive.
         """
         assert self.pos_scores is not None and self.neg_scores is not None, "no teacher scores"
         lowest = float(min(self.pos_scores))

@@ -18,7 +18,7 @@ from ..text.normalize import text_digest
 from .groups import parse_group
 
 #: What is known of a line without reading it again: where it stands in bytes, its number, its
-#: query, and how far the teacher puts the worst wrong passage below the worst right one.
+#: query, and how far the teacher puts the worst negative below the worst positive.
 ROW = np.dtype(
     [
         ("offset", "<i8"),

@@ -25,7 +25,7 @@ class Sample:
 
 
 def sample_group(group: Group, *, size: int, seed: int, epoch: int, index: int) -> Sample:
-    """One right passage and up to `size - 1` wrong ones, no text twice.
+    """One positive and up to `size - 1` negatives, no text twice.
 
     They depend on (seed, epoch, index) alone. Over epochs every passage is used before any
     comes again, but for the ones that fill up the last epoch of a round.

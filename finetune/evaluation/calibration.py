@@ -40,31 +40,31 @@ STEPS = 100
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits of all candidates of some queries, whether each is right, and whose it is, `[pairs]`.
+    """Logits of all candidates of some queries, their relevance and their query, `[pairs]`.
 
     Every query counts as one, whatever groups it stands in.
     """
 
     logits: Numbers
-    right: Flags
+    relevant: Flags
     queries: Hashes
 
     @classmethod
     def of_queries(cls, logits: Sequence[Logits], judged: Iterable[Judged]) -> Self:
         """The logits of every query's candidates, in their order."""
-        right, queries = [], []
+        relevant, queries = [], []
         for own in judged:
-            right.append(np.array(own.labels) > 0)
+            relevant.append(np.array(own.labels) > 0)
             queries.append(np.full(len(own.labels), text_digest(own.query), np.uint64))
         return cls(
             np.concatenate(logits).astype(np.float64),
-            np.concatenate(right),
+            np.concatenate(relevant),
             np.concatenate(queries),
         )
 
     def of(self, chosen: npt.NDArray[np.int64]) -> "Scored":
         """Some of the pairs."""
-        return Scored(self.logits[chosen], self.right[chosen], self.queries[chosen])
+        return Scored(self.logits[chosen], self.relevant[chosen], self.queries[chosen])
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Fit:
     bias: float
 
     def probabilities(self, logits: Numbers) -> Numbers:
-        """Probabilities that documents are right, `[pairs]`."""
+        """Probabilities that documents are relevant, `[pairs]`."""
         return sigmoid(self.scale * logits + self.bias)
 
 
@@ -83,21 +83,21 @@ def fit(scored: Scored) -> Fit | None:
     """Scale and bias by logistic regression of right on logit.
 
     Platt 1999, "Probabilistic Outputs for Support Vector Machines": targets are (n + 1) / (n + 2)
-    for n right and 1 / (m + 2) for m wrong ones, so that a model without an error is not taken for
-    infallible. None where a higher logit does not mean that a document is more likely right: the
-    order never changes.
+    for n positives and 1 / (m + 2) for m negatives, so that a model without an error is not taken
+    for infallible. None where a higher logit does not mean that a document is more likely to be
+    relevant: the order never changes.
     """
-    rights = int(scored.right.sum())
-    wrongs = len(scored.right) - rights
-    if not rights or not wrongs:
+    positives = int(scored.relevant.sum())
+    negatives = len(scored.relevant) - positives
+    if not positives or not negatives:
         return None
-    targets = np.where(scored.right, (rights + 1) / (rights + 2), 1 / (wrongs + 2))
+    targets = np.where(scored.relevant, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     # Of logits with mean 0 and spread 1, so that Newton's steps are well behaved.
     middle, spread = float(scored.logits.mean()), float(scored.logits.std())
     if spread == 0:
         return None
     inputs = np.stack([(scored.logits - middle) / spread, np.ones(len(targets))])
-    weights = np.array([0.0, np.log(rights / wrongs)])
+    weights = np.array([0.0, np.log(positives / negatives)])
     for _ in range(STEPS):
         expected = sigmoid(weights @ inputs)
         gradient = inputs @ (expected - targets)
@@ -113,22 +113,22 @@ def fit(scored: Scored) -> Fit | None:
     return Fit(scale, float(weights[1]) - scale * middle)
 
 
-def calibration_error(probabilities: Numbers, right: Flags) -> float:
+def calibration_error(probabilities: Numbers, relevant: Flags) -> float:
     """The expected calibration error over bins of equal width.
 
-    sum over bins of (share of pairs) |mean probability - share of right ones|; Naeini et al. 2015,
+    sum over bins of (share of pairs) |mean probability - share of positives|; Naeini et al. 2015,
     "Obtaining Well Calibrated Probabilities Using Bayesian Binning" (AAAI).
     """
-    bins = reliability(probabilities, right)
-    return sum(count * abs(mean - share) for mean, share, count in bins) / len(right)
+    bins = reliability(probabilities, relevant)
+    return sum(count * abs(mean - share) for mean, share, count in bins) / len(relevant)
 
 
-def reliability(probabilities: Numbers, right: Flags) -> list[tuple[float, float, int]]:
-    """For every bin that is not empty: mean probability, share of right ones, pairs."""
+def reliability(probabilities: Numbers, relevant: Flags) -> list[tuple[float, float, int]]:
+    """For every bin that is not empty: mean probability, share of positives, pairs."""
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     masks = [bins == number for number in range(BINS)]
     return [
-        (float(probabilities[own].mean()), float(right[own].mean()), int(own.sum()))
+        (float(probabilities[own].mean()), float(relevant[own].mean()), int(own.sum()))
         for own in masks
         if own.any()
     ]
@@ -156,7 +156,7 @@ def thresholds(scored: Scored) -> dict[str, float]:
     speak for, is left out. A threshold lies in the middle between what it keeps and what not.
     """
     order = np.argsort(-scored.logits, kind="stable")
-    logits, hits = scored.logits[order], scored.right[order].cumsum()
+    logits, hits = scored.logits[order], scored.relevant[order].cumsum()
     kept = np.arange(1, len(logits) + 1)
     below = np.append(logits[1:], logits[-1] - 1)
     # Documents of one logit are kept together or not at all.
@@ -178,7 +178,7 @@ class Calibration:
     """What the scores of a model mean."""
 
     fit: Fit
-    #: The share of right documents that it assumes.
+    #: The share of relevant documents that it assumes.
     prior: float
     queries: int
     pairs: int
@@ -200,11 +200,11 @@ class Calibration:
             return None
         return cls(
             found,
-            float(scored.right.mean()),
+            float(scored.relevant.mean()),
             queries,
-            len(scored.right),
-            calibration_error(sigmoid(scored.logits), scored.right),
-            calibration_error(probabilities, scored.right),
+            len(scored.relevant),
+            calibration_error(sigmoid(scored.logits), scored.relevant),
+            calibration_error(probabilities, scored.relevant),
             thresholds(scored),
         )
 
@@ -239,7 +239,7 @@ def meaning(calibration: Mapping[str, float]) -> str:
     if "prior" not in calibration:  # written by hand
         return f"{text}."
     return (
-        f"{text}: the probability that a document is right where {calibration['prior']:.1%} of the "
-        "candidates are. Expected calibration error, on other queries than were fitted: "
+        f"{text}: the probability that a document is relevant where {calibration['prior']:.1%} of "
+        "the candidates are. Expected calibration error, on other queries than were fitted: "
         f"{calibration['error_after']:.4f}; of the plain sigmoid {calibration['error_before']:.4f}."
     )

@@ -69,7 +69,7 @@ def evaluate_groups(
     loss: Loss | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Evaluation:
-    """Rank every query's candidates, and look where the right ones end up.
+    """Rank every query's candidates, and look where the positives end up.
 
     What has been evaluated is kept as scores, not as texts.
 

@@ -19,7 +19,7 @@ class Judged(Protocol):
 
     @property
     def labels(self) -> list[int]:
-        """The grade of every candidate: 0 for a wrong one, 1 or more for a right one."""
+        """The grade of every candidate: 0 for a negative, 1 or more for a positive."""
         ...
 
     @property

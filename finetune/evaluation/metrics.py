@@ -31,7 +31,7 @@ class Ranking(NamedTuple):
 
     #: `[candidates]`
     scores: npt.NDArray[np.float32]
-    #: Of every candidate, 0 for a wrong one.
+    #: Of every candidate, 0 for a negative.
     grades: Sequence[int]
     #: Grades of judged documents that are not among the candidates.
     missed: Sequence[int] = ()

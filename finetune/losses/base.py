@@ -12,7 +12,7 @@ class Loss(Protocol):
     """The contract of every loss.
 
     Groups stand one behind the other: `logits` and `labels` are `[pairs]`, float32, and `sizes`
-    says how many pairs each group has. A label above 0 marks a right passage. The result is the
+    says how many pairs each group has. A label above 0 marks a positive. The result is the
     *sum* over groups, a scalar: the caller divides by the number of groups in the whole optimizer
     step.
     """
@@ -65,20 +65,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class Opposites:
-    """Every right passage beside the wrong ones of its group.
+    """Every positive beside the negatives of its group.
 
-    `values[right][:, None] - values[wrong]` is `[rights, longest]`, and `both` says which of it are
-    pairs of a right and a wrong passage. That is far smaller than all pairs of a group where few
-    are right, as in an evaluation over hundreds of candidates.
+    `values[positives][:, None] - values[negatives]` is `[positives, longest]`, and `both` says
+    which of it are pairs of a positive and a negative. That is far smaller than
+    all pairs of a group with few positives, as in an evaluation over hundreds of candidates.
     """
 
-    #: Places of right passages, `[rights]`.
-    right: Tensor
-    #: Places of passages of the same group, `[rights, longest]`.
-    wrong: Tensor
-    #: Whether that passage is a wrong one, `[rights, longest]`.
+    #: Places of positives, `[positives]`.
+    positives: Tensor
+    #: Places of passages of the same group, `[positives, longest]`.
+    negatives: Tensor
+    #: Whether that passage is a negative, `[positives, longest]`.
     both: Tensor
-    #: The group of each right passage, `[rights]`.
+    #: The group of each positive, `[positives]`.
     group: Tensor
     grid: Grid
 
@@ -86,19 +86,19 @@ class Opposites:
     def of(cls, labels: Tensor, sizes: Sequence[int]) -> "Opposites":
         """The opposites in some groups that stand one behind the other."""
         grid = Grid.of(sizes, labels.device)
-        is_right = labels > 0
-        group, column = (is_right[grid.places] & grid.real).nonzero(as_tuple=True)
-        wrong = grid.places[group]
+        is_positive = labels > 0
+        group, column = (is_positive[grid.places] & grid.real).nonzero(as_tuple=True)
+        others = grid.places[group]
         return cls(
-            grid.places[group, column], wrong, grid.real[group] & ~is_right[wrong], group, grid
+            grid.places[group, column], others, grid.real[group] & ~is_positive[others], group, grid
         )
 
     def difference(self, values: Tensor) -> Tensor:
-        """What a right passage has over a wrong one, `[rights, longest]`."""
-        return values[self.right][:, None] - values[self.wrong]
+        """What a positive has over a negative, `[positives, longest]`."""
+        return values[self.positives][:, None] - values[self.negatives]
 
     def mean_sum(self, values: Tensor) -> Tensor:
-        """Values of pairs `[rights, longest]`: their means over each group's pairs, summed."""
+        """Values of pairs `[positives, longest]`: their means over each group's pairs, summed."""
         pairs = self.both.sum(1)
         of_group = pairs.new_zeros(len(self.grid.places)).index_add_(0, self.group, pairs)
         weights = self.both.to(values.dtype) / of_group[self.group].clamp(min=1)[:, None]

@@ -16,7 +16,7 @@ class BinaryCrossEntropy(Loss):
                 + 1/2 mean over n in N of -log sigmoid(-s_n)
 
     The pointwise loss of Nogueira and Cho 2019, "Passage Re-ranking with BERT" (arXiv:1901.04085).
-    Without the weights one right passage among fifteen wrong ones would teach the model to call
+    Without the weights one positive among fifteen negatives would teach the model to call
     everything wrong. Unlike the losses that compare, it fixes what a score means: above 0 is right.
     """
 
@@ -27,8 +27,8 @@ class BinaryCrossEntropy(Loss):
     ) -> Tensor:
         """The sum of the groups' losses; a side without a passage gives 0."""
         grid = Grid.of(sizes, logits.device)
-        scores, right = logits[grid.places], labels[grid.places] > 0
-        losses = softplus(scores.where(~right, -scores))
-        sides = torch.stack([grid.real & right, grid.real & ~right]).to(losses.dtype)
+        scores, positive = logits[grid.places], labels[grid.places] > 0
+        losses = softplus(scores.where(~positive, -scores))
+        sides = torch.stack([grid.real & positive, grid.real & ~positive]).to(losses.dtype)
         means = (losses * sides).sum(2) / sides.sum(2).clamp(min=1)
         return means.sum() / 2

@@ -23,7 +23,7 @@ class LambdaRank(Loss):
     D(i)  = log2(1 + i),  G = (2^label - 1) / the best DCG of the group,  mu = 10
 
     Wang et al. 2018, "The LambdaLoss Framework for Ranking Metric Optimization" (CIKM), equation
-    18 without a cut. Ranks are constants to the gradient. Among equal scores a wrong passage ranks
+    18 without a cut. Ranks are constants to the gradient. Among equal scores a negative ranks
     first, as in evaluation: where it stands in its group says nothing.
     """
 
@@ -32,13 +32,13 @@ class LambdaRank(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses; a group without a right or a wrong passage gives 0."""
+        """The sum of the groups' losses; a group without a positive or a negative gives 0."""
         opposites = Opposites.of(labels, sizes)
         ranks = current_ranks(logits.detach(), labels, opposites.grid)
-        right, wrong = ranks[opposites.right][:, None], ranks[opposites.wrong]
-        rho = (1 / discount(right) - 1 / discount(wrong)).abs()
+        positive, negative = ranks[opposites.positives][:, None], ranks[opposites.negatives]
+        rho = (1 / discount(positive) - 1 / discount(negative)).abs()
         # A passage is its own neighbour where nothing is to be compared: any distance will do.
-        apart = (right - wrong).abs().clamp(min=1)
+        apart = (positive - negative).abs().clamp(min=1)
         delta = 1 / discount(apart) - 1 / discount(apart + 1)
         gains = normalised_gains(labels.to(logits.dtype), opposites.grid)
         weights = (rho + MU * delta) * opposites.difference(gains).abs() * opposites.both

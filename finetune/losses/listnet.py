@@ -14,7 +14,7 @@ class ListNet(Loss):
 
     Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach" (ICML), the
     top-one probabilities; targets as in sentence-transformers' ListNetLoss. With labels of 1 and 0
-    the targets are soft: a right passage gets e times the share of a wrong one, not all of it. So
+    the targets are soft: a positive gets e times the share of a negative, not all of it. So
     there is nothing to gain from a margin above 1, and groups that are learned do not push on.
     """
 

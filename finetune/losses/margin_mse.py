@@ -1,4 +1,4 @@
-"""Margin-MSE: distances between right and wrong passages as a teacher sees them."""
+"""Margin-MSE: distances between positives and negatives as a teacher sees them."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ class MarginMSE(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses; a group without a right or a wrong passage gives 0."""
+        """The sum of the groups' losses; a group without a positive or a negative gives 0."""
         assert teacher is not None, "margin_mse without teacher scores"
         opposites = Opposites.of(labels, sizes)
         margins = opposites.difference(logits - teacher.to(logits.dtype))

@@ -1,4 +1,4 @@
-"""RankNet: a right passage above a wrong one, pair by pair."""
+"""RankNet: a positive above a negative, pair by pair."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from .base import Loss, Opposites
 
 
 class RankNet(Loss):
-    """Logistic loss of every right passage against every wrong one.
+    """Logistic loss of every positive against every negative.
 
     loss(group) = mean over p in P, n in N of log(1 + exp(s_n - s_p))
 
@@ -21,6 +21,6 @@ class RankNet(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses; a group without a right or a wrong passage gives 0."""
+        """The sum of the groups' losses; a group without a positive or a negative gives 0."""
         opposites = Opposites.of(labels, sizes)
         return opposites.mean_sum(softplus(-opposites.difference(logits)))

@@ -1,4 +1,4 @@
-"""Right passages for queries that come with an answer: the best passage that contains it."""
+"""Positives for queries that come with an answer: the best passage that contains it."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A reranker that looks at wrong passages: what it finds as good as the right ones is dropped."""
+"""A reranker that looks at negatives: what it finds as good as the positives is dropped."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from .negatives import Selection
 DIGITS = 4
 
 #: Why passages are dropped, in the summary.
-AS_GOOD = "passages that the reranker finds as good as a right one"
+AS_GOOD = "passages that the reranker finds as good as a positive"
 
 
 def take_scored(
@@ -27,16 +27,16 @@ def take_scored(
     dropped: "Counter[str]",
     progress: Callable[[int], Any] | None = None,
 ) -> list[Group]:
-    """Groups of passages that score below the best right one by more than a margin, with scores.
+    """Groups of passages that score below the best positive by more than a margin, with scores.
 
     What a round of scoring drops is replaced by the next candidates in the next round, so no more
     is scored than is needed.
 
     Args:
-        selections: Where the wrong passages come from.
+        selections: Where the negatives come from.
         negatives: How many a group gets at most.
         scorer: The teacher; its logits become `pos_scores` and `neg_scores`.
-        margin: By more than this a wrong passage must score below the best right one, in logits.
+        margin: By more than this a negative must score below the best positive, in logits.
         dropped: Counts what was dropped, by reason.
         progress: Called with a number of pairs whenever so many more are scored.
     """

@@ -33,7 +33,7 @@ RETRIEVALS = ("bm25", "dense", "both")
 
 @dataclass(kw_only=True)
 class MineOptions:
-    """Make training groups: right passages from judgements or answers, wrong ones by retrieval."""
+    """Make training groups: positives from judgements or answers, negatives by retrieval."""
 
     corpus: str | list[str] = option(
         help="passages: .jsonl with 'id' (or '_id'), 'text' and perhaps 'title', or .tsv with an "
@@ -48,7 +48,7 @@ class MineOptions:
     )
     output: str = option(help="where the groups go, a .jsonl file")
     overwrite: bool = option(False, help="replace earlier groups")
-    negatives: int = option(15, help="wrong passages of a group")
+    negatives: int = option(15, help="negatives of a group")
     retrieval: str | None = option(
         None,
         choices=RETRIEVALS,
@@ -61,7 +61,7 @@ class MineOptions:
     range_max: int = option(100, help="how many candidates are looked at")
     relative_margin: float | None = option(
         None,
-        help="pass over candidates that do not score below the best right passage by this share, "
+        help="pass over candidates that do not score below the best positive by this share, "
         "0.05 for 5%; by the dense similarity where there is one",
     )
     sampling_strategy: str = option(
@@ -69,12 +69,12 @@ class MineOptions:
     )
     filter_model: str | None = option(
         None,
-        help="a reranker that drops wrong passages which it finds as good as the right ones; its "
+        help="a reranker that drops negatives which it finds as good as the positives; its "
         "logits are kept as pos_scores and neg_scores",
     )
     filter_margin: float | None = option(
         None,
-        help="how far below the best right passage it must score a wrong one, in logits; "
+        help="how far below the best positive it must score a negative, in logits; "
         "default: 0, only not as high",
     )
     max_length: int | None = option(
@@ -128,7 +128,7 @@ class MineOptions:
 
     @property
     def window(self) -> Window:
-        """Which candidates may become wrong passages."""
+        """Which candidates may become negatives."""
         return Window(self.range_min, self.range_max, self.relative_margin, self.sampling_strategy)
 
 
@@ -282,12 +282,12 @@ def mine(
             groups = take_groups(selections, teacher, options, summary)
             for group, selection in zip(groups, selections, strict=True):
                 drawn = len(selection.drawn.intersection(group.neg))
-                summary.notes["wrong passages drawn at random, where candidates ran out"] += drawn
+                summary.notes["negatives drawn at random, where candidates ran out"] += drawn
                 if not group.neg:
-                    summary.queries["queries for which no wrong passage is left"] += 1
+                    summary.queries["queries for which no negative is left"] += 1
                     continue
                 short = len(group.neg) < options.negatives
-                summary.notes[f"groups of fewer than {options.negatives} wrong passages"] += short
+                summary.notes[f"groups of fewer than {options.negatives} negatives"] += short
                 yield group
             progress.update(len(batch))
 

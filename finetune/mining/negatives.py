@@ -1,4 +1,4 @@
-"""Wrong passages for queries: candidates without what is right, a copy of it, or close to it."""
+"""Negatives for queries: candidates without what is right, a copy of it, or close to it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,28 +25,28 @@ SAMPLING_STRATEGIES = ("top", "random")
 
 @dataclass(frozen=True)
 class Window:
-    """Which candidates may become wrong passages.
+    """Which candidates may become negatives.
 
     The names are those of sentence-transformers' `mine_hard_negatives`.
     """
 
-    #: Ranks from 0, right passages not counted: from `range_min` on and before `range_max`.
+    #: Ranks from 0, positives not counted: from `range_min` on and before `range_max`.
     range_min: int = 0
     range_max: int = 100
-    #: A candidate must score less than the best right passage by this share of its score.
+    #: A candidate must score less than the best positive by this share of its score.
     relative_margin: float | None = None
     sampling_strategy: str = "top"
 
 
 @dataclass
 class Selection:
-    """One query's way from candidates to wrong passages; iterating gives one after the other.
+    """One query's way from candidates to negatives; iterating gives one after the other.
 
-    What is given differs from the query, every right passage and what was given before.
+    What is given differs from the query, every positive and what was given before.
     """
 
     target: Target
-    #: Texts of the right passages, no copy among them.
+    #: Texts of the positives, no copy among them.
     positives: list[str]
     #: Candidates in the order in which they are tried.
     places: list[int]
@@ -86,18 +86,18 @@ class Selection:
             yield from self.corpus.texts(places)
 
     def take(self, count: int) -> Group:
-        """A group with the first `count` wrong passages; perhaps with none at all."""
+        """A group with the first `count` negatives; perhaps with none at all."""
         target = self.target
         return Group(target.query, self.positives, list(islice(self, count)), id=target.id)
 
     def _is_wrong(self, text: str, right: Duplicates) -> bool:
         key = profile(text).key
         if key in self._keys:
-            self.dropped["copies of another wrong passage"] += 1
+            self.dropped["copies of another negative"] += 1
         elif key == text_key(self.target.query):
             self.dropped["copies of the query itself"] += 1
         elif right.has(text):
-            self.dropped["copies or near-duplicates of a right passage"] += 1
+            self.dropped["copies or near-duplicates of a positive"] += 1
         elif self.target.answers and self.target.answers.are_in(text):
             self.dropped["passages that contain the answer"] += 1
         else:
@@ -116,7 +116,7 @@ def select(
     seed: int,
     dropped: "Counter[str]",
 ) -> list[Selection]:
-    """Search for some queries at once; for each of them a `Selection` of wrong passages."""
+    """Search for some queries at once; for each of them a `Selection` of negatives."""
     queries = [target.query for target in targets]
     count = window.range_max + max(len(target.positives) + len(target.own) for target in targets)
     lists = [retriever.search(queries, count) for retriever in retrievers]
@@ -139,7 +139,7 @@ def select(
         right: dict[str, str] = {}
         for text in corpus.texts(target.positives):
             right.setdefault(profile(text).key, text)
-        dropped["right passages that are copies of another"] += len(target.positives) - len(right)
+        dropped["positives that are copies of another"] += len(target.positives) - len(right)
         selections.append(
             Selection(
                 target=target,
@@ -169,7 +169,7 @@ def within_margin(
     retriever: Retriever,
     margin: float,
 ) -> list[list[int]]:
-    """The candidates that score below the best right passage by a share of its score.
+    """The candidates that score below the best positive by a share of its score.
 
     This is TopK-PercPos of NV-Retriever (Moreira et al. 2024) for a margin of 0.05.
     """

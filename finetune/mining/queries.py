@@ -27,11 +27,11 @@ QUERIES_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Target:
-    """A query whose right passages are known."""
+    """A query whose positives are known."""
 
     id: str
     query: str
-    #: The places of the right passages in the corpus.
+    #: The places of the positives in the corpus.
     positives: list[int]
     #: Where the query came with answers: a passage that contains one is not wrong.
     answers: Answers | None = None
@@ -46,7 +46,7 @@ def judged_targets(
     summary: Summary,
     qrels: DataPath,
 ) -> list[Target]:
-    """The queries that have a right passage in the corpus."""
+    """The queries that have a positive in the corpus."""
     targets = []
     for query in queries:
         passages = judged.pop(query.id, [])
@@ -64,11 +64,11 @@ def judged_targets(
             own = own_document(query, corpus) - {*places}
             targets.append(Target(query.id, query.text, places, answers, own))
         elif passages:
-            reason = "queries whose right passages are not in the corpus, or blank"
+            reason = "queries whose positives are not in the corpus, or blank"
             summary.queries.add(reason, repr(query.id))
             summary.miss(query.text)
         else:
-            summary.queries.add("queries without a right passage in --qrels", repr(query.id))
+            summary.queries.add("queries without a positive in --qrels", repr(query.id))
     for name in judged:
         summary.notes.add(MISSING_QUERIES, repr(name))
     return targets
@@ -108,7 +108,7 @@ def merge_same(targets: Sequence[Target], summary: Summary) -> list[Target]:
         first = merged.setdefault(text_key(target.query), target)
         if first is target:
             continue
-        summary.queries["queries that repeat another, whose right passages they join"] += 1
+        summary.queries["queries that repeat another, whose positives they join"] += 1
         places = list(dict.fromkeys([*first.positives, *target.positives]))
         texts = [of.answers.texts for of in (first, target) if of.answers]
         answers = Answers([text for of_query in texts for text in of_query]) if texts else None

@@ -1,4 +1,4 @@
-"""Candidates for wrong passages: what retrieval finds for a query, and several retrievers fused."""
+"""Candidates for negatives: what retrieval finds for a query, and several retrievers fused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

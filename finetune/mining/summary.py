@@ -22,7 +22,7 @@ class Summary:
     not_found: list[str] = field(default_factory=list)
 
     def miss(self, query: str) -> None:
-        """Remember a query whose right passage was not found."""
+        """Remember a query whose positive was not found."""
         self.not_found += [query] if len(self.not_found) < SHOWN else []
 
     def lines(self) -> list[str]:

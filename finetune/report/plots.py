@@ -19,7 +19,7 @@ COLOURS = ("#8a8f98", "#0b6e99")
 #: Characters of a name.
 LABEL = 40
 
-RIGHT, WRONG = "#1a7f4b", "#b3402e"
+RELEVANT, NOT_RELEVANT = "#1a7f4b", "#b3402e"
 
 
 def png(figure: Figure) -> bytes:
@@ -55,13 +55,16 @@ def curves(history: Sequence[dict[str, float]]) -> Figure:
     return figure
 
 
-def distributions(scores: Mapping[str, Numbers], right: Flags) -> Figure:
-    """How the scores of right and wrong documents lie, by names, one above the other."""
+def distributions(scores: Mapping[str, Numbers], relevant: Flags) -> Figure:
+    """How the scores of relevant and not relevant documents lie, by names, one above the other."""
     figure = Figure(figsize=(SIZE[0], 0.8 + 1.7 * len(scores)), layout="constrained")
     edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), 40)
     rows = figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, own) in zip(rows, scores.items(), strict=True):
-        for flags, colour, label in ((right, RIGHT, "right"), (~right, WRONG, "wrong")):
+        for flags, colour, label in (
+            (relevant, RELEVANT, "relevant"),
+            (~relevant, NOT_RELEVANT, "not relevant"),
+        ):
             weights = np.full(int(flags.sum()), 1 / max(1, flags.sum()))
             axes.hist(own[flags], edges, weights=weights, color=colour, alpha=0.55, label=label)
         axes.set(title=label_of(name), ylabel="share")
@@ -71,14 +74,14 @@ def distributions(scores: Mapping[str, Numbers], right: Flags) -> Figure:
     return figure
 
 
-def reliability_curves(found: Mapping[str, Numbers], right: Flags) -> Figure:
-    """How often documents of a score are right, beside what the score says, by names."""
+def reliability_curves(found: Mapping[str, Numbers], relevant: Flags) -> Figure:
+    """How often documents of a score are relevant, beside what the score says, by names."""
     figure, axes = empty()
     axes.plot((0, 1), (0, 1), color="#8a8f98", linestyle=":", label="as it should be")
     for name, probabilities in found.items():
-        means, shares, _ = zip(*reliability(probabilities, right), strict=True)
+        means, shares, _ = zip(*reliability(probabilities, relevant), strict=True)
         axes.plot(means, shares, marker="o", markersize=4, label=label_of(name))
-    axes.set(xlabel="score", ylabel="share of right documents", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="score", ylabel="share of relevant documents", xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     return figure
 
@@ -98,7 +101,7 @@ def differences(delta: Numbers) -> Figure:
     ordered = np.sort(delta)[::-1]
     # One area for any number of queries, as steps a query wide.
     edges, heights = np.arange(len(ordered) + 1) - 0.5, np.append(ordered, ordered[-1:])
-    for kept, colour in ((heights > 0, RIGHT), (heights < 0, WRONG)):
+    for kept, colour in ((heights > 0, RELEVANT), (heights < 0, NOT_RELEVANT)):
         axes.fill_between(edges, np.where(kept, heights, 0), step="post", color=colour)
     axes.axhline(0, color="#8a8f98", linewidth=0.8)
     axes.set(xlabel="queries, by what they gain", ylabel="nDCG@10, after minus before")

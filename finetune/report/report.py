@@ -36,7 +36,7 @@ from . import plots
 from .side_by_side import (
     METRIC,
     SideBySide,
-    first_right,
+    first_relevant,
     gains,
     most_hurt,
     most_improved,
@@ -69,7 +69,7 @@ th:first-child, td:first-child { text-align: left }
 figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto; background: #fff }
 details { border-bottom: 1px solid var(--line); padding: .4rem 0; overflow-wrap: anywhere }
 summary { cursor: pointer } ol { padding-left: 1.5rem } li { margin: .4rem 0 }
-.right { color: var(--good); font-weight: 600 } .wrong { color: var(--bad) }
+.relevant { color: var(--good); font-weight: 600 } .not-relevant { color: var(--bad) }
 footer { margin: 3rem 0 1rem; opacity: .7; font-size: .85rem }
 """
 
@@ -119,12 +119,12 @@ class Report:
             found["training_curves"] = plots.curves(self.history)
         found["differences"] = plots.differences(gains(self.evaluations))
         scores = {name: self.scores(own.logits) for name, own in scored.items()}
-        found["scores"] = plots.distributions(scores, second.right)
+        found["scores"] = plots.distributions(scores, second.relevant)
         curves = {f"{name}, sigmoid": sigmoid(own.logits) for name, own in scored.items()}
         calibrated = self.calibrated
         if calibrated is not None:
             curves[f"{self.names[1]}, calibrated"] = calibrated
-        found["reliability"] = plots.reliability_curves(curves, second.right)
+        found["reliability"] = plots.reliability_curves(curves, second.relevant)
         return found
 
     @cached_property
@@ -227,7 +227,7 @@ class Report:
         """What the second model's own calibration is worth on these queries."""
         assert self.calibrated is not None
         plain, own = (
-            calibration_error(scores, self.second.right)
+            calibration_error(scores, self.second.relevant)
             for scores in (sigmoid(self.second.logits), self.calibrated)
         )
         return (
@@ -245,23 +245,24 @@ class Report:
             scores = evaluation.logits[own.place]
             if number or not self.retrieved_first:
                 scores = self.scores(scores)
-            parts.append(f"<h4>{escape(name)}: {first_right(ranked)}</h4><ol>")
+            parts.append(f"<h4>{escape(name)}: {first_relevant(ranked)}</h4><ol>")
             for index in ranked.best:
-                kind = "right" if own.judged.labels[index] > 0 else "wrong"
+                kind = "relevant" if own.judged.labels[index] > 0 else "not relevant"
+                style = kind.replace(" ", "-")
                 parts.append(
-                    f'<li><span class="{kind}">{kind}, {scores[index]:.4f}</span> '
+                    f'<li><span class="{style}">{kind}, {scores[index]:.4f}</span> '
                     f"{escape(shortened(own.judged.documents[index]))}</li>"
                 )
             parts.append("</ol>")
-        right = "".join(f"<li>{escape(text)}</li>" for text in own.right)
-        parts.append(f"<h4>right documents</h4><ul>{right}</ul></details>")
+        relevant = "".join(f"<li>{escape(text)}</li>" for text in own.relevant)
+        parts.append(f"<h4>relevant documents</h4><ul>{relevant}</ul></details>")
         return "".join(parts)
 
 
 TITLES = {
     "training_curves": "The run",
     "differences": "Query by query",
-    "scores": "Scores of right and wrong documents",
+    "scores": "Scores of relevant and not relevant documents",
     "reliability": "What a score means",
 }
 
@@ -269,7 +270,7 @@ TEXTS = {
     "training_curves": "Loss in training; loss and metrics on the queries that choose the model.",
     "differences": "A bar a query: what its nDCG@10 gains or loses.",
     "scores": "The further apart, the better a threshold works.",
-    "reliability": "On the dotted line a score of 0.8 is right in 80 of 100 cases.",
+    "reliability": "On the dotted line a score of 0.8 is a relevant document in 80 of 100 cases.",
 }
 
 

@@ -29,7 +29,7 @@ class Ranked:
     value: float
     #: The best documents, by their places among the candidates.
     best: list[int]
-    #: The rank of the first right document from 1; None where there is none.
+    #: The rank of the first relevant document from 1; None where there is none.
     first: int | None
 
 
@@ -44,7 +44,7 @@ class SideBySide:
 
     @property
     def right(self) -> list[str]:
-        """The right documents that were there to be found."""
+        """The relevant documents that were there to be found."""
         pairs = zip(self.judged.documents, self.judged.labels, strict=True)
         return [shortened(text) for text, label in pairs if label > 0]
 
@@ -86,11 +86,11 @@ def ranked(evaluation: Evaluation, place: int, judged: Judged) -> Ranked:
     return Ranked(float(evaluation.values[METRIC][place]), ranking[:PLACES], first)
 
 
-def first_right(ranked: Ranked) -> str:
-    """Where a ranking has its first right document, in words."""
+def first_relevant(ranked: Ranked) -> str:
+    """Where a ranking has its first relevant document, in words."""
     if ranked.first is None:
-        return "no right document among the candidates"
-    return f"first right document in place {ranked.first}"
+        return "no relevant document among the candidates"
+    return f"first relevant document in place {ranked.first}"
 
 
 def shortened(text: str) -> str:

@@ -82,17 +82,17 @@ def print_worst(
     count: int,
 ) -> None:
     """The queries that lose most from the first model to the second, with passages, on stdout."""
-    from .side_by_side import first_right, most_hurt, shortened, side_by_side
+    from .side_by_side import first_relevant, most_hurt, shortened, side_by_side
 
     console = Console(file=STDOUT, highlight=False, emoji=False, markup=False)
     for own in side_by_side(judged, evaluations, most_hurt(evaluations, count)):
         change = f"{own.before.value:.3f} → {own.after.value:.3f}"
         console.print(f"\n{shortened(own.judged.query)}  nDCG@10 {change}", style="bold")
         for name, ranked in zip(names, (own.before, own.after), strict=True):
-            console.print(f"  {name}: {first_right(ranked)}")
+            console.print(f"  {name}: {first_relevant(ranked)}")
             for place, index in enumerate(ranked.best, 1):
-                kind = "right" if own.judged.labels[index] > 0 else "wrong"
+                kind = "relevant" if own.judged.labels[index] > 0 else "not relevant"
                 text = shortened(own.judged.documents[index])
                 console.print(f"    {place}. {kind}: {text}")
-        for text in own.right:
-            console.print(f"  right: {text}")
+        for text in own.relevant:
+            console.print(f"  relevant: {text}")

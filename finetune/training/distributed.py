@@ -79,7 +79,7 @@ def is_sharded(options: Mapping[str, Any]) -> bool:
 def load_in_every_process() -> None:
     """Let all processes load all weights, where accelerate would let the first alone do so.
 
-    What lies in no file, a fresh head, has to be made by each of them.
+    What lies in no file, a newly initialised head, has to be made by each of them.
     """
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 

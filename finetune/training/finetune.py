@@ -172,14 +172,14 @@ class Run:
         with first_process_first():
             self.data = load_data(config, folder)
         if config.loss and given and given.needs_teacher:
-            for groups in (self.data.train, self.data.choosing, self.data.reporting):
+            for groups in (self.data.train, self.data.validation, self.data.test):
                 groups.require_teacher("loss", config.loss)
-        # Before the model: a fresh head is drawn from this seed.
+        # Before the model: a newly initialised head is drawn from this seed.
         transformers.set_seed(config.seed)
         loaded = load_model(
             config.model_name_or_path, new_head=True, trust_remote_code=config.trust_remote_code
         )
-        self.loss_name = config.loss or DEFAULT_LOSS[loaded.has_fresh_head]
+        self.loss_name = config.loss or DEFAULT_LOSS[loaded.has_new_head]
         loss = given or make_loss(self.loss_name)
         self.max_length = resolve_max_length(
             config.max_len,
@@ -225,7 +225,7 @@ class Run:
             scorer=scorer,
             loss=loss,
             train_groups=self.data.train,
-            eval_groups=self.data.choosing,
+            eval_groups=self.data.validation,
             group_size=config.train_group_size,
             stopwatch=stopwatch,
             guard=CollapseGuard(),
@@ -277,7 +277,7 @@ class Run:
             **comparison(before.values, after.values),
             "improved": self.best.improved,
             "best_step": self.best.step,
-            "choosing": comparison(self.best.before.values, self.best.kept.values),
+            "validation": comparison(self.best.before.values, self.best.kept.values),
         }
         self.say_what_it_is_worth(metrics)
         if rank() == 0:
@@ -293,11 +293,11 @@ class Run:
         )
 
     def train(self) -> Evaluation:
-        """Run the trainer's loop; returns what the reporting queries say of the first model."""
+        """Run the trainer's loop; returns what the test queries say of the first model."""
         trainer, config, stopwatch = self.trainer, self.config, self.trainer.stopwatch
         trainer.remove_callback(PrinterCallback)
         spare_reporters(trainer, is_wanted="report_to" in config.trainer)
-        report = BeforeTraining(self.folder, trainer, self.data.reporting)
+        report = BeforeTraining(self.folder, trainer, self.data.test)
         carried: list[Any] = [self.history, self.best]
         if config.reduces_on_plateau:
             carried.append(PlateauWarmup(plateau_warmup_steps(config, len(self.data.train))))
@@ -351,7 +351,7 @@ class Run:
         return report.found
 
     def worth_of_the_kept(self, before: Evaluation) -> Evaluation:
-        """What the reporting queries say of the model that is kept."""
+        """What the test queries say of the model that is kept."""
         if self.best.step == 0:
             return before
         wait()
@@ -360,7 +360,7 @@ class Run:
                 self.trainer.load_weights(
                     self.folder.model, trust_remote_code=self.config.trust_remote_code
                 )
-        return self.trainer.rank(self.data.reporting)
+        return self.trainer.rank(self.data.test)
 
     def say_what_it_is_worth(self, metrics: dict[str, Any]) -> None:
         """Tell of what the figures alone might hide."""
@@ -414,7 +414,7 @@ class Run:
             model = folder.copy_model() if changes else folder.model
             if config.merge:
                 merge_adapter(model, trust_remote_code=config.trust_remote_code)
-            calibration = Calibration.of(after.scored(self.data.reporting))
+            calibration = Calibration.of(after.scored(self.data.test))
             if config.fold_calibration:
                 self.fold(calibration, model)
             meaning = calibration.settings(folded=config.fold_calibration) if calibration else {}
@@ -425,8 +425,8 @@ class Run:
                 data={
                     "fingerprint": self.data.fingerprint,
                     "train_groups": len(self.data.train),
-                    "choosing_groups": len(self.data.choosing),
-                    "reporting_groups": len(self.data.reporting),
+                    "validation_groups": len(self.data.validation),
+                    "test_groups": len(self.data.test),
                     "skipped_lines": self.data.skipped,
                 },
                 options={**config.as_record(), "loss": self.loss_name},
@@ -448,7 +448,7 @@ class Run:
         report = Report(
             title=f"Reranker fine-tuned from {Path(self.config.model_name_or_path).name}",
             names=("before", "after"),
-            judged=self.data.reporting,
+            judged=self.data.test,
             evaluations=evaluations,
             difference=settings.metrics["difference"],
             normalize=settings.normalize,
@@ -466,7 +466,7 @@ class Run:
 
 
 class BeforeTraining(TrainerCallback):
-    """What the reporting queries say of the model before the first step; a resumed run knows it."""
+    """What the test queries say of the model before the first step; a resumed run knows it."""
 
     def __init__(self, folder: RunFolder, trainer: RerankTrainer, groups: GroupDataset) -> None:
         self.folder = folder

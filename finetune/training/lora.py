@@ -65,7 +65,7 @@ def add_adapter(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=products if targets is None else named_targets(model, targets),
-        modules_to_save=modules_to_save(model, loaded.fresh_weights),
+        modules_to_save=modules_to_save(model, loaded.new_weights),
         use_rslora=rslora,
         use_dora=dora,
     )
@@ -174,11 +174,9 @@ def backbone_products(model: PreTrainedModel) -> str:
     return "|".join(patterns)
 
 
-def modules_to_save(model: PreTrainedModel, fresh_weights: Sequence[str]) -> list[str] | None:
+def modules_to_save(model: PreTrainedModel, new_weights: Sequence[str]) -> list[str] | None:
     """The head modules with fresh weights, but for those that PEFT always saves."""
     fresh = [
-        name
-        for name in head_names(model)
-        if any(key.startswith(f"{name}.") for key in fresh_weights)
+        name for name in head_names(model) if any(key.startswith(f"{name}.") for key in new_weights)
     ]
     return sorted({name.rpartition(".")[2] for name in fresh} - set(SEQ_CLS_HEAD_NAMES)) or None

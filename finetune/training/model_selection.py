@@ -25,8 +25,8 @@ RECORD = "kept.json"
 METRIC = "ndcg@10"
 
 #: A step takes the base's place only if it is better on this share of bootstrap samples of the
-#: choosing queries. Among several evaluations of a model that is none the better, one is above the
-#: base by chance more often than not.
+#: validation queries. Among several evaluations of a model that is none the better, one is above
+#: the base by chance more often than not.
 EVIDENCE = 0.9
 
 #: An earlier step keeps its place before a later one only if it is better on this share of them.

@@ -23,9 +23,9 @@ class Data:
 
     train: GroupDataset
     #: They choose the model that is kept.
-    choosing: GroupDataset
+    validation: GroupDataset
     #: They report what it is worth.
-    reporting: GroupDataset
+    test: GroupDataset
     fingerprint: str
     skipped: int
 
@@ -44,12 +44,12 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
         sides = groups, GroupDataset.build(config.eval_data_path, cache, skipped)
         warn_of_repetitions("eval_data_path", sides[1], groups)
     if config.test_data_path is None:
-        choosing, reporting = halves(sides[1].query_hashes, seed=config.seed)
-        held_out = sides[1].select(choosing), sides[1].select(reporting)
+        validation, test = halves(sides[1].query_hashes, seed=config.seed)
+        held_out = sides[1].select(validation), sides[1].select(test)
     else:
         held_out = sides[1], GroupDataset.build(config.test_data_path, cache, skipped)
         warn_of_repetitions("test_data_path", held_out[1], sides[0])
-        warn_of_repetitions("test_data_path", held_out[1], sides[1], "choosing")
+        warn_of_repetitions("test_data_path", held_out[1], sides[1], "validation")
     fewest = min(len(part) for part in held_out)
     if fewest < FEW_QUERIES // 2:
         logger.warning(
@@ -70,7 +70,7 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
         fingerprints=fingerprints,
         held_out={
             name: [f"{query:016x}" for query in part.query_hashes.tolist()]
-            for name, part in zip(("choosing", "reporting"), held_out, strict=True)
+            for name, part in zip(("validation", "test"), held_out, strict=True)
         },
     )
     return Data(sides[0], *held_out, fingerprint=groups.fingerprint, skipped=count)

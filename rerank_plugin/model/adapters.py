@@ -48,17 +48,17 @@ class Base:
     #: A hash of the first values of all weights that its checkpoint has.
     fingerprint: str
     #: Names of the weights that it lacks.
-    fresh_weights: tuple[str, ...]
+    new_weights: tuple[str, ...]
 
     @classmethod
     def of(cls, loaded: LoadedModel, name: str | Path) -> Self:
         """A model that was just loaded, as a base."""
         digest = hashlib.sha256()
         for key, weight in sorted(loaded.model.state_dict().items()):
-            if key not in loaded.fresh_weights:
+            if key not in loaded.new_weights:
                 values = weight.flatten()[:VALUES_A_WEIGHT].float().cpu().numpy()
                 digest.update(f"{key} {tuple(weight.shape)}".encode() + values.tobytes())
-        return cls(str(name), digest.hexdigest()[:16], loaded.fresh_weights)
+        return cls(str(name), digest.hexdigest()[:16], loaded.new_weights)
 
     def check(self, folder: Path, load: LoadBase) -> None:
         """Check that an adapter was trained for this base and has what it lacks.
@@ -85,7 +85,7 @@ class Base:
             )
         saved = weight_names(folder)
         # The head that a plain encoder gets is random, and so would be the scores.
-        for weight in self.fresh_weights:
+        for weight in self.new_weights:
             if not any(key.endswith(f".{weight}") for key in saved):
                 raise InputError(
                     f"{folder}: neither the adapter nor its base {self.name} has {weight}"
@@ -174,7 +174,7 @@ class Adapters:
         from peft import PeftModel
 
         base = Base.of(loaded, name)
-        self.base_scores = not loaded.has_fresh_head
+        self.base_scores = not loaded.has_new_head
         self.settings: dict[str, RerankSettings] = {}
         self.in_use = InUse()
         # Names of PEFT's, which takes no dots in one.

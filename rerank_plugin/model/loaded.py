@@ -45,12 +45,12 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     #: Names of the weights that the checkpoint lacks and that were drawn at random.
-    fresh_weights: tuple[str, ...]
+    new_weights: tuple[str, ...]
 
     @property
-    def has_fresh_head(self) -> bool:
+    def has_new_head(self) -> bool:
         """Whether the head is random, so that scores mean nothing before training."""
-        return bool(self.fresh_weights)
+        return bool(self.new_weights)
 
 
 @contextmanager

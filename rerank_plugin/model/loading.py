@@ -88,8 +88,8 @@ def load_model(
     run_head_in_float32(model)
     loaded = LoadedModel(model.eval(), tokenizer, tuple(sorted(info["missing_keys"])))
     if adapter is None:
-        if loaded.has_fresh_head and not new_head:
-            raise no_head(source, loaded.fresh_weights)
+        if loaded.has_new_head and not new_head:
+            raise no_head(source, loaded.new_weights)
         return loaded
     own = expanded(adapter)
     merged = merge(loaded, own, name, load_base)

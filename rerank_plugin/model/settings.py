@@ -102,7 +102,7 @@ class RerankSettings:
     truncation: str = "only_second"
     #: How logits become scores.
     normalize: str = "sigmoid"
-    #: `scale` and `bias` of calibrated scores, where there are any; the share of right documents
+    #: `scale` and `bias` of calibrated scores, where there are any; the share of relevant documents
     #: that they assume (`prior`), what they were fitted on, and how far probabilities are off.
     calibration: dict[str, float] | None = None
     #: Scores from which on a document counts, by what that holds: `precision@0.9`, where there are

@@ -91,7 +91,7 @@ def test_near_duplicates_across_splits(cli: Run, tmp_path: Path) -> None:
     out = warned(cli, "--data_path", train, "--eval_data_path", dev)
     assert "1 training queries are nearly evaluation queries" in out
     assert "'how tall is the mount everest' is nearly 'How tall is Mount Everest?'" in out
-    assert "1 of 2 right passages of the evaluation are right, or nearly so, in training" in out
+    assert "1 of 2 positives of the evaluation are positives, or nearly so, in training" in out
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_near_duplicates_across_splits(cli: Run, tmp_path: Path) -> None:
         ),
         (
             {"pos_scores": [0.1], "neg_scores": [0.5, 0.1, 0.0]},
-            "the teacher scores a wrong passage highest in 20 of 20 groups",
+            "the teacher scores a negative highest in 20 of 20 groups",
         ),
     ],
 )
@@ -125,7 +125,7 @@ def test_scripts_are_told(cli: Run, tmp_path: Path) -> None:
     code, out, _ = cli("check", "--data_path", path)
     assert code == 0
     assert "queries: Han 50.0%, Latin 50.0%" in out
-    assert "1 groups have query and right passage in two scripts" in out
+    assert "1 groups have query and positive in two scripts" in out
 
 
 def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
     code, out, _ = cli(*options)
     assert code == 2
     assert f"{fixed}: 4 groups" in out
-    assert "note: 2 wrong passages nearly are right ones of their group" in out
+    assert "note: 2 negatives nearly are positives of their group" in out
     assert [json.loads(line) for line in fixed.read_text("utf-8").splitlines()] == [
         group("q", [a], [b], pos_scores=[1.0], neg_scores=[0.1]),
         {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
@@ -162,8 +162,8 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
         "1 × unusable lines left out",
         "1 × unusable lines mended",
         "2 × copies of a passage in the same group",
-        "3 × wrong passages left out: they are right for the same query",
-        "2 × groups left out: no wrong passage is left",
+        "3 × negatives left out: they are positives of the same query",
+        "2 × groups left out: no negative is left",
         "1 × groups left out: the same group came before",
         "1 × groups left out: their query is nearly one of the evaluation's",
     ):

@@ -215,7 +215,7 @@ def test_bad_data_ends_a_run_with_one_line(
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--train_group_size", 1, "--train_group_size: 1 leaves no wrong passage"),
+        ("--train_group_size", 1, "--train_group_size: 1 leaves no negative"),
         ("--max_len", 4096, "--max_len: 4096 is more than the model's 128 positions"),
         ("--fp16", "true", "--fp16: float16 is not for a CPU"),
         ("--dtype", "int4", "--dtype: 'int4' is none of"),

@@ -325,7 +325,7 @@ def test_groups_with_and_without_scores_are_no_table(cli: Run, tmp_path: Path) -
     code, out, _ = cli(*options, output, "--data_path", half, "--output_format", "triplet")
     assert code == 0
     assert "1 × groups of which some passages have no score: without scores" in out
-    for output_format, left_out in (("pair", "2 × wrong passages"), ("labeled-pair", "2 × groups")):
+    for output_format, left_out in (("pair", "2 × negatives"), ("labeled-pair", "2 × groups")):
         more = ("--data_path", both, "--output_format", output_format, "--overwrite")
         code, out, _ = cli(*options, output, *more)
         assert code == 0
@@ -535,7 +535,7 @@ def test_a_missing_positive_makes_no_negative_positive(cli: Run, tmp_path: Path)
     assert [json.loads(line)["query"] for line in output.read_text().splitlines()] == ["r"]
     assert f"1 × blank passages, left out, for example {path}:1" in out
     assert f"1 × records with a blank query, left out, for example {path}:3" in out
-    assert "1 × queries without a right passage, left out" in out
+    assert "1 × queries without a positive, left out" in out
 
 
 def test_more_text_than_memory_goes_through_files(

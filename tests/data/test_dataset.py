@@ -329,7 +329,7 @@ def test_missing_teacher_scores_name_the_option_and_the_first_line(tmp_path: Pat
 def test_wrong_passages_near_the_right_ones_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The worst right passage has 2.5.
+    # The worst positive has 2.5.
     groups = scored(
         tmp_path, {"neg_scores": [2.0, 0.5]}, {"neg_scores": [2.4, 2.6]}, {"neg_scores": [-1, 2.6]}
     )
@@ -341,7 +341,7 @@ def test_wrong_passages_near_the_right_ones_are_left_out(
     ]
     assert [group.neg for group in kept.select([1])] == [["n"]]
     assert [group.neg for group in groups.without_false_negatives(-0.25)] == [["n", "m"]] * 3
-    with pytest.raises(OptionError, match="--teacher_margin: 9 leaves no group a wrong passage"):
+    with pytest.raises(OptionError, match="--teacher_margin: 9 leaves no group a negative"):
         groups.without_false_negatives(9)
 
 

@@ -85,10 +85,10 @@ def test_how_many_are_held_out() -> None:
 
 @given(QUERIES, st.integers(0, 3))
 def test_queries_that_report_did_not_choose(queries: list[str], seed: int) -> None:
-    choosing, reporting = map(list, halves(hashes(queries), seed=seed))
-    keys = [{text_key(queries[index]) for index in side} for side in (choosing, reporting)]
+    validation, test = map(list, halves(hashes(queries), seed=seed))
+    keys = [{text_key(queries[index]) for index in side} for side in (validation, test)]
     if len(keys[0] | keys[1]) == 1:
         return  # One query has to do both.
-    assert sorted(choosing + reporting) == list(range(len(queries)))
+    assert sorted(validation + test) == list(range(len(queries)))
     assert not keys[0] & keys[1]
     assert abs(len(keys[0]) - len(keys[1])) <= 1

@@ -35,11 +35,11 @@ PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for 
 
 
 def drawn(queries: int, *, scale: float, bias: float, seed: int = 0, each: int = 30) -> Scored:
-    """Candidates that are right with probability sigmoid(scale * logit + bias)."""
+    """Candidates that are relevant with probability sigmoid(scale * logit + bias)."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 4, queries * each)
-    right = random.random(len(logits)) < sigmoid(scale * logits + bias)
-    return Scored(logits, right, np.repeat(np.arange(queries, dtype=np.uint64), each))
+    relevant = random.random(len(logits)) < sigmoid(scale * logits + bias)
+    return Scored(logits, relevant, np.repeat(np.arange(queries, dtype=np.uint64), each))
 
 
 @pytest.mark.parametrize(("scale", "bias"), [(0.4, -2.0), (1.0, 0.0), (3.0, -5.0)])
@@ -53,8 +53,8 @@ def test_what_was_drawn_is_found(scale: float, bias: float) -> None:
     st.lists(st.tuples(st.floats(-1e4, 1e4), st.booleans()), min_size=2, max_size=60),
 )
 def test_a_fit_never_turns_the_order(pairs: list[tuple[float, bool]]) -> None:
-    logits, right = (np.array(column) for column in zip(*pairs, strict=True))
-    found = fit(Scored(logits.astype(float), right, np.zeros(len(pairs), np.uint64)))
+    logits, relevant = (np.array(column) for column in zip(*pairs, strict=True))
+    found = fit(Scored(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64)))
     if found is not None:
         assert found.scale > 0
         assert np.isfinite([found.scale, found.bias]).all()
@@ -70,10 +70,10 @@ def test_no_fit_where_right_scores_lower() -> None:
 
 
 def test_the_error_of_probabilities() -> None:
-    right = np.array([True, False, True, True])
-    assert calibration_error(np.array([1.0, 0.0, 1.0, 1.0]), right) == 0
-    assert calibration_error(np.full(4, 0.25), right) == pytest.approx(0.5)
-    assert reliability(np.full(4, 0.25), right) == [(0.25, 0.75, 4)]
+    relevant = np.array([True, False, True, True])
+    assert calibration_error(np.array([1.0, 0.0, 1.0, 1.0]), relevant) == 0
+    assert calibration_error(np.full(4, 0.25), relevant) == pytest.approx(0.5)
+    assert reliability(np.full(4, 0.25), relevant) == [(0.25, 0.75, 4)]
 
 
 def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> None:
@@ -83,8 +83,8 @@ def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> Non
     scored = drawn(60, scale=0.3, bias=-2.0)
     expected = crossed(scored)
     own, _ = halves(scored.queries, seed=0)
-    changed = replace(scored, right=scored.right.copy())
-    changed.right[own[:50]] = True
+    changed = replace(scored, right=scored.relevant.copy())
+    changed.relevant[own[:50]] = True
     again = crossed(changed)
     assert expected is not None and again is not None
     np.testing.assert_array_equal(again[own], expected[own])
@@ -95,13 +95,13 @@ def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> Non
     st.lists(st.tuples(st.integers(-9, 9), st.booleans()), min_size=1, max_size=200),
 )
 def test_thresholds_hold_what_they_promise(pairs: list[tuple[int, bool]]) -> None:
-    logits, right = (np.array(column) for column in zip(*pairs, strict=True))
-    scored = Scored(logits.astype(float), right, np.zeros(len(pairs), np.uint64))
+    logits, relevant = (np.array(column) for column in zip(*pairs, strict=True))
+    scored = Scored(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64))
     for name, logit in thresholds(scored).items():
         kind, _, share = name.partition("@")
-        kept = scored.right[scored.logits >= logit]
+        kept = scored.relevant[scored.logits >= logit]
         assert len(kept) >= FEWEST_KEPT
-        found = kept.mean() if kind == "precision" else kept.sum() / scored.right.sum()
+        found = kept.mean() if kind == "precision" else kept.sum() / scored.relevant.sum()
         assert found >= float(share)
         assert logit not in scored.logits
 

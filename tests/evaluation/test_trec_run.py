@@ -136,8 +136,8 @@ def test_models_are_measured_beside_the_run(
         assert record["baseline"] == "the run's order"
         assert record["queries"] == 30
         assert f"{record['difference']['ndcg@10']:+.4f}" in out
-    # The query that a model hurt most, with the passages that it ranks and the right ones.
-    assert out.count("first right document in place") >= 2
+    # The query that a model hurt most, with the passages that it ranks and the positives.
+    assert out.count("first relevant document in place") >= 2
     assert "1 × queries of the run without a judgement, left out" in err
 
     report = tmp_path / "report"
@@ -145,7 +145,7 @@ def test_models_are_measured_beside_the_run(
     code, _, err = cli(*one, "--top_k", 5, "--report", report, "--output", output)
     assert code == 0, err
     html = (report / "report.html").read_text()
-    assert "no right document among the candidates" in html or "in place" in html
+    assert "no relevant document among the candidates" in html or "in place" in html
     cut = json.loads(output.read_text())
     assert cut["before"]["recall@10"] < records[0]["before"]["recall@10"]
 
@@ -181,7 +181,7 @@ def test_judgements_without_a_right_passage_say_nothing(
     files["qrels"].write_text("".join(f"q{i}\t0\td0\t0\n" for i in range(30)))
     code, _, err = cli("evaluate", "--model_dir", tiny_model, *options(files))
     assert code == 2
-    assert "qrels.tsv: no passage is judged right for a query of" in err
+    assert "qrels.tsv: no passage is judged relevant for a query of" in err
 
 
 @pytest.mark.parametrize(

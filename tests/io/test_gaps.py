@@ -95,7 +95,7 @@ GAPS: list[tuple[dict[str, str], dict[str, str | None]]] = [
     (
         {QUERIES: '{"_id": "q9", "text": "nobody judged it"}', RUN: "q9 Q0 d1 1 3 bm25"},
         {
-            "mine": "1 × queries without a right passage in --qrels, for example 'q9'",
+            "mine": "1 × queries without a positive in --qrels, for example 'q9'",
             "convert": "1 × queries without a judgement in the split",
             "evaluate": "1 × queries of the run without a judgement, left out, for example 'q9'",
         },

@@ -115,7 +115,7 @@ def test_no_right_passage_is_ever_mined_as_wrong(
             output = folder / f"{attempt}-train.jsonl"
             code = main([str(item) for item in ("mine", *files, "--output", output)])
             if code == 2:
-                # Every passage is a copy of a right one, or all queries are the same.
+                # Every passage is a copy of a positive, or all queries are the same.
                 return
             assert code == 0
             results.append(
@@ -154,7 +154,7 @@ def test_the_teacher_drops_what_it_finds_as_good(
     code, out, err = cli(*mine_options(output, "--negatives", 3, *more))
     assert code == 0, err
     groups = read(output)
-    assert "finds as good as a right one" in out
+    assert "finds as good as a positive" in out
     reranker = Reranker(tiny_model, dtype="float32")
     for group in groups[:5]:
         pairs = [(group["query"], text) for text in group["pos"] + group["neg"]]
@@ -164,7 +164,7 @@ def test_the_teacher_drops_what_it_finds_as_good(
         assert max(group["neg_scores"]) < max(group["pos_scores"]) - 0.01
     few = mine_options(output, "--negatives", 30, "--range_max", 2, "--overwrite", *more)
     _, out, _ = cli(*few)
-    drawn = re.search(r"(\d+) × wrong passages drawn at random", out)
+    drawn = re.search(r"(\d+) × negatives drawn at random", out)
     # Those that the reranker drops are none of them.
     assert drawn
     assert 0 < int(drawn[1]) <= sum(len(group["neg"]) for group in read(output))
@@ -177,7 +177,7 @@ def test_the_teacher_drops_what_it_finds_exactly_as_good(
     same = "the ship sails at noon from here"
     corpus = [f"{same} {word} {word} {'and so on ' * 3}{word}" for word in ("dog", "cat")]
     options = ("--filter_model", tiny_model, "--max_length", 16, "--dtype", "float32")
-    with pytest.raises(AssertionError, match="1 × queries for which no wrong passage is left"):
+    with pytest.raises(AssertionError, match="1 × queries for which no negative is left"):
         mine_files(cli, tmp_path, corpus, {"text": "ship"}, *options)
 
 
@@ -286,16 +286,16 @@ def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
     assert group["neg"] == ["Dogs travel in a cabin."]
     for line in (
         "1 × queries that repeat another",
-        "1 × queries without a right passage in --qrels, for example '3'",
-        "1 × queries whose right passages are not in the corpus, or blank",
+        "1 × queries without a positive in --qrels, for example '3'",
+        "1 × queries whose positives are not in the corpus, or blank",
         "1 × judged passages that are not in the corpus, left out, for example 'none' "
         f"({tmp_path}/qrels:5)",
         f"1 × judged passages that are blank, left out, for example 'd' ({tmp_path}/qrels:7)",
         "1 × copies of the query itself",
-        "1 × right passages that are copies of another",
+        "1 × positives that are copies of another",
         "1 × blank passages of the corpus",
         "1 × judged queries that are not among the queries, left out, for example '9'",
-        "1 × groups of fewer than 15 wrong passages",
+        "1 × groups of fewer than 15 negatives",
     ):
         assert line in out
 
@@ -303,7 +303,7 @@ def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
 def mine_files(
     cli: Run, folder: Path, corpus: list[str], query: dict[str, Any], *more: object
 ) -> list[dict[str, Any]]:
-    """The groups of one query whose right passage is the first of a corpus."""
+    """The groups of one query whose positive is the first of a corpus."""
     rows = [{"id": f"d{place}", "text": text} for place, text in enumerate(corpus)]
     write_lines(folder / "c.jsonl", rows)
     write_lines(folder / "q.jsonl", [{"id": "q", **query}])

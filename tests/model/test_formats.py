@@ -253,7 +253,7 @@ def test_a_folder_of_cross_encoder_is_one(tiny_model: Path, tmp_path: Path) -> N
 
 
 def test_embedding_models_are_a_base(sentence_model: Path) -> None:
-    assert load_model(sentence_model, new_head=True).has_fresh_head
+    assert load_model(sentence_model, new_head=True).has_new_head
     with pytest.raises(InputError, match="has no trained scoring head"):
         Reranker(sentence_model)
 

@@ -61,10 +61,10 @@ def test_no_such_model(name: str) -> None:
 
 def test_a_plain_encoder_gets_one_fresh_label(tiny_encoder: Path, tiny_model: Path) -> None:
     loaded = load_model(tiny_encoder, new_head=True)
-    assert loaded.has_fresh_head
+    assert loaded.has_new_head
     assert loaded.model.config.num_labels == 1
-    assert "classifier.weight" in loaded.fresh_weights
-    assert not load_model(tiny_model).has_fresh_head
+    assert "classifier.weight" in loaded.new_weights
+    assert not load_model(tiny_model).has_new_head
 
 
 def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: Path) -> None:

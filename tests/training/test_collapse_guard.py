@@ -42,7 +42,7 @@ def watch(
 
 def test_a_run_that_learns_goes_on() -> None:
     guard = CollapseGuard()
-    # A fresh head starts at chance, and takes its time.
+    # A newly initialised head starts at chance, and takes its time.
     watch(guard, [CHANCE] * 150, spread=1e-4)
     watch(guard, [CHANCE * 0.97**step for step in range(200)], start=150)
 

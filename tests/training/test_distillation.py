@@ -17,7 +17,7 @@ from ..conftest import Run, easy_groups, write_lines
 
 
 def scored(records: list[dict[str, Any]], *, right: float) -> list[dict[str, Any]]:
-    """Groups whose teacher gives the right passage a score, and the wrong ones 0, 1 and 2."""
+    """Groups whose teacher gives the positive a score, and the negatives 0, 1 and 2."""
     return [{**record, "pos_scores": [right], "neg_scores": [0, 1, 2]} for record in records]
 
 
@@ -127,6 +127,6 @@ def test_probable_false_negatives_are_not_trained_on(
     data = write_lines(tmp_path / "train.jsonl", records)
     held_out = write_lines(tmp_path / "dev.jsonl", easy_groups(4, start=100))
     result = train(tiny_model, data, held_out, tmp_path / "out", teacher_margin=0.5)
-    # The right passage and two of three wrong ones, of 11 groups in 4 epochs.
+    # The positive and two of three negatives, of 11 groups in 4 epochs.
     assert result.history[-1]["train_pairs"] == 11 * 3 * 4
-    assert "leaves 1 of 12 training groups without a wrong passage" in caplog.text
+    assert "leaves 1 of 12 training groups without a negative" in caplog.text

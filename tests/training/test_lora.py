@@ -110,7 +110,7 @@ def test_alone_merged_and_by_peft_it_gives_the_same_logits(
 
 
 def test_the_head_of_a_run_is_trained_and_saved(plain_encoder: Path, trained: Path) -> None:
-    fresh = set(load_model(plain_encoder, new_head=True).fresh_weights)
+    fresh = set(load_model(plain_encoder, new_head=True).new_weights)
     saved = load_file(trained / "adapter_model.safetensors")
     found = {name: next(k for k in saved if k.endswith(f".{name}")) for name in fresh}
     torch.manual_seed(0)

@@ -28,10 +28,10 @@ def test_queries_that_chose_the_model_do_not_report_on_it(tiny_model: Path, tmp_
     data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
     result = run(tiny_model, data, tmp_path / "out", eval_queries=20)
     metrics = json.loads((result.model_dir / "metrics.json").read_text())
-    assert metrics["choosing"]["after"]["queries"] == metrics["after"]["queries"] == 10
+    assert metrics["validation"]["after"]["queries"] == metrics["after"]["queries"] == 10
     entries = [entry for entry in read_history(result.model_dir) if "ndcg@10" in entry]
     (kept,) = (entry["ndcg@10"] for entry in entries if entry["step"] == metrics["best_step"])
-    assert metrics["choosing"]["after"]["ndcg@10"] == pytest.approx(kept)
+    assert metrics["validation"]["after"]["ndcg@10"] == pytest.approx(kept)
 
 
 @pytest.mark.parametrize(

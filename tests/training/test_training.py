@@ -112,7 +112,7 @@ def test_the_kept_model_has_the_figures_that_are_reported(
 def test_a_run_that_never_improves_keeps_the_base(
     tiny_model: Path, groups_file: Path, tmp_path: Path
 ) -> None:
-    # The right passages of the evaluation are the wrong ones of the training.
+    # The positives of the evaluation are the negatives of the training.
     records = [{**group, "pos": group["neg"], "neg": group["pos"]} for group in easy_groups(8)]
     shuffled = write_lines(tmp_path / "dev.jsonl", records)
     trained = run(tiny_model, groups_file, tmp_path / "good", eval_data_path=str(groups_file))
@@ -200,9 +200,9 @@ def test_held_out_queries_are_not_trained_on(tiny_model: Path, tmp_path: Path) -
     data = write_lines(tmp_path / "twice.jsonl", twice)
     result = run(tiny_model, data, tmp_path / "out", eval_queries=5, total_epoch=1)
     found = json.loads((result.model_dir / "rerank.json").read_text())["data"]
-    assert found["choosing_groups"] + found["reporting_groups"] == 10
+    assert found["validation_groups"] + found["test_groups"] == 10
     assert found["train_groups"] == 30
-    assert result.after["queries"] == found["reporting_groups"] == 6
+    assert result.after["queries"] == found["test_groups"] == 6
 
 
 def test_factor_and_patience_follow_the_evaluation_loss(
@@ -252,7 +252,7 @@ def test_a_fresh_head_gets_a_rate_and_a_loss_of_its_own(
     assert options(tiny_encoder) > options(tiny_model)
     assert losses == ["listnet", "softmax_cross_entropy"]
     run(tiny_encoder, groups_file, tmp_path / "low", eval_data_path=str(eval_file), lr=1e-5)
-    assert "is low for a fresh scoring head" in caplog.text
+    assert "is low for a newly initialised scoring head" in caplog.text
 
 
 def test_eval_strategy_no_keeps_the_last_weights_and_says_so(
