@@ -1,5 +1,6 @@
 """Training: groups in, a better reranker out."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import FinetuneConfig
@@ -9,11 +10,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
 
+#: The module of every name that is imported when it is first used: torch and transformers are then
+#: loaded by the first run, not by its configuration.
+MODULES = {
+    "FinetuneResult": "training.finetune",
+    "finetune": "training.finetune",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # torch and transformers load with the first run, not with its configuration.
-    if name in {"FinetuneResult", "finetune"}:
-        from .training import finetune as run
-
-        return getattr(run, name)
+    if name in MODULES:
+        return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

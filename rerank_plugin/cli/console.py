@@ -84,12 +84,25 @@ def bar(
     unit: str,
     total: int | None = None,
     *,
+    shown: bool = True,
     initial: int = 0,
     delay: float = 0,
     unit_scale: bool = False,
 ) -> "tqdm[Any]":
-    """Return a progress bar on stderr, shown after `delay` seconds."""
+    """Return a progress bar on stderr.
+
+    Args:
+        title: Its title.
+        unit: The unit of what it counts.
+        total: How many units there are, where that is known.
+        shown: Whether it is shown. Functions take this as `progress`, False by default; commands
+            pass True.
+        initial: How many units are done already.
+        delay: Seconds until it is shown.
+        unit_scale: Whether large counts are shown with a prefix, as in 3.2M.
+    """
     return tqdm(
+        disable=not shown,
         total=total,
         desc=title,
         unit=unit,
