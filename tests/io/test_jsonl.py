@@ -60,7 +60,10 @@ RECORD = '{"query": "q", "pos": ["p"], "neg": ["n"]}'
         (b"ARROW1\x00\x00", "an Arrow file: save it as"),
         (b"PK\x03\x04\x14\x00", "a zip archive or an Excel workbook: unpack it, or save it as"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "an Excel workbook: save it as CSV UTF-8"),
-        (gzip.compress(RECORD.encode(), mtime=0), "compressed with gzip: its name has to end in .gz"),
+        (
+            gzip.compress(RECORD.encode(), mtime=0),
+            "compressed with gzip: its name has to end in .gz",
+        ),
         (b"\x28\xb5\x2f\xfd\x00", "compressed with zstd: unpack it"),
         (RECORD.encode("utf-16"), "UTF-16 text: save it as UTF-8"),
         (RECORD.encode("utf-16-le"), "UTF-16 text: save it as UTF-8"),
