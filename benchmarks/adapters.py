@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import machine
-from models import model_folder
-from pipelines import PIPELINES
-from places import SQUAD_OR_SAMPLE, add_places
-from results import percentile
+from peers.pipelines import PIPELINES
+from peers.scorers import OURS
 from rich.console import Console
 from rich.table import Table
-from scorers import OURS
-from scoring import open_workers, rotated
-from texts import Source, Texts
+from shared import machine
+from shared.folders import SQUAD_OR_SAMPLE, add_places
+from shared.models import model_folder
+from shared.results import percentile
+from shared.scoring import open_workers, rotated
+from shared.texts import Source, Texts
+from shared.workers import Worker
 from tokenizers import Tokenizer
-from workers import Worker
 
 #: Queries that are asked at once, and the documents of each.
 QUERIES, DOCUMENTS = 32, 20

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import set_environment
-from places import add_places
 from rich.console import Console
 from rich.table import Table
-from texts import write_records
+from shared.folders import add_places
+from shared.machine import set_environment
+from shared.texts import write_records
 
 MAX_LEN = 256
 

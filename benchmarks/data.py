@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import OtherWork, available_cpus, describe, peak_memory, set_environment
-from places import add_places
 from rich.console import Console
 from rich.table import Table
+from shared.folders import add_places
+from shared.machine import OtherWork, available_cpus, describe, peak_memory, set_environment
 
 SETS = ("squad", "scifact", "cmrc2018")
 

@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from machine import available_cpus, describe, peak_memory, set_environment
-from models import wordpiece_tokenizer
-from places import SQUAD_OR_SAMPLE, add_places
 from rich.console import Console
 from rich.table import Table
-from texts import Source, write_records
-from workers import CONTEXT, write_to
+from shared.folders import SQUAD_OR_SAMPLE, add_places
+from shared.machine import available_cpus, describe, peak_memory, set_environment
+from shared.models import wordpiece_tokenizer
+from shared.texts import Source, write_records
+from shared.workers import CONTEXT, write_to
 
 #: Candidates of every query, the first of which is right.
 CANDIDATES = 100

@@ -19,9 +19,9 @@ import sys
 import time
 from pathlib import Path
 
-from machine import set_environment
-from places import CHECKOUT
 from safetensors.torch import load_file
+from shared.folders import CHECKOUT
+from shared.machine import set_environment
 
 
 def command(folder: Path) -> list[str]:

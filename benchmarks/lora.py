@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import peak_memory, set_environment
-from models import model_folder
-from places import add_places
 from rich.console import Console
 from rich.table import Table
-from texts import Source, write_groups
-from workers import CONTEXT, write_to
+from shared.folders import add_places
+from shared.machine import peak_memory, set_environment
+from shared.models import model_folder
+from shared.texts import Source, write_groups
+from shared.workers import CONTEXT, write_to
 
 #: The longest pair of every run.
 MAX_LEN = 256

@@ -24,8 +24,8 @@ from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
-from machine import set_environment
-from texts import write_records
+from shared.machine import set_environment
+from shared.texts import write_records
 
 if TYPE_CHECKING:
     from rerank_plugin.finetune.data.groups import Group

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import OtherWork, describe, peak_memory, set_environment
-from texts import SAMPLE
+from shared.machine import OtherWork, describe, peak_memory, set_environment
+from shared.texts import SAMPLE
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -26,13 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import device, set_environment
-from models import without_dropout
-from places import add_device, add_places
-from rich.console import Console
-from rich.table import Table
-from texts import read_groups, write_records
-from trainers import (
+from peers.trainers import (
     GROUP_SIZE,
     MAX_LENGTH,
     common_options,
@@ -41,7 +35,13 @@ from trainers import (
     list_columns,
     timed,
 )
-from workers import CONTEXT, write_to
+from rich.console import Console
+from rich.table import Table
+from shared.folders import add_device, add_places
+from shared.machine import device, set_environment
+from shared.models import without_dropout
+from shared.texts import read_groups, write_records
+from shared.workers import CONTEXT, write_to
 
 #: Groups of everybody's step.
 BATCH_GROUPS = 8

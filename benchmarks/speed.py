@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import machine
-from models import MODELS, model_folder
-from places import SQUAD_OR_SAMPLE, add_device, add_places
-from report import plot, print_row
-from results import Results, Row
+from peers.trainers import GROUP_SIZE, MAX_LENGTH
 from rich.console import Console
-from scoring import (
+from shared import machine
+from shared.folders import SQUAD_OR_SAMPLE, add_device, add_places
+from shared.models import MODELS, model_folder
+from shared.report import plot, print_row
+from shared.results import Results, Row
+from shared.scoring import (
     DOCUMENTS,
     RAG_DOCUMENTS,
     check_agreement,
@@ -20,11 +21,10 @@ from scoring import (
     measure_scoring,
     open_workers,
 )
-from texts import MIXES, Source, Texts
+from shared.texts import MIXES, Source, Texts
+from shared.training import Workload, measure_training
+from shared.workers import WorkerError
 from tokenizers import Tokenizer
-from trainers import GROUP_SIZE, MAX_LENGTH
-from training import Workload, measure_training
-from workers import WorkerError
 
 KINDS = ("scoring", "latency", "training")
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from machine import set_environment
-from places import add_places
 from rich.console import Console
 from rich.table import Table
+from shared.folders import add_places
+from shared.machine import set_environment
 
 #: The longest pair of every run.
 MAX_LEN = 256

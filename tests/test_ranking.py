@@ -17,7 +17,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.io.requests import Request
 from rerank_plugin.ranking import Selection, is_blank
 
-from .conftest import Run, sample_texts, write_lines
+from .factories import Run, sample_texts, write_lines
 
 QUERY = "when does it sail"
 BLANK = ("", " \n", "\u3000\t", "\u00a0")

@@ -13,7 +13,7 @@ from rerank_plugin.cli.main import COMMANDS
 from rerank_plugin.model.settings import RerankSettings
 from rerank_plugin.options import parse_options
 
-from .conftest import easy_groups, write_lines
+from .factories import easy_groups, write_lines
 from .training.test_lora import drawn_adapter
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")

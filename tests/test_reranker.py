@@ -20,7 +20,7 @@ from rerank_plugin import Ranked, Reranker
 from rerank_plugin.engine.scorer import ScoringError, batches_by_length
 from rerank_plugin.errors import InputError, OptionError
 
-from .conftest import build_model, sample_texts
+from .factories import build_model, sample_texts
 
 PAIRS = [("when does it sail", text) for text in sample_texts()[:12]] + [("a", "b"), ("a", "")]
 

@@ -8,7 +8,7 @@ import pytest
 
 from rerank_plugin.finetune.data.groups import read_groups
 
-from ..conftest import Run, easy_groups, sample_texts, write_lines
+from ..factories import Run, easy_groups, sample_texts, write_lines
 
 TEXTS = sample_texts()
 

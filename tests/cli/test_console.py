@@ -10,7 +10,7 @@ import pytest
 
 from rerank_plugin.io.jsonl import input_files
 
-from ..conftest import Run, easy_groups, write_lines
+from ..factories import Run, easy_groups, write_lines
 
 COMMAND = f"{sys.executable} -m rerank_plugin"
 

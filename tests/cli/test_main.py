@@ -12,7 +12,7 @@ import pytest
 
 from rerank_plugin import Reranker
 
-from ..conftest import Run, build_model, easy_groups, write_lines
+from ..factories import Run, build_model, easy_groups, write_lines
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
 

@@ -13,7 +13,7 @@ import pytest
 
 from rerank_plugin.cli import rerank
 
-from ..conftest import Run, mount, sample_texts, unmount, write_lines
+from ..factories import Run, mount, sample_texts, unmount, write_lines
 
 
 def rerank_file(path: Path, count: int) -> Path:

@@ -18,7 +18,7 @@ from sentence_transformers.util import mine_hard_negatives
 from rerank_plugin.finetune.converters.msmarco import literal
 from rerank_plugin.finetune.data.groups import read_groups
 
-from ..conftest import Run, sample_texts, write_lines
+from ..factories import Run, sample_texts, write_lines
 
 #: As in MS MARCO v1.1's train set.
 RECORD = {

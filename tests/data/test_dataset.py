@@ -26,7 +26,7 @@ from rerank_plugin.finetune.data.index_cache import (
 from rerank_plugin.finetune.text.normalize import text_digest
 from rerank_plugin.io.jsonl import DataPath, SkippedLines
 
-from ..conftest import easy_groups, mount, write_lines
+from ..factories import easy_groups, mount, write_lines
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
 SCORED = {**GOOD, "pos_scores": [3, 2.5], "pos": ["p", "o"], "neg_scores": [2.0, -1e300]}

@@ -11,7 +11,7 @@ from rerank_plugin.finetune.data.groups import Group, find_problems, read_groups
 from rerank_plugin.finetune.text.normalize import text_key
 from rerank_plugin.io.jsonl import SkippedLines
 
-from ..conftest import write_lines
+from ..factories import write_lines
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n", "m"]}
 

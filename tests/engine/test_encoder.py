@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.errors import OptionError
 
-from ..conftest import sample_texts
+from ..factories import sample_texts
 
 TEXTS = st.text(max_size=30) | st.sampled_from(sample_texts())
 

@@ -27,7 +27,7 @@ from rerank_plugin.engine.queue import Door, QueueError
 from rerank_plugin.engine.scorer import Logits
 from rerank_plugin.errors import InputError
 
-from ..conftest import build_model, sample_texts
+from ..factories import build_model, sample_texts
 
 TEXTS = sample_texts()
 REQUESTS = [(f"question {i} dogs", TEXTS[i : i + 3 + i % 20]) for i in range(64)]

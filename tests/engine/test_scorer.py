@@ -22,7 +22,7 @@ from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.scorer import EncodedPairs
 from rerank_plugin.errors import OptionError
 
-from ..conftest import build_model, sample_texts
+from ..factories import build_model, sample_texts
 
 TEXTS = sample_texts()
 PAIRS = [(query, text) for query in ("when does it sail", "dogs") for text in TEXTS[:40]]
@@ -215,7 +215,7 @@ def test_progress_counts_pairs(tiny_model: Path, long_documents: str) -> None:
 def test_a_family_without_packing_is_padded(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
-    from ..conftest import SIZES, train_tokenizer
+    from ..factories import SIZES, train_tokenizer
 
     tokenizer = train_tokenizer("bert")
     sizes: dict[str, Any] = {**SIZES, "vocab_size": len(tokenizer), "num_labels": 1}

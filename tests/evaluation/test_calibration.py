@@ -29,7 +29,7 @@ from rerank_plugin.finetune.evaluation.calibration import (
 )
 from rerank_plugin.model.settings import RerankSettings
 
-from ..conftest import build_model, easy_groups, write_lines
+from ..factories import build_model, easy_groups, write_lines
 
 PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
 

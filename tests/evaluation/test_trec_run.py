@@ -18,7 +18,7 @@ from rerank_plugin.finetune.evaluation.evaluation import QUERIES_AT_ONCE, evalua
 from rerank_plugin.finetune.evaluation.metrics import METRICS, TREC_MEASURES, Ranking, query_metrics
 from rerank_plugin.finetune.evaluation.trec_run import open_run
 
-from ..conftest import Run, build_model, sample_texts, write_lines
+from ..factories import Run, build_model, sample_texts, write_lines
 
 #: Of a query: documents that were found with their scores, and grades of judged ones.
 Found = dict[str, float]

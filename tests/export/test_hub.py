@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ..conftest import Run
+from ..factories import Run
 
 
 class Hub(ThreadingHTTPServer):

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rerank_plugin import Reranker
 from rerank_plugin.finetune import FinetuneConfig, finetune
 
-from ..conftest import easy_groups, sample_texts, write_lines
+from ..factories import easy_groups, sample_texts, write_lines
 
 QUERY = "when does it sail"
 TEXTS = ["a dog", "a cabin for two", "refund", "", *(text[:60] for text in sample_texts()[:8])]

@@ -34,7 +34,7 @@ from rerank_plugin.integrations.langchain import (
     RerankRetriever,
 )
 
-from ..conftest import sample_texts
+from ..factories import sample_texts
 
 TEXTS = sample_texts()
 QUERY = "when does the ferry sail"

@@ -38,7 +38,7 @@ from pydantic import PrivateAttr
 from rerank_plugin import Reranker
 from rerank_plugin.integrations.llama_index import RerankPostprocessor
 
-from ..conftest import sample_texts
+from ..factories import sample_texts
 
 TEXTS = sample_texts()[:40]
 QUERY = "when does the ferry sail"

@@ -30,7 +30,7 @@ from rerank_plugin.io.atomic import (
 from rerank_plugin.io.locks import locked
 from rerank_plugin.options import check_output
 
-from ..conftest import mount, unmount
+from ..factories import mount, unmount
 
 LAST = ("rerank.json", "config.json")
 

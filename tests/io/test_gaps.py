@@ -10,7 +10,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.finetune.evaluation.trec_run import open_run
 from rerank_plugin.io.atomic import write_json
 
-from ..conftest import Run, sample_texts, write_lines
+from ..factories import Run, sample_texts, write_lines
 
 QRELS, RUN, CORPUS, QUERIES = "qrels/train.tsv", "run.trec", "corpus.jsonl", "queries.jsonl"
 COMMANDS = ("mine", "convert", "evaluate")

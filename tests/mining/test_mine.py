@@ -29,7 +29,7 @@ from rerank_plugin.finetune.text.duplicates import Duplicates
 from rerank_plugin.finetune.text.normalize import text_key
 from rerank_plugin.sample import sample_path
 
-from ..conftest import Run, mount, sample_texts, write_lines
+from ..factories import Run, mount, sample_texts, write_lines
 
 SAMPLE = {name: str(sample_path(f"{name}.jsonl")) for name in ("corpus", "queries")}
 QRELS = str(sample_path("qrels.tsv"))

@@ -24,7 +24,7 @@ from rerank_plugin import Reranker
 from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.model.settings import RerankSettings
 
-from ..conftest import sample_texts
+from ..factories import sample_texts
 
 TEXTS = sample_texts()[:12]
 QUERY = "when does it sail"
@@ -497,7 +497,7 @@ def test_copies_and_pickles_are_settings(kit: Any, tiny_model: Path, tmp_path: P
 @pytest.fixture(scope="module")
 def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A fine-tuned folder and a LoRA folder."""
-    from ..conftest import easy_groups, write_lines
+    from ..factories import easy_groups, write_lines
 
     folder = tmp_path_factory.mktemp("trained")
     data = write_lines(folder / "train.jsonl", easy_groups(20))

@@ -15,7 +15,7 @@ from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.model.families import FAMILIES, family_of
 from rerank_plugin.model.formats import check_family
 
-from ..conftest import build_model, easy_groups, write_lines
+from ..factories import build_model, easy_groups, write_lines
 from ..test_reranker import plain_logits
 
 USED = sorted(name for name, family in FAMILIES.items() if not family.refused)

@@ -20,7 +20,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.model.loading import load_model
 
-from ..conftest import Run, build_config, build_model, easy_groups, train_tokenizer, write_lines
+from ..factories import Run, build_config, build_model, easy_groups, train_tokenizer, write_lines
 
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.Transformer"}
 PAIRS = [("when does it sail", text) for text in ("at noon", "a refund", "a cabin for two")]

@@ -9,7 +9,7 @@ from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError
 from rerank_plugin.model.loading import load_model, load_tokenizer
 
-from ..conftest import build_model
+from ..factories import build_model
 
 
 @pytest.fixture

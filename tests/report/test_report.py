@@ -20,7 +20,7 @@ from rerank_plugin.finetune.evaluation.metrics import Ranking, paired_difference
 from rerank_plugin.finetune.report.report import Report
 from rerank_plugin.model.settings import RerankSettings
 
-from ..conftest import build_model, easy_groups, write_lines
+from ..factories import build_model, easy_groups, write_lines
 
 PICTURES = {"training_curves", "differences", "scores", "reliability"}
 

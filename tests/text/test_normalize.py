@@ -12,7 +12,7 @@ from rerank_plugin.finetune.text.duplicates import (
 from rerank_plugin.finetune.text.normalize import text_key, words
 from rerank_plugin.finetune.text.scripts import main_script
 
-from ..conftest import sample_texts
+from ..factories import sample_texts
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from rerank_plugin.finetune.training.collapse_guard import (
     TrainingStoppedError,
 )
 
-from ..conftest import easy_groups, write_lines
+from ..factories import easy_groups, write_lines
 from .test_training import run
 
 CHANCE = log(8)

@@ -13,7 +13,7 @@ from rerank_plugin.finetune.data.sampling import sample_group
 from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
 from rerank_plugin.finetune.losses import LOSSES, make_loss
 
-from ..conftest import Run, easy_groups, write_lines
+from ..factories import Run, easy_groups, write_lines
 
 
 def scored(records: list[dict[str, Any]], *, right: float) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from rerank_plugin.finetune.training.distributed import (
 from rerank_plugin.finetune.training.sharding import cut_at_layers
 from rerank_plugin.model.loading import load_model
 
-from ..conftest import easy_groups, write_lines
+from ..factories import easy_groups, write_lines
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))

@@ -25,7 +25,7 @@ from rerank_plugin.model.families import FAMILIES as TABLE
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
-from ..conftest import FAMILIES, Run, build_model, easy_groups, mount, write_lines
+from ..factories import FAMILIES, Run, build_model, easy_groups, mount, write_lines
 
 PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
 

@@ -12,7 +12,7 @@ from rerank_plugin.finetune.evaluation.metrics import improvement_probability
 from rerank_plugin.finetune.training.lr_finder import choose
 from rerank_plugin.finetune.training.model_selection import KeepBest
 
-from ..conftest import easy_groups, write_lines
+from ..factories import easy_groups, write_lines
 from .test_training import read_history, run
 
 

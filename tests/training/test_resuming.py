@@ -25,7 +25,7 @@ from rerank_plugin.finetune.training.model_selection import KeepBest
 from rerank_plugin.finetune.training.run_dir import RunFolder
 from rerank_plugin.io import atomic
 
-from ..conftest import easy_groups, mount, write_lines
+from ..factories import easy_groups, mount, write_lines
 
 STEP = "/12 "
 

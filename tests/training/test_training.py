@@ -19,7 +19,7 @@ from rerank_plugin.finetune.training.dropout import set_dropout
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
-from ..conftest import build_model, easy_groups, write_lines
+from ..factories import build_model, easy_groups, write_lines
 
 
 def run(model: Path, data: Path, folder: Path, **options: Any) -> FinetuneResult:

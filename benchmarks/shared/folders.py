@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 #: Data sets beside the checkout.
 DATA = CHECKOUT.parent / "shared" / "data"

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from machine import available_cpus, gemm_rates
-from scorers import OURS
+from peers.scorers import OURS
+
+from shared.machine import available_cpus, gemm_rates
 
 #: CPUs that others may have during a round before its times are left out.
 DISTURBED = 0.075 * available_cpus()

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from models import MAX_LENGTH
-from scorers import OURS, weights_precision
-from texts import Request
+from shared.models import MAX_LENGTH
+from shared.texts import Request
+
+from peers.scorers import OURS, weights_precision
 
 #: How many documents are kept.
 TOP_N = 3

@@ -9,10 +9,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from machine import OtherWork, device, peak_memory
-from scorers import OURS
-from texts import Request, read_groups
-from workers import CONTEXT, WorkerError, write_to
+from shared.machine import OtherWork, device, peak_memory
+from shared.texts import Request, read_groups
+from shared.workers import CONTEXT, WorkerError, write_to
+
+from peers.scorers import OURS
 
 #: The longest pair, passages of a group, and learning rate of every run.
 MAX_LENGTH = 256

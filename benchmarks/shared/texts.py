@@ -26,7 +26,7 @@ MIXES = {
     **{name: f"every pair {tokens} tokens long" for name, tokens in TOKENS.items()},
 }
 
-SAMPLE = Path(__file__).resolve().parents[1] / "rerank_plugin" / "sample"
+SAMPLE = Path(__file__).resolve().parents[2] / "rerank_plugin" / "sample"
 
 
 @dataclass(frozen=True)

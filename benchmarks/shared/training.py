@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import PRECISIONS
-from models import Shape, without_dropout
-from results import Row, Run
-from scorers import OURS, is_installed
-from texts import Source, pair_lengths, read_groups, write_groups
+from peers.scorers import OURS, is_installed
+from peers.trainers import GROUP_SIZE, MAX_LENGTH, TRAINERS, Task, train
 from tokenizers import Tokenizer
-from trainers import GROUP_SIZE, MAX_LENGTH, TRAINERS, Task, train
-from workers import WorkerError
+
+from shared.machine import PRECISIONS
+from shared.models import Shape, without_dropout
+from shared.results import Row, Run
+from shared.texts import Source, pair_lengths, read_groups, write_groups
+from shared.workers import WorkerError
 
 #: Groups for the evaluation that this project's command always does; it is not timed.
 HELD_OUT = 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from texts import Source
+from shared.texts import Source
 
 #: What a pair is cut to when scoring; stored in the folder, as published rerankers do.
 MAX_LENGTH = 512

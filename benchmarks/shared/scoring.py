@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from machine import PRECISIONS
-from models import MAX_LENGTH, Shape
-from results import Row, Run
-from scorers import SCORERS, is_installed
-from texts import Request, Texts, pair_lengths
-from workers import Answer, Worker
+from peers.scorers import SCORERS, is_installed
+
+from shared.machine import PRECISIONS
+from shared.models import MAX_LENGTH, Shape
+from shared.results import Row, Run
+from shared.texts import Request, Texts, pair_lengths
+from shared.workers import Answer, Worker
 
 #: Documents of a query when scoring: two full batches of rerankers, one of sentence-transformers.
 DOCUMENTS = 32

@@ -10,10 +10,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from machine import OtherWork, peak_memory, reset_peak_memory
-from pipelines import PIPELINES
-from scorers import SCORERS
-from texts import Request
+from peers.pipelines import PIPELINES
+from peers.scorers import SCORERS
+
+from shared.machine import OtherWork, peak_memory, reset_peak_memory
+from shared.texts import Request
 
 # Not fork: a child that starts as a copy has its parent's memory and its parent's threads.
 CONTEXT = multiprocessing.get_context("spawn")

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from results import DISTURBED, Results, Row, summary
+from peers.scorers import OURS
 from rich.console import Console
 from rich.table import Table
-from scorers import OURS
+
+from shared.results import DISTURBED, Results, Row, summary
 
 GIGABYTE = 2**30
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from machine import device
-from models import MAX_LENGTH
-from texts import Request
+from shared.machine import device
+from shared.models import MAX_LENGTH
+from shared.texts import Request
 
 OURS = "rerank-plugin"
 

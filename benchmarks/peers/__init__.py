@@ -1,0 +1,1 @@
+"""This project and its peers, each used as its documentation shows."""

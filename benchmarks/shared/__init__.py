@@ -1,0 +1,1 @@
+"""What several benchmarks use: machine, models, texts, processes, results."""

@@ -1,0 +1,231 @@
+"""Tiny real models from config, tokenizers trained here, groups and files for tests."""
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+)
+
+from rerank_plugin.io.jsonl import read_lines
+from rerank_plugin.sample import sample_path
+
+FAMILIES = ("bert", "xlm-roberta", "modernbert", "electra")
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+
+#: What families beside these are called otherwise, or need besides.
+OTHER_SIZES: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 16},
+    "canine": {"num_hash_buckets": 256},
+    "deberta": {"pooler_hidden_size": 32},
+    "deberta-v2": {"pooler_hidden_size": 32},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "eurobert": {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3},
+    "flaubert": {"emb_dim": 32, "n_layers": 2, "n_heads": 2},
+    "funnel": {"block_sizes": [1, 1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64},
+    "jina_embeddings_v3": {"lora_rank": 2},
+    "longformer": {"attention_window": [16, 16]},
+    "luke": {"entity_vocab_size": 8, "entity_emb_size": 8},
+    "mobilebert": {"embedding_size": 16, "true_hidden_size": 16, "intra_bottleneck_size": 16},
+    # Its code has this number wherever padding is.
+    "mpnet": {"pad_token_id": 1},
+    "squeezebert": {"embedding_size": 32, "q_groups": 2, "k_groups": 2, "v_groups": 2},
+    "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 2},
+}
+
+#: Draws the order of a tokenizer's pieces, and by it the tiny models.
+NUMBERING = 2
+
+SPECIAL = {
+    "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "xlm-roberta": ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
+}
+
+
+def sample_texts() -> list[str]:
+    return [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
+
+
+def number_anew(tokenizer: Tokenizer, special: list[str]) -> None:
+    """Give pieces the same numbers in every process: trainers number them as hashes fall.
+
+    Otherwise every process tests a model of its own, some of which rank well, or as badly as can
+    be, before they are trained. In an order that is drawn once, so that none of this holds.
+    """
+    model = json.loads(tokenizer.to_str())["model"]
+    if model["type"] not in ("WordPiece", "Unigram"):
+        return
+    scores = dict(model["vocab"])
+    pieces = sorted(set(scores) - set(special))
+    random.Random(NUMBERING).shuffle(pieces)
+    pieces = [*special, *pieces]
+    if model["type"] == "Unigram":
+        vocabulary = [(piece, scores[piece]) for piece in pieces]
+        tokenizer.model = models.Unigram(vocabulary, pieces.index(special[1]), False)
+    else:
+        numbers = {piece: number for number, piece in enumerate(pieces)}
+        tokenizer.model = models.WordPiece(numbers, unk_token=model["unk_token"])
+
+
+def train_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    pad, unk, start, end, mask = SPECIAL.get(family, SPECIAL["bert"])
+    special = [pad, unk, start, end, mask]
+    if family == "xlm-roberta":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer: Any = trainers.UnigramTrainer(
+            vocab_size=600, special_tokens=special, unk_token=unk, show_progress=False
+        )
+        template, inputs = f"{start} $A {end}", ["input_ids", "attention_mask"]
+        pair = f"{start} $A {end} {end} $B {end}"
+    elif family == "modernbert":
+        tokenizer = Tokenizer(models.BPE(unk_token=unk))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=600,
+            special_tokens=special,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        template, inputs = f"{start} $A {end}", ["input_ids", "attention_mask"]
+        pair = f"{start} $A {end} $B {end}"
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=600, special_tokens=special, show_progress=False
+        )
+        template, inputs = f"{start} $A {end}", ["input_ids", "token_type_ids", "attention_mask"]
+        pair = f"{start} $A {end} $B:1 {end}:1"
+    tokenizer.train_from_iterator(sample_texts(), trainer)
+    number_anew(tokenizer, special)
+    places = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, pair=pair, special_tokens=places
+    )
+    # As MiniLM ships: cut and padded on its own.
+    tokenizer.enable_truncation(24)
+    tokenizer.enable_padding(length=24, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        unk_token=unk,
+        cls_token=start,
+        sep_token=end,
+        mask_token=mask,
+        model_max_length=128,
+        model_input_names=inputs,
+    )
+
+
+def build_config(
+    family: str, tokenizer: PreTrainedTokenizerFast, **options: Any
+) -> PreTrainedConfig:
+    values = {**SIZES, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if family == "xlm-roberta":
+        places = 128 + values["pad_token_id"] + 1
+        values |= {"max_position_embeddings": places, "type_vocab_size": 1}
+        return XLMRobertaConfig(**values | options)
+    if family == "modernbert":
+        values |= {
+            "max_position_embeddings": 128,
+            "local_attention": 16,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
+        return ModernBertConfig(**values | options)
+    values |= {"max_position_embeddings": 128}
+    if family in ("bert", "electra"):
+        return (BertConfig if family == "bert" else ElectraConfig)(**values | options)
+    values |= {"max_position_embeddings": 130, "type_vocab_size": 2, **OTHER_SIZES.get(family, {})}
+    if family == "funnel":
+        del values["num_hidden_layers"]
+    return AutoConfig.for_model(family, **values | options)
+
+
+def build_model(folder: Path, family: str = "bert", *, labels: int = 1, **options: Any) -> Path:
+    """A trained-looking cross-encoder: every weight drawn large enough for scores to differ."""
+    tokenizer = train_tokenizer(family)
+    config = build_config(family, tokenizer, num_labels=labels, **options)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "embedding" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def easy_groups(count: int, *, start: int = 0, negatives: int = 3) -> list[dict[str, Any]]:
+    """Groups that a tiny model learns in a few steps: the positive has `refund` in it."""
+    texts = [text for text in sample_texts() if "refund" not in text]
+    groups = []
+    for i in range(start, start + count):
+        pos, *neg = (texts[(i * 7 + n * 3) % len(texts)][:40] for n in range(negatives + 1))
+        query = f"question number {i}"
+        groups.append(
+            {
+                "query": query,
+                "pos": [f"{pos} refund refund {i}"],
+                "neg": [f"{text} {i} {n}" for n, text in enumerate(neg)],
+            }
+        )
+    return groups
+
+
+def write_lines(path: Path, records: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def mount(what: object, place: Path, *options: str) -> None:
+    """Mount a file system over a folder or a file; skips the test where there is no right to."""
+    kind = () if options[:1] == ("--bind",) else ("-t", "tmpfs")
+    command = ["mount", *kind, *options, str(what), str(place)]
+    if os.name != "posix" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+
+
+def unmount(place: Path) -> None:
+    """Take away all that is mounted over a path."""
+    while not subprocess.run(["umount", "-l", place], capture_output=True, check=False).returncode:
+        pass
+
+
+Run = Callable[..., "tuple[int, str, str]"]
