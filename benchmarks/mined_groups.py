@@ -140,9 +140,9 @@ def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
         trainer = self.trainer
         if state.global_step:
             with trainer.compute_loss_context_manager():
-                found = evaluate_groups(trainer.scorer, test).means[METRIC]
+                value = evaluate_groups(trainer.scorer, test).means[METRIC]
             chosen_by = trainer.latest.means[METRIC]
-            steps.append({"step": state.global_step, "validation": chosen_by, "test": found})
+            steps.append({"step": state.global_step, "validation": chosen_by, "test": value})
 
     with patch.object(KeepBest, "on_evaluate", measure):
         yield steps
@@ -178,7 +178,7 @@ def make_groups(setting: Setting, kind: str, *, first: int) -> None:
 
 
 def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
-    """The means over seeds, and paired differences with 95% intervals over queries."""
+    """Return the means over seeds, and paired differences with 95% intervals over queries."""
     from rerank_plugin.finetune.evaluation.metrics import bootstrap_interval
 
     values = {kind: ndcg(setting, kind, seeds) for kind in KINDS}
@@ -186,10 +186,10 @@ def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
     for kind, own in values.items():
         runs = ", ".join(f"{value:.4f}" for value in own.mean(1))
         print(f"  {kind:<9}{own.mean():.4f}  ({runs})")
-    found = [figures(setting, kind, seed) for kind in KINDS for seed in seeds]
-    steps = [run["steps"] for run in found]
+    records = [figures(setting, kind, seed) for kind in KINDS for seed in seeds]
+    steps = [run["steps"] for run in records]
     highest = [max(own, key=lambda step: step["validation"])["test"] for own in steps]
-    print(f"  over all {len(found)} runs {np.mean([run['kept'] for run in found]):.4f}")
+    print(f"  over all {len(records)} runs {np.mean([run['kept'] for run in records]):.4f}")
     print(f"  with the model that dev queries find best {np.mean(highest):.4f}")
     print(f"  with the last one {np.mean([own[-1]['test'] for own in steps]):.4f}")
     for one, other in (("mined", "given"), ("filtered", "mined")):
@@ -204,9 +204,9 @@ def ndcg(setting: Setting, kind: str, seeds: list[int]) -> Values:
 
 
 def figures(setting: Setting, kind: str, seed: int) -> dict[str, Any]:
-    """What `run` has found."""
-    found: dict[str, Any] = json.loads(setting.values(kind, seed).read_text())
-    return found
+    """Read the figures of a run."""
+    record: dict[str, Any] = json.loads(setting.values(kind, seed).read_text())
+    return record
 
 
 def model_path() -> str:

@@ -50,7 +50,7 @@ def main() -> int:
     folder = options.output / f"{options.passages}-{options.queries}"
     if not (folder / "qrels.tsv").is_file():
         folders = [options.data / name for name in options.sets.split(",")]
-        folders = [found for found in folders if found.is_dir()] or [SAMPLE]
+        folders = [path for path in folders if path.is_dir()] or [SAMPLE]
         start = time.perf_counter()
         make(folder, folders, passages=options.passages, queries=options.queries)
         print(f"made {folder} in {time.perf_counter() - start:.0f} s", flush=True)
@@ -63,11 +63,11 @@ def main() -> int:
         }
     results = {"machine": describe(options.threads)}
     for name, contestant in contestants.items():
-        results[name] = found = measured(contestant, folder)
+        results[name] = run = measured(contestant, folder)
         print(
-            f"{name}: {found['seconds']:.1f} s, peak memory {found['peak_memory'] / 2**30:.2f} GB,"
-            f" {found['negatives']} negatives for {found['groups']} queries,"
-            f" others had {found['others_cpus']:.2f} CPUs",
+            f"{name}: {run['seconds']:.1f} s, peak memory {run['peak_memory'] / 2**30:.2f} GB,"
+            f" {run['negatives']} negatives for {run['groups']} queries,"
+            f" others had {run['others_cpus']:.2f} CPUs",
             flush=True,
         )
         (folder / "results.json").write_text(json.dumps(results, indent=2))
@@ -82,9 +82,9 @@ class Words:
         self._running = np.array([word for text in self.texts for word in text], object)
         self._random = random
 
-    def copy(self, place: int) -> str:
-        """A text with some words replaced."""
-        own = np.array(self.texts[place], object)
+    def copy(self, index: int) -> str:
+        """Return a text with some words replaced."""
+        own = np.array(self.texts[index], object)
         replaced = self._random.random(len(own)) < REPLACED
         # At least one: a short text would often stay what it is.
         replaced[self._random.integers(len(own))] = True
@@ -106,20 +106,20 @@ def make(folder: Path, sources: list[Path], *, passages: int, queries: int) -> N
         asked += [(texts[query], f"{name}/{passage}") for query, passage in judgements(source)]
     random = np.random.default_rng(0)
     names = list(corpus)
-    places = {name: place for place, name in enumerate(names)}
+    indices = {name: index for index, name in enumerate(names)}
     words = Words(list(corpus.values()), random)
     with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
         for i in range(passages):
             text = words.copy(i % len(names))
             file.write(json.dumps({"id": f"p{i}", "text": text}, ensure_ascii=False) + "\n")
-    asked = [pair for pair in asked if places[pair[1]] < passages]
+    asked = [pair for pair in asked if indices[pair[1]] < passages]
     questions = Words([text for text, _ in asked], random)
     qrels = []
     with (folder / "queries.jsonl").open("w", encoding="utf-8") as file:
         for i in range(queries):
             turn, own = divmod(i, len(asked))
-            copies = (passages - places[asked[own][1]] - 1) // len(names) + 1
-            passage = places[asked[own][1]] + turn % copies * len(names)
+            copies = (passages - indices[asked[own][1]] - 1) // len(names) + 1
+            passage = indices[asked[own][1]] + turn % copies * len(names)
             text = questions.copy(own) if turn else asked[own][0]
             file.write(json.dumps({"id": f"q{i}", "text": text}, ensure_ascii=False) + "\n")
             qrels.append(f"q{i}\tp{passage}\t1\n")
@@ -133,7 +133,7 @@ def read(path: Path) -> dict[str, str]:
 
 
 def judgements(source: Path) -> Iterator[tuple[str, str]]:
-    """The (query, passage) pairs that are judged relevant."""
+    """Yield the (query, passage) pairs that are judged relevant."""
     with (source / "qrels.tsv").open(encoding="utf-8") as lines:
         for line in lines:
             query, passage, grade = line.rstrip("\n").split("\t")
@@ -147,13 +147,13 @@ def measured(contestant: Callable[[Path], None], folder: Path) -> dict[str, Any]
     process = CONTEXT.Process(target=work, args=(theirs, contestant, folder))
     process.start()
     theirs.close()
-    found: dict[str, Any] = mine.recv()
+    figures: dict[str, Any] = mine.recv()
     process.join()
-    return found
+    return figures
 
 
 def work(pipe: Connection, contestant: Callable[[Path], None], folder: Path) -> None:
-    """What the process does."""
+    """Mine in this process and send its figures."""
     others = OtherWork()
     start = time.perf_counter()
     contestant(folder)
@@ -198,7 +198,7 @@ def model_path() -> str:
 
 
 def mine_peer(folder: Path, dtype: str = "float32") -> None:
-    """The same by sentence-transformers: everything in memory, dense retrieval only."""
+    """Mine with sentence-transformers: everything in memory, dense retrieval only."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
@@ -211,7 +211,7 @@ def mine_peer(folder: Path, dtype: str = "float32") -> None:
             "answer": [corpus[passage] for _, passage in pairs],
         }
     )
-    found = mine_hard_negatives(
+    mined = mine_hard_negatives(
         dataset,
         SentenceTransformer(model_path(), device="cpu", model_kwargs={"dtype": dtype}),
         corpus=list(corpus.values()),
@@ -221,8 +221,8 @@ def mine_peer(folder: Path, dtype: str = "float32") -> None:
         verbose=False,
     )
     with (folder / "mined.jsonl").open("w", encoding="utf-8") as file:
-        for row in found:
-            neg = [row[f"negative_{place}"] for place in range(1, NEGATIVES + 1)]
+        for row in mined:
+            neg = [row[f"negative_{index}"] for index in range(1, NEGATIVES + 1)]
             group = {"query": row["query"], "pos": [row["answer"]], "neg": neg}
             file.write(json.dumps(group, ensure_ascii=False) + "\n")
 

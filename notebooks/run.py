@@ -4,7 +4,7 @@
     python notebooks/run.py --fast     # a few training steps only, to see that everything runs
 
 Cells tagged `install` are left out. Notebooks stay as they are, without outputs; what comes of them
-lies in `build/notebooks`.
+is in `build/notebooks`.
 """
 
 import argparse
@@ -21,19 +21,19 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
 
-#: What `--fast` sets behind the parameters.
+#: What `--fast` sets after the parameters.
 FAST = "MAX_STEPS = 6"
 
 
 def prepared(path: Path, *, fast: bool) -> NotebookNode:
-    """A notebook that can be executed anywhere."""
+    """Return a notebook that can be executed anywhere."""
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", [])]
-    places = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
-    if len(places) != 1:
-        raise SystemExit(f"{path.name}: {len(places)} cells are tagged parameters, expected one")
+    tagged = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise SystemExit(f"{path.name}: {len(tagged)} cells are tagged parameters, expected one")
     if fast:
-        cells.insert(places[0] + 1, nbformat.v4.new_code_cell(FAST))
+        cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell(FAST))
     notebook.cells = cells
     return notebook
 
@@ -72,10 +72,10 @@ def main() -> int:
         start = time.perf_counter()
         try:
             execute(path, options.output, fast=options.fast)
-            told = "passed"
+            outcome = "passed"
         except CellExecutionError as error:
-            told, failed = f"failed:\n{error}", failed + 1
-        print(f"{path.name}: {told} in {time.perf_counter() - start:.0f} s", flush=True)
+            outcome, failed = f"failed:\n{error}", failed + 1
+        print(f"{path.name}: {outcome} in {time.perf_counter() - start:.0f} s", flush=True)
     return int(failed > 0)
 
 

@@ -34,19 +34,19 @@ class Pipeline(ABC):
 
     @abstractmethod
     def inputs(self, documents: Sequence[str]) -> list[Any]:
-        """The framework's objects for some texts."""
+        """Return the framework's objects for some texts."""
 
     @abstractmethod
     async def rerank(self, query: str, inputs: list[Any]) -> list[str]:
-        """The texts that are kept, the best one first."""
+        """Return the texts that are kept, the best one first."""
 
     def together(self, requests: Sequence[Request]) -> list[float]:
-        """The seconds of every query, all asked at once; last, the loop's longest pause."""
+        """Return the seconds of every query, all asked at once; last, the loop's longest pause."""
         given = [(query, self.inputs(documents)) for query, documents in requests]
         return self._runner().run(together(self, given))
 
     def kept(self, requests: Sequence[Request]) -> list[str]:
-        """The texts that are kept for some queries, one after the other."""
+        """Return the texts that are kept for some queries, one after the other."""
         texts = []
         for query, documents in requests:
             texts += self._runner().run(self.rerank(query, self.inputs(documents)))
@@ -92,9 +92,9 @@ class LangChain(Pipeline):
         return [Document(page_content=text) for text in documents]
 
     async def rerank(self, query: str, inputs: list[Any]) -> list[str]:
-        """The texts that are kept, the best one first."""
-        found = await self.compressor.acompress_documents(inputs, query)
-        return [document.page_content for document in found]
+        """Return the texts that are kept, the best one first."""
+        kept = await self.compressor.acompress_documents(inputs, query)
+        return [document.page_content for document in kept]
 
 
 class LlamaIndex(Pipeline):
@@ -109,9 +109,9 @@ class LlamaIndex(Pipeline):
         return [NodeWithScore(node=TextNode(text=text)) for text in documents]
 
     async def rerank(self, query: str, inputs: list[Any]) -> list[str]:
-        """The texts that are kept, the best one first."""
-        found = await self.postprocessor.apostprocess_nodes(inputs, query_str=query)
-        return [node.node.get_content() for node in found]
+        """Return the texts that are kept, the best one first."""
+        kept = await self.postprocessor.apostprocess_nodes(inputs, query_str=query)
+        return [node.node.get_content() for node in kept]
 
 
 def our_settings(folder: str, precision: str | None) -> dict[str, Any]:

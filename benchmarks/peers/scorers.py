@@ -31,11 +31,11 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, requests: Sequence[Request]) -> list[float]:
-        """The logits of all pairs, in their order."""
+        """Return the logits of all pairs, in their order."""
 
     @abstractmethod
     def rank(self, query: str, documents: list[str]) -> list[int]:
-        """The places of the documents, the best one first."""
+        """Return the indices of the documents, the best one first."""
 
 
 class RerankPlugin(Scorer):
@@ -54,12 +54,12 @@ class RerankPlugin(Scorer):
         self.precision = str(self.model.dtype).removeprefix("torch.")
 
     def score(self, requests: Sequence[Request]) -> list[float]:
-        """The logits of all pairs, in their order."""
+        """Return the logits of all pairs, in their order."""
         scores: list[float] = self.model.score(as_pairs(requests)).tolist()
         return scores
 
     def rank(self, query: str, documents: list[str]) -> list[int]:
-        """The places of the documents, the best one first."""
+        """Return the indices of the documents, the best one first."""
         return [ranked.index for ranked in self.model.rank(query, documents)]
 
 
@@ -80,13 +80,13 @@ class SentenceTransformers(Scorer):
         self.precision = weights_precision(self.model)
 
     def score(self, requests: Sequence[Request]) -> list[float]:
-        """The logits of all pairs, in their order."""
+        """Return the logits of all pairs, in their order."""
         scores: list[float] = self.model.predict(as_pairs(requests)).tolist()
         return scores
 
     def rank(self, query: str, documents: list[str]) -> list[int]:
-        """The places of the documents, the best one first."""
-        return [int(found["corpus_id"]) for found in self.model.rank(query, documents)]
+        """Return the indices of the documents, the best one first."""
+        return [int(hit["corpus_id"]) for hit in self.model.rank(query, documents)]
 
 
 class FlagEmbedding(Scorer):
@@ -104,12 +104,12 @@ class FlagEmbedding(Scorer):
         self.precision = weights_precision(self.model.model)
 
     def score(self, requests: Sequence[Request]) -> list[float]:
-        """The logits of all pairs, in their order."""
+        """Return the logits of all pairs, in their order."""
         scores: list[float] = self.model.compute_score(as_pairs(requests))
         return scores
 
     def rank(self, query: str, documents: list[str]) -> list[int]:
-        """The places of the documents, the best one first."""
+        """Return the indices of the documents, the best one first."""
         scores = self.score([(query, documents)])
         return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
 
@@ -127,7 +127,7 @@ class Rerankers(Scorer):
         self.precision = weights_precision(self.model.model)
 
     def score(self, requests: Sequence[Request]) -> list[float]:
-        """The logits of all pairs, in their order."""
+        """Return the logits of all pairs, in their order."""
         scores = []
         for query, documents in requests:
             results = self.model.rank(query, documents).results
@@ -136,7 +136,7 @@ class Rerankers(Scorer):
         return scores
 
     def rank(self, query: str, documents: list[str]) -> list[int]:
-        """The places of the documents, the best one first."""
+        """Return the indices of the documents, the best one first."""
         return [int(result.document.doc_id) for result in self.model.rank(query, documents).results]
 
 
@@ -157,16 +157,16 @@ PACKAGES = {
 
 
 def is_installed(who: str) -> bool:
-    """Whether a scorer's library is there; peers are an optional extra."""
+    """Return whether a scorer's library is there; peers are an optional extra."""
     return find_spec(PACKAGES[who]) is not None
 
 
 def as_pairs(requests: Sequence[Request]) -> list[tuple[str, str]]:
-    """All (query, document) pairs of some requests."""
+    """Return all (query, document) pairs of some requests."""
     return [(query, document) for query, documents in requests for document in documents]
 
 
 def weights_precision(module: Any) -> str:
-    """The precision of most of a torch module's weights."""
+    """Return the precision of most of a torch module's weights."""
     dtypes = [str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()]
     return max(set(dtypes), key=dtypes.count)

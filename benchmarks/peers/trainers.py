@@ -28,7 +28,7 @@ class Task:
 
     model: Path
     groups: Path
-    #: A few groups that are trained on by nobody; only this project's command evaluates.
+    #: A few groups that no contestant is trained on; only this project's command evaluates.
     held_out: Path
     batch_groups: int
     #: `float32`, `bfloat16`, or None for the library's own default.
@@ -36,7 +36,7 @@ class Task:
     #: For sentence-transformers: its own default, a forward of as many pairs as a batch has
     #: groups, instead of the whole batch at once.
     small_forwards: bool
-    #: A place for what the run writes, removed afterwards.
+    #: A folder for what the run writes, removed afterwards.
     work: Path
 
 
@@ -76,7 +76,7 @@ def train(who: str, task: Task, log: Path) -> Trained:
 
 
 def run(pipe: Connection, log: Path, who: str, task: Task) -> None:
-    """What a trainer's process does."""
+    """Train in a process of its own."""
     write_to(log)
     task.work.mkdir(parents=True)
     others = OtherWork()
@@ -133,7 +133,7 @@ def sentence_transformers(task: Task) -> Trained:
 
 
 def list_columns(groups: Sequence[Request]) -> dict[str, Any]:
-    """Groups as sentence-transformers' listwise losses take them, the positive first."""
+    """Return groups as sentence-transformers' listwise losses take them, the positive first."""
     return {
         "query": [query for query, _ in groups],
         "docs": [documents for _, documents in groups],
@@ -202,7 +202,7 @@ TRAINERS: dict[str, Callable[[Task], Trained]] = {
 
 
 def common_options() -> dict[str, Any]:
-    """What every peer's training arguments have."""
+    """Return the training arguments that all peers share."""
     return {
         "use_cpu": device() == "cpu",
         "save_strategy": "no",
@@ -232,7 +232,7 @@ def timed(trainer: Any) -> float:
 
 
 def trained(trainer: Any, task: Task) -> Trained:
-    """Run a peer's trainer, and what it found."""
+    """Run a peer's trainer and return its figures."""
     seconds = timed(trainer)
     pairs = sum(len(documents) for _, documents in read_groups(task.groups))
     return Trained(pairs, seconds, task.precision or "float32", peak_memory())

@@ -1,4 +1,4 @@
-"""Where data sets lie and figures go, as options that every benchmark has."""
+"""Options of every benchmark: the folders of data sets and of figures."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ DATA = CHECKOUT.parent / "shared" / "data"
 SQUAD_OR_SAMPLE = "a folder with the set squad; without it the sample of the package is used"
 
 
-def add_places(parser: argparse.ArgumentParser, *, data: str, output: str, name: str = "") -> None:
+def add_folders(parser: argparse.ArgumentParser, *, data: str, output: str, name: str = "") -> None:
     """Add `--data` and `--output`.
 
     Args:

@@ -40,7 +40,7 @@ STAT = Path("/proc/stat")
 
 
 def set_environment(threads: int, device: str = "cpu") -> None:
-    """The same for every process that is measured; before anything is imported that reads it."""
+    """Set the environment of all measured processes; call it before imports that read it."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -64,7 +64,7 @@ def available_cpus() -> int:
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """The machine and the versions that were measured."""
+    """Return the machine and the versions that were measured."""
     import torch
 
     cpu = Path("/proc/cpuinfo")
@@ -87,7 +87,7 @@ def describe(threads: int) -> dict[str, Any]:
 
 
 def installed(package: str) -> str | None:
-    """The installed version of a package."""
+    """Return the installed version of a package."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -98,15 +98,15 @@ def gemm_rates(repeats: int = 5) -> dict[str, float]:
     """FLOP/s of a square matrix product at each precision; the median of some repeats."""
     import torch
 
-    place = device()
-    size = GEMM_SIZES[place]
-    wait = torch.cuda.synchronize if place == "cuda" else lambda: None
+    kind = device()
+    size = GEMM_SIZES[kind]
+    wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
     rates = {}
     for name in PRECISIONS:
-        left, right = torch.randn(2, size, size, device=place).to(getattr(torch, name))
+        left, right = torch.randn(2, size, size, device=kind).to(getattr(torch, name))
         product = torch.mm(left, right)
         # A GPU at rest has a low clock.
-        for _ in range(100 if place == "cuda" else 0):
+        for _ in range(100 if kind == "cuda" else 0):
             torch.mm(left, right, out=product)
         seconds = []
         for _ in range(repeats):
@@ -134,7 +134,7 @@ class OtherWork:
         return max(0.0, (busy - own) / seconds)
 
     def _now(self) -> tuple[float, float, float]:
-        """The clock, CPU seconds of the whole machine, and those of this process."""
+        """Return the clock, CPU seconds of the whole machine, and those of this process."""
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         own = time.process_time() + children.ru_utime + children.ru_stime
         busy = 0.0
@@ -146,7 +146,7 @@ class OtherWork:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held since the last reset, in bytes.
+    """Return the most memory that this process has held since the last reset, in bytes.
 
     Where models are on a GPU it is the GPU's: what tensors had there.
     """
@@ -157,9 +157,9 @@ def peak_memory() -> int:
     # Not ru_maxrss where it can be had otherwise: that one outlives an exec, so a child starts
     # with its parent's peak, and nothing resets it.
     if STATUS.exists():
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+        if match:
+            return int(match[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

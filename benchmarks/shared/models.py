@@ -1,4 +1,4 @@
-"""The model folders that everybody loads, and the floating-point operations of their forward."""
+"""The model folders of all contestants, and the floating-point operations of their forward."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ class Shape:
 
     @classmethod
     def read(cls, folder: Path) -> "Shape":
-        """The shape of a model folder."""
+        """Return the shape of a model folder."""
         config = json.loads((folder / "config.json").read_text())
         return cls(config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"])
 
@@ -43,7 +43,7 @@ class Shape:
 
 
 def model_folder(name: str, folder: Path, source: Source) -> Path:
-    """The folder of a model, built where it is not there yet."""
+    """Return the folder of a model, built where it is not there yet."""
     if not folder.is_dir():
         model, tokenizer = MODELS[name](source)
         unfinished = folder.with_name(folder.name + ".unfinished")
@@ -58,7 +58,7 @@ def model_folder(name: str, folder: Path, source: Source) -> Path:
 
 
 def without_dropout(folder: Path, copy: Path | None = None) -> Path:
-    """A copy of a model folder, beside it or elsewhere, whose config turns all dropout off."""
+    """Copy a model folder, beside it or elsewhere, with all dropout off in its config."""
     copy = copy or folder.with_name(folder.name + "-without-dropout")
     if not copy.is_dir():
         unfinished = copy.with_name(copy.name + ".unfinished")
@@ -151,7 +151,7 @@ def wordpiece_tokenizer() -> Any:
 
 
 def unigram_tokenizer(source: Source) -> Any:
-    """A Unigram tokenizer with XLM-R's template, trained on the benchmark's documents."""
+    """Return a Unigram tokenizer with XLM-R's template, trained on the benchmark's documents."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -31,7 +31,7 @@ def print_row(console: Console, row: Row) -> None:
 
 
 def cells(line: dict[str, Any]) -> list[str]:
-    """A contestant's figures as texts."""
+    """Return a contestant's figures as texts."""
     if "p50_seconds" in line:
         times = [f"{1000 * line[name]:,.0f}" for name in ("p50_seconds", "p95_seconds")]
     else:
@@ -48,18 +48,18 @@ def cells(line: dict[str, Any]) -> list[str]:
 
 
 def ratio(line: dict[str, Any], name: str) -> str:
-    """How many times faster this project was, with the range over the rounds."""
+    """Return how many times faster this project was, with the range over the rounds."""
     if f"faster_{name}" not in line:
         return ""
-    found = line[f"faster_{name}"]
-    low, high = found["range"]
+    speedup = line[f"faster_{name}"]
+    low, high = speedup["range"]
     spread = "" if low == high else f" ({low:.2f} – {high:.2f})"
-    return f"{mark(found)}{found['times']:.2f}×{spread}"
+    return f"{mark(speedup)}{speedup['times']:.2f}×{spread}"
 
 
-def mark(found: dict[str, Any]) -> str:
-    """A sign at figures for which there was no quiet round."""
-    return "~" if found["others_cpus"] > DISTURBED else ""
+def mark(speedup: dict[str, Any]) -> str:
+    """Return a sign at figures for which there was no quiet round."""
+    return "~" if speedup["others_cpus"] > DISTURBED else ""
 
 
 def plot(results: Results, path: Path) -> None:
@@ -72,7 +72,7 @@ def plot(results: Results, path: Path) -> None:
     comparisons = {"same_precision": "at equal precision", "default": "default against default"}
     lines = [line for row in results.rows for line in summary(row) if line["who"] != OURS]
     shown = {name: [line for line in lines if f"faster_{name}" in line] for name in comparisons}
-    height = 1.5 + 0.22 * max(len(found) for found in shown.values())
+    height = 1.5 + 0.22 * max(len(rows) for rows in shown.values())
     figure, axes = pyplot.subplots(1, 2, figsize=(16, height), layout="constrained")
     for (name, title), axis in zip(comparisons.items(), axes, strict=True):
         draw(axis, shown[name], f"faster_{name}")
@@ -84,12 +84,12 @@ def plot(results: Results, path: Path) -> None:
 def draw(axis: Any, lines: list[dict[str, Any]], key: str) -> None:
     """Draw a bar a contestant, its range over the rounds as a whisker."""
     peers = sorted({line["who"] for line in lines})
-    for place, line in enumerate(lines):
+    for row, line in enumerate(lines):
         times = line[key]["times"]
         low, high = line[key]["range"]
         color = f"C{peers.index(line['who'])}"
-        axis.barh(place, times, xerr=[[times - low], [high - times]], color=color)
-        axis.text(times, place, f" {mark(line[key])}{times:.2f}", va="bottom", fontsize=7)
+        axis.barh(row, times, xerr=[[times - low], [high - times]], color=color)
+        axis.text(times, row, f" {mark(line[key])}{times:.2f}", va="bottom", fontsize=7)
     labels = [f"{line['row']}  {line['who']}, {line['setting']}" for line in lines]
     axis.set_yticks(range(len(lines)), labels, fontsize=7)
     axis.invert_yaxis()

@@ -84,7 +84,7 @@ class Row:
         return rate / max(self.gemm[run.precision])
 
     def ours(self, other: Run, *, default: bool) -> Run | None:
-        """This project's run to compare another with: its default, or at the same precision."""
+        """Return this project's run to compare with: its default, or at the same precision."""
         for run in self.runs:
             suits = run.is_default if default else run.precision == other.precision
             if run.who == OURS and suits:
@@ -93,14 +93,14 @@ class Row:
 
 
 def usable(*runs: Run) -> list[int]:
-    """The rounds in which nothing else kept the machine busy for these runs; all if none is so."""
+    """Return the rounds of these runs in which the machine was not busy otherwise, else all."""
     rounds = range(min(len(run.seconds) for run in runs))
     quiet = [n for n in rounds if all(run.others[n] <= DISTURBED for run in runs)]
     return quiet or list(rounds)
 
 
 def others_cpus(rounds: Sequence[int], *runs: Run) -> float:
-    """The most CPUs that other programs had in some rounds of these runs."""
+    """Return the most CPUs that other programs had in some rounds of these runs."""
     return max(run.others[number] for run in runs for number in rounds)
 
 
@@ -112,7 +112,7 @@ class Results:
     machine: dict[str, Any]
     settings: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
-    #: For each model, how far everybody's logits lie from float32's.
+    #: For each model, how far each contestant's logits are from float32's.
     agreement: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,12 +123,12 @@ class Results:
         """Take over the rows of the file, which must have been measured with these settings."""
         if not self.path.exists():
             return
-        found = json.loads(self.path.read_text(encoding="utf-8"))
-        if found["settings"] != self.settings:
+        saved = json.loads(self.path.read_text(encoding="utf-8"))
+        if saved["settings"] != self.settings:
             raise SystemExit(f"{self.path} was measured with other settings: leave out --resume")
-        self.agreement = found["agreement"]
+        self.agreement = saved["agreement"]
         self.rows = [
-            Row(**{**row, "runs": [Run(**run) for run in row["runs"]]}) for row in found["rows"]
+            Row(**{**row, "runs": [Run(**run) for run in row["runs"]]}) for row in saved["rows"]
         ]
 
     def keep(self, row: Row) -> None:
@@ -138,7 +138,7 @@ class Results:
         self.save()
 
     def find(self, key: str) -> Row | None:
-        """The row of that key."""
+        """Return the row of that key."""
         return next((row for row in self.rows if row.key == key), None)
 
     def save(self) -> None:
@@ -156,7 +156,7 @@ class Results:
 
 
 def summary(row: Row) -> list[dict[str, Any]]:
-    """The figures of a row, one record a contestant."""
+    """Return the figures of a row, one record a contestant."""
     lines = []
     for run in row.runs:
         if not run.seconds:
@@ -194,7 +194,7 @@ def summary(row: Row) -> list[dict[str, Any]]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """A percentile, interpolated."""
+    """Return a percentile, interpolated."""
     import numpy as np
 
     return float(np.percentile(values, share))

@@ -1,4 +1,4 @@
-"""Scoring and latency rows: everybody in turns on the same fresh texts."""
+"""Scoring and latency rows: all contestants in turn on the same new texts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,7 +68,7 @@ def check_agreement(workers: Sequence[Worker], requests: Sequence[Request]) -> d
 def measure_scoring(
     row: Row, workers: Sequence[Worker], texts: Texts, folder: Path, *, queries: int, rounds: int
 ) -> None:
-    """Fill a row with rounds in which everybody scores the same fresh pairs."""
+    """Fill a row with rounds in which all contestants score the same new pairs."""
     runs = begin(row, workers)
     warm = texts.requests(1, DOCUMENTS // 4)
     for worker in workers:
@@ -85,7 +85,7 @@ def measure_scoring(
 def measure_latency(
     row: Row, workers: Sequence[Worker], texts: Texts, folder: Path, *, queries: int
 ) -> None:
-    """Fill a row with queries, for each of which everybody ranks the same documents."""
+    """Fill a row with queries, for each of which all contestants rank the same documents."""
     runs = begin(row, workers)
     for query, documents in texts.requests(1, RAG_DOCUMENTS):
         for worker in workers:
@@ -100,7 +100,7 @@ def measure_latency(
 
 
 def begin(row: Row, workers: Sequence[Worker]) -> dict[str, Run]:
-    """A run for every worker, by its name."""
+    """Return a run for every worker, by its name."""
     runs = {}
     for worker in workers:
         loaded = worker.loaded
@@ -119,7 +119,7 @@ def add_round(row: Row, requests: Sequence[Request], texts: Texts, folder: Path)
 
 
 def rotated(workers: Sequence[Worker], number: int) -> list[Worker]:
-    """Another one comes first in every round: nobody always has the cooler machine."""
+    """Rotate the order in every round, so that none always has the cooler machine."""
     start = number % len(workers)
     return [*workers[start:], *workers[:start]]
 

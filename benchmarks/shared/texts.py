@@ -40,7 +40,7 @@ class Source:
 
     @classmethod
     def read(cls, data: Path) -> "Source":
-        """The squad set in a folder of data sets, else the sample that the package ships."""
+        """Return the squad set in a folder of data sets, else the sample that the package ships."""
         folder = data / "squad"
         if not folder.is_dir():
             folder = SAMPLE
@@ -66,7 +66,7 @@ class Deck(Generic[Item]):
         self._left: list[int] = []
 
     def deal(self) -> Item:
-        """The next item."""
+        """Return the next item."""
         if not self._left:
             self._left = self.random.permutation(len(self.items)).tolist()
         return self.items[self._left.pop()]
@@ -93,7 +93,7 @@ class Texts:
         self._tokens: dict[str, int] = {}
 
     def requests(self, count: int, documents: int) -> list[Request]:
-        """Some queries with so many documents each; no pair comes twice."""
+        """Return some queries with so many documents each; no pair comes twice."""
         dealt = []
         for _ in range(count):
             query = self.queries.deal()
@@ -125,7 +125,7 @@ class Texts:
         return text
 
     def _run(self, count: int) -> list[str]:
-        """Some words that follow each other somewhere in the documents."""
+        """Return some words that follow each other somewhere in the documents."""
         start = int(self.random.integers(len(self.words) - count))
         return self.words[start : start + count]
 
@@ -136,7 +136,7 @@ class Texts:
 
 
 def pair_lengths(requests: Sequence[Request], tokenizer: Tokenizer, max_length: int) -> list[int]:
-    """The tokens of every pair as a model reads it, cut to `max_length`."""
+    """Return the tokens of every pair as a model reads it, cut to `max_length`."""
     pairs = [(query, document) for query, documents in requests for document in documents]
     return [min(len(encoding.ids), max_length) for encoding in tokenizer.encode_batch(pairs)]
 
@@ -170,7 +170,7 @@ def write_groups(source: Source, path: Path, *, count: int, size: int, skip: int
 
 
 def read_groups(path: Path) -> list[Request]:
-    """The groups of a file that `write_groups` wrote, the positive first."""
+    """Return the groups of a file that `write_groups` wrote, the positive first."""
     with path.open(encoding="utf-8") as lines:
         groups = [json.loads(line) for line in lines]
     return [(group["query"], group["pos"] + group["neg"]) for group in groups]

@@ -81,7 +81,7 @@ class Workload:
         return cls(model, *files, batch_groups, work, log)
 
     def task(self, contestant: Contestant) -> Task:
-        """What a contestant is to do."""
+        """Return the task of a contestant."""
         return Task(
             model=self.model if contestant.dropout else without_dropout(self.model),
             groups=self.groups,
@@ -94,7 +94,7 @@ class Workload:
 
 
 def measure_training(row: Row, workload: Workload, *, rounds: int, quick: bool) -> Iterator[str]:
-    """Fill a row with runs; yields a line after each, so that it can be told and saved.
+    """Fill a row with runs; yields a line after each, so that it can be shown and saved.
 
     Runs that the row holds already, from a benchmark that was interrupted, are left out.
     """
@@ -113,17 +113,17 @@ def measure_training(row: Row, workload: Workload, *, rounds: int, quick: bool) 
             # Its default may be one precision or the other: this is the other one.
             own = row.runs[0].precision
             todo += [] if quick else [Contestant(OURS, name) for name in PRECISIONS if name != own]
-        for place in range(len(todo)):
-            yield from train_one(row, workload, todo[(place + number) % len(todo)], number)
+        for index in range(len(todo)):
+            yield from train_one(row, workload, todo[(index + number) % len(todo)], number)
     row.add_gemm()
 
 
 def train_one(row: Row, workload: Workload, contestant: Contestant, number: int) -> Iterator[str]:
     """One contestant's run of a round, unless it is there already."""
-    found = [
+    earlier = [
         run for run in row.runs if (run.who, run.setting) == (contestant.who, contestant.setting)
     ]
-    run = found[0] if found else Run(contestant.who, contestant.setting, "")
+    run = earlier[0] if earlier else Run(contestant.who, contestant.setting, "")
     if len(run.seconds) > number:
         return
     row.add_gemm()
@@ -141,6 +141,6 @@ def train_one(row: Row, workload: Workload, contestant: Contestant, number: int)
     run.precision = trained.precision
     run.add(trained.seconds, trained.others)
     run.peak_memory = max(run.peak_memory, trained.peak_memory)
-    if not found:
+    if not earlier:
         row.runs.append(run)
     yield f"{name}: {trained.pairs / trained.seconds:.1f} pairs/s"

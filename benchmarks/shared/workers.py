@@ -34,7 +34,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found, how long it took, and the peak memory since the last reset."""
+    """The result, how long it took, and the peak memory since the last reset."""
 
     values: list[Any]
     seconds: float
@@ -78,7 +78,7 @@ class Worker:
         return self._ask(("score", requests))
 
     def rank(self, query: str, documents: list[str]) -> Answer:
-        """Rank documents; the values are their places."""
+        """Rank documents; the values are their indices."""
         return self._ask(("rank", query, documents))
 
     def together(self, requests: Sequence[Request]) -> Answer:
@@ -90,7 +90,7 @@ class Worker:
         return self._ask(("overhead", requests))
 
     def kept(self, requests: Sequence[Request]) -> list[str]:
-        """The texts that a pipeline keeps."""
+        """Return the texts that a pipeline keeps."""
         return self._ask(("kept", requests)).values
 
     def reset_peak_memory(self) -> None:
@@ -118,7 +118,7 @@ class Worker:
 
 
 def serve(pipe: Connection, log: Path, who: str, folder: str, precision: str | None) -> None:
-    """What a worker's process does until the pipe is closed."""
+    """Answer questions until the pipe is closed."""
     write_to(log)
     makers: dict[str, Any] = {**SCORERS, **PIPELINES["langchain"], **PIPELINES["llama_index"]}
     scorer = makers[who](folder, precision)
@@ -136,7 +136,7 @@ def serve(pipe: Connection, log: Path, who: str, folder: str, precision: str | N
         elif question[0] in ("together", "overhead", "kept"):
             values = getattr(scorer, question[0])(question[1])
         elif question[0] == "rank":
-            values = [float(place) for place in scorer.rank(question[1], question[2])]
+            values = [float(index) for index in scorer.rank(question[1], question[2])]
         seconds = time.perf_counter() - start
         cpus = others.cpus
         if question[0] == "reset":
