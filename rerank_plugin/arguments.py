@@ -12,6 +12,12 @@ from typing import Any
 
 from rerank_plugin.errors import InputError
 
+#: `sigmoid` gives 0 to 1, `none` the raw logits, `calibrated` probabilities by a fitted sigmoid.
+NORMALIZATIONS = ("sigmoid", "none", "calibrated")
+
+#: `cut` the end of documents that do not fit, or score overlapping `windows`.
+LONG_DOCUMENTS = ("cut", "windows")
+
 
 def shown(value: object) -> str:
     """Return a value for a message: its repr where that is short, else its type."""

@@ -1,16 +1,17 @@
-"""The errors that end a command with one line and an exit code instead of a traceback."""
+"""Errors that end a command with one line and an exit code instead of a traceback."""
 
+from collections.abc import Iterable
 from typing import ClassVar, Self
 
 
 class RerankError(Exception):
-    """Base of the errors that are told to the user in one line."""
+    """Base of the errors that a user sees as one line."""
 
     exit_code: ClassVar[int] = 1
 
 
 class InputError(RerankError, ValueError):
-    """An option, a file or a model that was given cannot be used."""
+    """An option, a file or a model cannot be used."""
 
     exit_code = 2
 
@@ -24,7 +25,7 @@ class OptionError(InputError):
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
-        # Also out of another process it comes as itself.
+        # An error of another process has the same class here.
         return type(self), (self.option, self.problem)
 
 
@@ -36,3 +37,8 @@ class CheckFailedError(RerankError):
     """A check that the user asked for, such as `--fail_if_not_better`, did not hold."""
 
     exit_code = 3
+
+
+def invalid_choice(value: object, choices: Iterable[str]) -> str:
+    """Return the problem with a value that is not one of some choices, in argparse's words."""
+    return f"invalid choice: {value!r} (choose from {', '.join(choices)})"

@@ -1,3 +1,4 @@
+import inspect
 import json
 import pickle
 from dataclasses import dataclass
@@ -7,10 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rerank_plugin import Reranker
+from rerank_plugin.cli.parser import parse_options
+from rerank_plugin.cli.rerank import RerankOptions
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune.commands.compare import CompareOptions
+from rerank_plugin.finetune.commands.evaluate import EvaluateOptions
 from rerank_plugin.finetune.commands.trainer_options import EXTRAS
-from rerank_plugin.options import option, parse_options
+from rerank_plugin.finetune.mining.mine import MineOptions
+from rerank_plugin.options import ScoreOptions, option
 
 BASE = ["--model_name_or_path", "m", "--data_path", "d.jsonl", "--finetune_model_dir", "out"]
 
@@ -23,6 +30,7 @@ class Options:
     count: int | None = option(None, help="how many")
     rate: float = option(0.5, help="how fast, in %")
     loud: bool = option(False, help="whether")
+    cut: float | str | None = option(None, help="where to cut", aliases=("threshold",))
 
 
 def parse(*argv: str) -> Options:
@@ -105,6 +113,43 @@ def test_a_twin_alone_is_our_option_and_both_are_an_error() -> None:
     assert train("--num_train_epochs=2").total_epoch == 2
     with pytest.raises(InputError, match="--lr and --learning_rate are the same option"):
         train("--lr", "1e-5", "--learning_rate", "1e-5")
+
+
+def test_an_alias_is_its_option_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("path: a\nthreshold: 0.5\n", encoding="utf-8")
+    assert parse("--config", str(path)).cut == 0.5
+    assert parse("--config", str(path), "--cut", "p@9").cut == "p@9"
+    with pytest.raises(InputError, match="--threshold and --cut are the same option"):
+        parse("--path", "a", "--threshold", "1", "--cut", "2")
+
+
+@pytest.mark.parametrize("options", [RerankOptions, EvaluateOptions, CompareOptions, MineOptions])
+def test_every_command_loads_a_model_by_the_same_options(options: Any) -> None:
+    model = ["--model_dir", "m", "--data_path", "d", "--baseline", "b"]
+    mine = ["--corpus", "c", "--queries", "q", "--output", "o.jsonl", "--filter_model", "m"]
+    argv = {RerankOptions: model[:4], MineOptions: mine}.get(options, model)
+    loading = "--max_len 64 --long_documents windows --device cpu --dtype float32 --token_budget 99"
+    argv = [*argv, *loading.split(), "--revision", "main", "--trust_remote_code"]
+    parsed = parse_options(options, argv, command="test")
+    expected = {
+        "max_length": 64,
+        "long_documents": "windows",
+        "device": "cpu",
+        "dtype": "float32",
+        "token_budget": 99,
+        "revision": "main",
+        "trust_remote_code": True,
+    }
+    assert {name: parsed.loading[name] for name in expected} == expected
+
+
+def test_loading_options_have_the_defaults_of_a_reranker() -> None:
+    parameters = inspect.signature(Reranker).parameters
+    assert ScoreOptions().loading == {
+        name: parameters[name].default for name in ScoreOptions().loading
+    }
+    assert set(parameters) - set(ScoreOptions().loading) == {"model", "adapter", "adapters"}
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rerank_plugin.cli.main import COMMANDS
+from rerank_plugin.cli.parser import parse_options
 from rerank_plugin.model.settings import RerankSettings
-from rerank_plugin.options import parse_options
 
 from .factories import easy_groups, write_lines
 from .training.test_lora import drawn_adapter

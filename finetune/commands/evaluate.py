@@ -11,8 +11,9 @@ from rerank_plugin.cli.console import bar, say
 from rerank_plugin.errors import CheckFailedError, OptionError
 from rerank_plugin.io.atomic import is_stdout, is_stream, write_json
 from rerank_plugin.io.jsonl import SkippedLines, fingerprint
+from rerank_plugin.io.outputs import check_output, check_output_folder
 from rerank_plugin.io.paths import expanded
-from rerank_plugin.options import check_options, check_output, check_output_folder, option
+from rerank_plugin.options import ModelOptions, check_options, option
 
 from ..report.tables import (
     print_comparison,
@@ -35,7 +36,7 @@ RUN = "the run's order"
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(ModelOptions):
     """Measure how models rank the candidates of groups or of a retriever's run.
 
     Ties count against the positives.
@@ -76,16 +77,10 @@ class EvaluateOptions:
         help="what a bad line of groups does: end the evaluation, or be skipped, counted and "
         "written down",
     )
-    max_length: int | None = option(
-        None, help="the longest pair in tokens; default: what the model was trained with, else 512"
-    )
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 …")
-    dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
     fail_below: float | None = option(None, help="exit code 3 if a model's ndcg@10 is below this")
     fail_if_not_better: bool = option(
         False, help="exit code 3 if a model's ndcg@10 is not above the baseline's"
     )
-    trust_remote_code: bool = option(False, help="run code that comes with the model")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -150,7 +145,7 @@ def main(options: EvaluateOptions) -> int:
 
     # Before the first model is measured: that takes time, a wrong name none.
     for model in filter(None, (*options.models, options.baseline)):
-        check_model(model, trust_remote_code=options.trust_remote_code)
+        check_model(model, revision=options.revision, trust_remote_code=options.trust_remote_code)
     with judged_queries(options) as judged:
         baseline = find_baseline(options, judged)
         found = {model: evaluate_model(model, judged, options) for model in options.models}
@@ -339,17 +334,9 @@ def carried_facts(folder: Path) -> dict[str, Any]:
 
 def evaluate_model(model: str, judged: "JudgedQueries", options: EvaluateOptions) -> "Evaluation":
     """Evaluate one model, with a bar on stderr."""
-    from rerank_plugin.reranker import Reranker
-
     from ..evaluation.evaluation import evaluate_groups
 
-    reranker = Reranker(
-        model,
-        device=options.device,
-        dtype=options.dtype,
-        max_length=options.max_length,
-        trust_remote_code=options.trust_remote_code,
-    )
+    reranker = options.load_reranker(model)
     pairs = sum(len(own.documents) for own in judged)
     with bar(Path(model).name, "pair", pairs) as progress:
         return evaluate_groups(reranker, judged, progress=progress.update)

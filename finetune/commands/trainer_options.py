@@ -5,8 +5,8 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from rerank_plugin.cli.parser import Extras
 from rerank_plugin.errors import InputError
-from rerank_plugin.options import Extras
 
 from ..argument_names import TWINS
 

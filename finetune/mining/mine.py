@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rerank_plugin.cli.console import bar, say, summary_stream
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.io.atomic import is_stream, scratch_place
-from rerank_plugin.options import check_options, option
+from rerank_plugin.options import ModelOptions, check_options, option
 
 from ..data.batched import batched
 from ..data.corpus import Corpus
@@ -32,7 +32,7 @@ RETRIEVALS = ("bm25", "dense", "both")
 
 
 @dataclass(kw_only=True)
-class MineOptions:
+class MineOptions(ModelOptions):
     """Make training groups: positives from judgements or answers, negatives by retrieval."""
 
     corpus: str | list[str] = option(
@@ -77,18 +77,12 @@ class MineOptions:
         help="how far below the best positive it must score a negative, in logits; "
         "default: 0, only not as high",
     )
-    max_length: int | None = option(
-        None, help="the longest pair that --filter_model reads, in tokens; default: the model's"
-    )
     split: str | list[str] | None = option(
         None,
         help="shares of the queries for train, dev and test, as 0.8,0.1,0.1; of train.jsonl the "
         "others are dev.jsonl and test.jsonl beside it",
     )
     seed: int = option(42, help="fixes the split and every draw")
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 …")
-    dtype: str = option("auto", help="precision of --filter_model: auto, float32, bfloat16 …")
-    trust_remote_code: bool = option(False, help="run code that comes with a model")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -112,7 +106,7 @@ class MineOptions:
         check_files(self.files, inputs, overwrite=self.overwrite)
 
     def _check_filter(self) -> None:
-        for name in ("max_length", "filter_margin"):
+        for name in ("max_length", "token_budget", "revision", "filter_margin"):
             if getattr(self, name) is not None and not self.filter_model:
                 raise OptionError(name, "is for a --filter_model, and there is none")
 
@@ -294,15 +288,7 @@ def mine(
 
 def load_teacher(options: MineOptions) -> "Reranker":
     """The reranker that filters."""
-    from rerank_plugin.reranker import Reranker
-
-    return Reranker(
-        str(options.filter_model),
-        device=options.device,
-        dtype=options.dtype,
-        max_length=options.max_length,
-        trust_remote_code=options.trust_remote_code,
-    )
+    return options.load_reranker(str(options.filter_model))
 
 
 def take_groups(

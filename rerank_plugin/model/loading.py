@@ -105,17 +105,19 @@ def load_base(folder: Path) -> LoadedModel:
     return load_model(folder, new_head=True)
 
 
-def check_model(name: str | Path, *, trust_remote_code: bool = False) -> None:
+def check_model(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> None:
     """Check all that can be checked of a model that is to give scores without its weights.
 
     Raises:
         InputError: no model there, or none that gives scores.
     """
     folder = expanded(name)
-    config = load_config(name, trust_remote_code=trust_remote_code)
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     if not is_adapter(folder):
         source = str(folder) if folder.is_dir() else str(name)
-        check_head(source, find_format(source, config))
+        check_head(source, find_format(source, config, revision))
 
 
 def load_config(

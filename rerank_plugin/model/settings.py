@@ -7,14 +7,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
+from rerank_plugin.arguments import NORMALIZATIONS
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.atomic import write_json
 from rerank_plugin.io.paths import expanded
 
 FILE = "rerank.json"
-
-#: `sigmoid` gives 0 to 1, `none` the raw logits, `calibrated` probabilities by a fitted sigmoid.
-NORMALIZATIONS = ("sigmoid", "none", "calibrated")
 
 #: The file that makes a folder a LoRA adapter, by PEFT.
 ADAPTER = "adapter_config.json"

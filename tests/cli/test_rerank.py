@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from rerank_plugin import Reranker
 from rerank_plugin.cli import rerank
+from rerank_plugin.model.settings import RerankSettings
 
 from ..factories import Run, mount, sample_texts, unmount, write_lines
 
@@ -71,6 +74,27 @@ def test_an_output_may_be_a_link_a_pipe_or_a_mounted_file(
     assert {path.name for path in mounts.iterdir()} == {"out.jsonl"}
 
 
+def test_a_threshold_and_calibrated_scores_are_those_of_the_model(
+    cli: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    request = {"query": "when does it sail", "documents": sample_texts()[:20]}
+    data = write_lines(tmp_path / "requests.jsonl", [request])
+    median = Reranker(tiny_model, dtype="float32").rank(*request.values())[10].score
+    calibration = {"scale": 1.0, "bias": 0.0}
+    RerankSettings(calibration=calibration, thresholds={"p@9": median}).write(folder)
+    reranker = Reranker(folder, dtype="float32", normalize="calibrated")
+    for threshold in (median, "p@9"):
+        ranking = reranker.rank(*request.values(), score_threshold=threshold)
+        options = ("--dtype", "float32", "--normalize", "calibrated", "--score-threshold")
+        _, out, _ = cli("rerank", "--model_dir", folder, "--data_path", data, *options, threshold)
+        expected = [{"index": item.index, "score": item.score} for item in ranking]
+        assert json.loads(out)["ranking"] == expected
+        assert 0 < len(ranking) < 20
+    code, _, err = cli("rerank", "--model_dir", folder, "--data_path", data, *options, "recall@2")
+    assert code == 2 and "no calibrated threshold 'recall@2'" in err
+
+
 @pytest.mark.parametrize("written", ["no json", "[]", ""])
 def test_unfinished_results_of_nobody_knows_what_are_not_gone_on_with(
     cli: Run, tiny_model: Path, tmp_path: Path, written: str
@@ -92,7 +116,7 @@ def test_a_killed_ranking_goes_on_where_it_stopped(
     program = (
         "import os, sys, torch\n"
         "torch.set_num_threads(1)\n"
-        "from rerank_plugin import scoring\n"
+        "from rerank_plugin.engine import scorer as scoring\n"
         "from rerank_plugin.cli.main import main\n"
         "scoring.PAIRS_AT_ONCE = 64\n"
         "of_pairs, calls = scoring.EncodedPairs.of_pairs, []\n"

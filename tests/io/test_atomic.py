@@ -28,7 +28,7 @@ from rerank_plugin.io.atomic import (
     writing,
 )
 from rerank_plugin.io.locks import locked
-from rerank_plugin.options import check_output
+from rerank_plugin.io.outputs import check_output
 
 from ..factories import mount, unmount
 

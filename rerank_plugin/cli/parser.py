@@ -1,0 +1,319 @@
+"""Build an options dataclass from a command line and a YAML file."""
+
+import argparse
+import json
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from rerank_plugin.errors import InputError
+from rerank_plugin.io.jsonl import json_type
+from rerank_plugin.options import invalid_number, option_name, union_members
+
+Options = TypeVar("Options")
+
+#: A dataclass field that is an option, and its types.
+OptionField = tuple[Any, list[Any]]
+
+#: The end of every command's help.
+DEBUG_HELP = "--debug, alone, shows the traceback of an error."
+EXTRAS_HELP = " Every option of transformers.TrainingArguments is accepted too."
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Options of another library that are passed on: their names, and how to parse them."""
+
+    names: Callable[[], Sequence[str]]
+    parse: Callable[[list[str]], dict[str, Any]]
+    #: Our options that the library has under another name.
+    twins: Mapping[str, str]
+    #: The field that takes them, as a dictionary.
+    target: str
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        raise InputError(message)
+
+
+class OneOrMore(argparse.Action):
+    """A list of values, or the value itself if it is one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store them."""
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def parse_options(
+    options: type[Options], argv: Sequence[str], *, command: str, extras: Extras | None = None
+) -> Options:
+    """Build an options dataclass from a command line and the `--config` file that it names.
+
+    Option names take `_` or `-`; the command line overrides the file.
+
+    Raises:
+        InputError: an unknown option, a missing one, or a value of the wrong type.
+    """
+    items = list(option_fields(options))
+    parser = build_parser(options, items, command, has_extras=extras is not None)
+    aliases = spellings(items, extras)
+    known = {option_name(item) for item, _ in items} | set(aliases)
+    known |= set(extras.names() if extras else ())
+    arguments = rename_aliases(with_underscores(argv), aliases)
+    config = config_file(arguments)
+    if config is not None:
+        arguments = rename_aliases(read_config(config, known), aliases) + arguments
+    parsed, unknown = parser.parse_known_args(arguments)
+    values = {name: value for name, value in vars(parsed).items() if name != "config"}
+    if unknown:
+        check_unknown(unknown, known)
+    if unknown and extras:
+        values[extras.target] = extras.parse(unknown)
+    check_required(options, values)
+    return options(**values)
+
+
+def build_parser(
+    options: type[Any], items: Sequence[OptionField], command: str, *, has_extras: bool
+) -> OneLineParser:
+    """Return the parser of a command with an option for each field."""
+    parser = OneLineParser(
+        prog=f"rerank-plugin {command}",
+        description=(options.__doc__ or "").splitlines()[0],
+        epilog=DEBUG_HELP + (EXTRAS_HELP if has_extras else ""),
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with options"
+    )
+    for item, kinds in items:
+        names = [option_name(item), *item.metadata["aliases"]]
+        settings = argument_settings(item, kinds)
+        parser.add_argument(*(f"--{name}" for name in names), dest=item.name, **settings)
+    return parser
+
+
+def option_fields(options: Any) -> Iterator[OptionField]:
+    """Yield the fields that are options with their types, a class's own before inherited ones."""
+    hints = typing.get_type_hints(options)
+    classes = [cls for cls in options.__mro__ if "__annotations__" in vars(cls)]
+    names = dict.fromkeys(name for cls in classes for name in cls.__annotations__)
+    by_name = {item.name: item for item in fields(options) if "help" in item.metadata}
+    for name in names:
+        if name in by_name:
+            kinds = [kind for kind in union_members(hints[name]) if kind is not type(None)]
+            yield by_name[name], kinds
+
+
+def argument_settings(item: Any, kinds: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a field."""
+    # An option that is not given is left out: the dataclass knows its defaults.
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(item)}
+    if any(typing.get_origin(kind) is list for kind in kinds):
+        settings |= {"nargs": "+", "type": text, "action": OneOrMore}
+    elif bool in kinds:
+        settings |= {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
+    elif item.metadata["words"]:
+        settings["type"] = partial(number_or_word, words=item.metadata["words"])
+    elif float in kinds and str in kinds:
+        settings["type"] = number_or_text
+    else:
+        kind = next(kind for kind in (int, float, str) if kind in kinds)
+        settings["type"] = text if kind is str else kind
+    if item.metadata["choices"]:
+        settings["metavar"] = "{" + ",".join(item.metadata["choices"]) + "}"
+    return settings
+
+
+def help_text(item: Any) -> str:
+    """Return a field's help with its default."""
+    text = str(item.metadata["help"]).replace("%", "%%")
+    if item.default is MISSING:
+        return f"{text} (required)"
+    return text if item.default is None else f"{text} (default: {item.default})"
+
+
+def check_required(options: Any, values: Mapping[str, Any]) -> None:
+    """Check that every option without a default has a value.
+
+    Raises:
+        InputError: naming those that have none.
+    """
+    missing = [
+        option_name(item)
+        for item in fields(options)
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in values
+    ]
+    if missing:
+        raise InputError(f"missing option: {', '.join('--' + name for name in missing)}")
+
+
+def boolean(text: str) -> bool:
+    """Return the truth value of an option's text."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return values[text.lower()]
+
+
+def text(value: str) -> str:
+    """Return an option's text; an empty one comes from a shell variable that is not set."""
+    if not value:
+        raise argparse.ArgumentTypeError("empty: leave the option out, or give a value")
+    return value
+
+
+def number_or_text(value: str) -> float | str:
+    """Return an option's text, as a number if it is one."""
+    try:
+        return float(value)
+    except ValueError:
+        return text(value)
+
+
+def number_or_word(text: str, words: Sequence[str]) -> float | str:
+    """Return an option's text as a number, or as one of some words."""
+    if text in words:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(invalid_number(text, words)) from None
+
+
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with `_` in option names, values untouched.
+
+    A negative number is joined to its option: argparse takes `-1e-3` for an option.
+    """
+    arguments: list[str] = []
+    for argument in argv:
+        if argument.startswith("--") and len(argument) > 2:
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+        elif is_negative_number(argument) and arguments and is_bare_option(arguments[-1]):
+            argument = f"{arguments.pop()}={argument}"
+        arguments.append(argument)
+    return arguments
+
+
+def is_negative_number(text: str) -> bool:
+    """Return whether a text is a number below zero."""
+    try:
+        return text.startswith("-") and float(text) <= 0
+    except ValueError:
+        return False
+
+
+def is_bare_option(argument: str) -> bool:
+    """Return whether an argument is an option's name alone."""
+    return argument.startswith("--") and "=" not in argument
+
+
+def spellings(items: Sequence[OptionField], extras: Extras | None) -> dict[str, str]:
+    """Return the name of the option that each alias stands for."""
+    twins = extras.twins if extras else {}
+    aliases = {theirs: name for name, theirs in twins.items()}
+    return aliases | {alias: option_name(i) for i, _ in items for alias in i.metadata["aliases"]}
+
+
+def rename_aliases(arguments: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
+    """Return the arguments with the names of options in place of their aliases.
+
+    Raises:
+        InputError: an option is given under two names.
+    """
+    given: dict[str, str] = {}
+    renamed = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        option = name
+        if name.startswith("--"):
+            option = "--" + aliases.get(name[2:], name[2:])
+            first = given.setdefault(option, name)
+            if first != name:
+                raise InputError(f"{first} and {name} are the same option: use one of them")
+        renamed.append(option + equals + value)
+    return renamed
+
+
+def config_file(arguments: Sequence[str]) -> Path | None:
+    """Return the file that `--config` names, if any."""
+    parser = OneLineParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    config: Path | None = parser.parse_known_args(arguments)[0].config
+    return config
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a mapping with a repeated key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if repeated is not None:
+            raise yaml.YAMLError(f"{repeated!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_config(path: Path, known: set[str]) -> list[str]:
+    """Return the options of a YAML file as command-line arguments."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeyLoader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: broken YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of options, found {json_type(values)}")
+    arguments: list[str] = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"{path}: unknown option {key!r}{suggestion(name, known)}")
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={config_value(name, value)}")
+    return arguments
+
+
+def config_value(name: str, value: object) -> str:
+    """Return a YAML value as an option's text."""
+    if name.endswith("_strategy") and value is False:
+        return "no"  # which YAML takes for false
+    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
+
+
+def check_unknown(unknown: Sequence[str], known: set[str]) -> None:
+    """Refuse arguments that neither the command nor the library behind it knows."""
+    if not unknown[0].startswith("--"):
+        raise InputError(f"unexpected argument {unknown[0]!r}: options start with --")
+    for argument in unknown:
+        name = argument[2:].partition("=")[0]
+        if argument.startswith("--") and name not in known:
+            raise InputError(f"unknown option --{name}{suggestion(name, known)}")
+
+
+def suggestion(name: str, known: set[str]) -> str:
+    """Return `: did you mean …?` if a known name is close."""
+    close = get_close_matches(name, known, n=1)
+    return f": did you mean --{close[0]}?" if close else ""

@@ -1,0 +1,57 @@
+"""Check the files and folders that a command will write, before it works for hours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rerank_plugin.errors import OptionError
+from rerank_plugin.io.atomic import is_stream, part_of, real_path, try_file, try_folder
+from rerank_plugin.io.jsonl import DataPath, is_input
+from rerank_plugin.io.locks import locked
+
+
+def check_output(
+    file: Path, inputs: Sequence[DataPath | None], *, overwrite: bool, option: str = "output"
+) -> None:
+    """Check that an option's file can be written and replaces nothing that is needed.
+
+    Pipes, devices and open files such as `/dev/stdout` are written as they are.
+
+    Raises:
+        OptionError: the folder does not exist or cannot be written, the file exists already or is
+            an input, or another command is writing it.
+    """
+    try:
+        if is_stream(file):
+            return
+        target = real_path(file)
+        if not target.parent.is_dir():
+            raise OptionError(option, f"no such folder: {target.parent}")
+        if target.is_dir():
+            raise OptionError(option, f"{file} is a folder, expected a file")
+        if any(path is not None and is_input(file, path) for path in inputs):
+            raise OptionError(option, f"{file} is an input of the command: choose another file")
+        if target.exists() and not overwrite:
+            raise OptionError(option, f"{file} exists: choose another file, or use --overwrite")
+        try_file(target)
+        part = part_of(target)
+        if part.exists():
+            with locked(part):
+                pass
+    except OSError as error:
+        raise OptionError(option, f"{file} cannot be written: {error.strerror}") from None
+
+
+def check_output_folder(folder: Path, *, option: str) -> None:
+    """Check that files can be written in a folder, which may not exist yet.
+
+    Raises:
+        OptionError: they cannot.
+    """
+    try:
+        target = real_path(folder)
+        existing = next(path for path in (target, *target.parents) if path.exists())
+        if not existing.is_dir():
+            raise OptionError(option, f"{existing} is a file, expected a folder")
+        try_folder(existing / target.name)
+    except OSError as error:
+        raise OptionError(option, f"{folder} cannot be written: {error.strerror}") from None
