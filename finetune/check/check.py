@@ -16,7 +16,7 @@ from .fix import Fixer
 from .inspection import Inspection, Labels, Overlap, read_inspected
 from .lengths import Lengths
 from .summary import (
-    Report,
+    CheckReport,
     describe,
     describe_labels,
     describe_lengths,
@@ -26,7 +26,7 @@ from .summary import (
 
 @dataclass(kw_only=True)
 class CheckOptions:
-    """Report what is wrong with groups, how long they are, and how much a length would cut."""
+    """CheckReport what is wrong with groups, how long they are, and how much a length would cut."""
 
     data_path: str | list[str] = option(help="groups: .jsonl or .jsonl.gz files, folders or globs")
     eval_data_path: str | list[str] | None = option(
@@ -61,7 +61,7 @@ class CheckOptions:
 
 def main(options: CheckOptions) -> int:
     """Print the report; exit code 2 if any line, file or option cannot be used."""
-    report, labels = Report(), Labels()
+    report, labels = CheckReport(), Labels()
     lengths = start_lengths(options, report)
     found, other = Inspection(), Inspection()
     overlap = start_overlap(options, other, labels, lengths)
@@ -112,7 +112,7 @@ def start_overlap(
     return Overlap(held_out) if found.is_whole else None
 
 
-def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
+def start_lengths(options: CheckOptions, report: CheckReport) -> Lengths | None:
     """Return what counts lengths, in tokens of a model or in characters.
 
     None if the model or the length cannot be used; the report ends with the reason.
@@ -143,7 +143,7 @@ def start_lengths(options: CheckOptions, report: Report) -> Lengths | None:
     return Lengths(encoder, max_len)
 
 
-def write_fixed(options: CheckOptions, fixer: Fixer, report: Report) -> None:
+def write_fixed(options: CheckOptions, fixer: Fixer, report: CheckReport) -> None:
     """Write the fixed copy, and say what is different in it."""
     if options.eval_data_path and not fixer.overlap:
         Stdout().write("--fix: not written, as --eval_data_path cannot be read\n")

@@ -8,7 +8,7 @@ from .lengths import Lengths, percentiles
 
 
 @dataclass
-class Report:
+class CheckReport:
     """The lines that are printed, and what they add up to."""
 
     lines: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Report:
             self.lines.append(f"      … and {kind.count - len(kind.messages)} more")
 
 
-def describe(report: Report, found: Inspection, name: str) -> None:
+def describe(report: CheckReport, found: Inspection, name: str) -> None:
     """What is wrong with a data set by kind with counts, and what its groups are like."""
     report.lines.append(f"{name}: {found.lines} lines, {found.groups} usable groups")
     report.unusable = report.unusable or bool(found.problems)
@@ -76,7 +76,7 @@ def commonest(counts: "Counter[int]") -> int:
     return counts.most_common(1)[0][0]
 
 
-def describe_labels(report: Report, labels: Labels) -> None:
+def describe_labels(report: CheckReport, labels: Labels) -> None:
     """Pairs that are labelled both ways, or nearly so."""
     if labels.contradictions.count:
         count = f"{labels.contradictions.count} pairs are right in one place, wrong in another"
@@ -86,7 +86,7 @@ def describe_labels(report: Report, labels: Labels) -> None:
         report.note(count, labels.near_positives)
 
 
-def describe_overlap(report: Report, overlap: Overlap) -> None:
+def describe_overlap(report: CheckReport, overlap: Overlap) -> None:
     """What stands on both sides."""
     if overlap.same:
         report.warn(
@@ -102,7 +102,7 @@ def describe_overlap(report: Report, overlap: Overlap) -> None:
         report.note(f"{share} are positives, or nearly so, in training too")
 
 
-def describe_lengths(report: Report, lengths: Lengths) -> None:
+def describe_lengths(report: CheckReport, lengths: Lengths) -> None:
     """Percentiles of the pairs' lengths, and how many `max_len` would cut."""
     found, max_len = lengths.all(), lengths.max_len
     if max_len is None:

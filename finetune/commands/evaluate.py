@@ -187,7 +187,7 @@ def judged_queries(options: EvaluateOptions) -> "Iterator[JudgedQueries]":
 
         assert options.data_path is not None
         skipped = SkippedLines(options.skipped_lines) if options.on_bad_line == "skip" else None
-        groups = GroupDataset.build(options.data_path, cache_folder(), skipped)
+        groups = GroupDataset.build(options.data_path, cache_folder(), skipped, progress=True)
         if skipped and skipped.count:
             logger.warning("%d bad lines skipped, written down in %s", skipped.count, skipped.path)
         yield groups
@@ -202,7 +202,7 @@ def judged_queries(options: EvaluateOptions) -> "Iterator[JudgedQueries]":
         corpus=options.corpus,
         top_k=options.top_k,
     ) as found:
-        for line in found.notes.told():
+        for line in found.counts.lines():
             logger.warning("%s", line)
         yield found
 

@@ -9,9 +9,7 @@ from tempfile import TemporaryDirectory
 
 from rerank_plugin.errors import InputError
 
-from ..data.corpus import Corpus
-from ..data.notes import Notes
-from ..data.records import (
+from ..data.beir_files import (
     BLANK_PASSAGES,
     MISSING_PASSAGES,
     MISSING_QUERIES,
@@ -21,36 +19,40 @@ from ..data.records import (
     read_grades,
     read_queries,
 )
-from .judged import Judged, judged
+from ..data.corpus import Corpus
+from ..data.reason_counts import ReasonCounts
+from .labelled_query import LabelledQuery, from_labels
 
 
-def read(folder: Path, notes: Notes, *, split: str, threshold: float | None) -> Iterator[Judged]:
+def read(
+    folder: Path, counts: ReasonCounts, *, split: str, threshold: float | None
+) -> Iterator[LabelledQuery]:
     """The judged queries of a split, in the order of the judgements.
 
     Right is a grade of at least `threshold`, without one any above 0. What is left out is counted
-    in `notes`.
+    in `counts`.
     """
     corpus_file, query_file = (find_file(folder, name) for name in ("corpus", "queries"))
     qrels = find_qrels(folder, split)
-    grades = read_grades(qrels, notes)
-    queries = {query.id: query.text for query in read_queries(query_file, notes)}
+    grades = read_grades(qrels, counts)
+    queries = {query.id: query.text for query in read_queries(query_file, counts)}
     check_match("query", qrels, grades, query_file, queries)
-    notes["queries without a judgement in the split"] += len(queries.keys() - grades.keys())
+    counts["queries without a judgement in the split"] += len(queries.keys() - grades.keys())
     wanted = {passage for of_query in grades.values() for passage in of_query}
     with TemporaryDirectory(prefix="beir-") as work:
-        corpus = Corpus.build(corpus_file, Path(work), wanted, notes)
-        if not corpus.places and not corpus.blank_ids:
+        corpus = Corpus.build(corpus_file, Path(work), wanted, counts)
+        if not corpus.positions and not corpus.blank_ids:
             passage = next(passage for of_query in grades.values() for passage in of_query)
             raise no_match("passage", qrels, passage, corpus_file, corpus.first_id)
         for query, of_query in grades.items():
             if query not in queries:
-                notes.add(MISSING_QUERIES, repr(query))
+                counts.add(MISSING_QUERIES, repr(query))
                 continue
-            count_missing(qrels, query, of_query, corpus, notes)
-            known = [passage for passage in of_query if passage in corpus.places]
-            texts = corpus.texts([corpus.places[passage] for passage in known])
+            count_missing(qrels, query, of_query, corpus, counts)
+            known = [passage for passage in of_query if passage in corpus.positions]
+            texts = corpus.texts([corpus.positions[passage] for passage in known])
             right = [is_positive(of_query[passage], threshold) for passage in known]
-            yield judged(queries[query], zip(texts, right, strict=True), id=query)
+            yield from_labels(queries[query], zip(texts, right, strict=True), id=query)
         corpus.close()
 
 
@@ -60,14 +62,14 @@ def is_positive(grade: float, threshold: float | None) -> bool:
 
 
 def count_missing(
-    qrels: Path, query: str, grades: dict[str, float], corpus: Corpus, notes: Notes
+    qrels: Path, query: str, grades: dict[str, float], corpus: Corpus, counts: ReasonCounts
 ) -> None:
     """Count the judged passages of a query that have no text."""
     for passage in grades:
-        if passage not in corpus.places:
+        if passage not in corpus.positions:
             reason = BLANK_PASSAGES if passage in corpus.blank_ids else MISSING_PASSAGES
-            example = "" if notes[reason] else judged_at(qrels, query, passage)
-            notes.add(reason, example)
+            example = "" if counts[reason] else judged_at(qrels, query, passage)
+            counts.add(reason, example)
 
 
 def find_file(folder: Path, name: str) -> Path:

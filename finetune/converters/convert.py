@@ -12,23 +12,23 @@ from rerank_plugin.io.jsonl import DataPath, read_lines
 from rerank_plugin.options import check_options, option
 
 from ..data.groups import Group, parse_group
-from ..data.notes import Notes
+from ..data.reason_counts import ReasonCounts
 from ..data.writer import check_files, group_line, record_line
 from . import beir, flagembedding, labelled_table, msmarco, sentence_transformers, tevatron
 from .grouping import group
-from .judged import Judged
+from .labelled_query import LabelledQuery
 from .rows import JSON, table_files
 from .to_sentence_transformers import FORMATS, fitting, rows
 
 #: The formats that are read from files, and what reads them.
-READERS: dict[str, Callable[[DataPath, Notes], Iterator[Judged]]] = {
+READERS: dict[str, Callable[[DataPath, ReasonCounts], Iterator[LabelledQuery]]] = {
     "tevatron": tevatron.read,
     "flagembedding": flagembedding.read,
     "msmarco": msmarco.read,
 }
 
 #: Those that may have labels, of which a threshold says what is right.
-LABELLED: dict[str, Callable[..., Iterator[Judged]]] = {
+LABELLED: dict[str, Callable[..., Iterator[LabelledQuery]]] = {
     "sentence-transformers": sentence_transformers.read,
     "table": labelled_table.read,
 }
@@ -108,7 +108,7 @@ class ConvertOptions:
 
 def main(options: ConvertOptions) -> int:
     """Convert, and say what was left out."""
-    notes = Notes()
+    counts = ReasonCounts()
     output = Path(options.output)
     groups = pairs = lines = 0
     with (
@@ -116,11 +116,11 @@ def main(options: ConvertOptions) -> int:
         writing(output) as file,
         bar("converting", "group") as progress,
     ):
-        found_groups = read(options, Path(work), notes)
+        found_groups = read(options, Path(work), counts)
         output_format = None
         if options.to != "groups":
             output_format = options.output_format or FORMATS[0]
-            found_groups = fitting(found_groups, output_format, notes)
+            found_groups = fitting(found_groups, output_format, counts)
         for found in found_groups:
             groups += 1
             pairs += len(found.documents)
@@ -129,41 +129,41 @@ def main(options: ConvertOptions) -> int:
                 file.write(line)
             progress.update()
         if not groups:
-            raise InputError(f"{options.data_path}: no group comes of it{why(notes)}")
+            raise InputError(f"{options.data_path}: no group comes of it{why(counts)}")
     what = f"{groups} groups" + (f", {lines} rows" if options.to != "groups" else "")
     told = summary_stream(output)
     told.write(f"{output}: {what}, {pairs} passages\n")
-    told.write("".join(f"  {line}\n" for line in notes.told()))
+    told.write("".join(f"  {line}\n" for line in counts.lines()))
     return 0
 
 
-def why(notes: Notes) -> str:
+def why(counts: ReasonCounts) -> str:
     """What was left out, in a line."""
-    return f" ({', '.join(notes.told())})" if notes.told() else ""
+    return f" ({', '.join(counts.lines())})" if counts.lines() else ""
 
 
-def read(options: ConvertOptions, work: Path, notes: Notes) -> Iterator[Group]:
+def read(options: ConvertOptions, work: Path, counts: ReasonCounts) -> Iterator[Group]:
     """The groups of the data."""
     if options.from_ == "groups":
         for line in read_lines(options.data_path):
             for name in sorted((line.quick_record() or {}).keys() - GROUP_FIELDS):
-                notes[f"fields {name!r}, left out"] += 1
+                counts[f"fields {name!r}, left out"] += 1
             yield parse_group(line)
         return
     if options.from_ == "beir":
         # What is judged is little beside the corpus.
         folder, split = Path(str(options.data_path)), options.split or "train"
-        size, parts = 0, beir.read(folder, notes, split=split, threshold=options.threshold)
+        size, parts = 0, beir.read(folder, counts, split=split, threshold=options.threshold)
     elif options.from_ in READERS:
-        size, parts = bytes_of(options.data_path), READERS[options.from_](options.data_path, notes)
+        size, parts = bytes_of(options.data_path), READERS[options.from_](options.data_path, counts)
     else:
         reader = LABELLED[options.from_]
         size, parts = (
             bytes_of(options.data_path),
-            reader(options.data_path, notes, threshold=options.threshold),
+            reader(options.data_path, counts, threshold=options.threshold),
         )
     yield from group(
-        parts, work, size=size, negatives=options.negatives or 7, seed=options.seed, notes=notes
+        parts, work, size=size, negatives=options.negatives or 7, seed=options.seed, counts=counts
     )
 
 

@@ -5,9 +5,9 @@ from difflib import get_close_matches
 
 from rerank_plugin.io.jsonl import DataPath
 
-from ..data.notes import Notes
-from ..data.other_records import other_format
-from .judged import Judged, Passage, id_text
+from ..data.other_formats import other_format
+from ..data.reason_counts import ReasonCounts
+from .labelled_query import LabelledQuery, Passage, id_text
 from .rows import Row, read_rows
 
 #: What is read of the format.
@@ -17,14 +17,14 @@ FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
 KNOWN = ("id", "idx", "prompt", "type")
 
 
-def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
+def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
     """One record a line; `neg` may be missing or empty. Fields that are left out are counted."""
     for row in read_rows(data_path):
         for name in row.values:
             check_name(row, name)
-        row.count_others((*FIELDS, "id"), notes)
+        row.count_others((*FIELDS, "id"), counts)
         sides = side(row, "pos"), side(row, "neg")
-        yield Judged(row.text("query"), *sides, id_text(row.values.get("id")), row.where)
+        yield LabelledQuery(row.text("query"), *sides, id_text(row.values.get("id")), row.where)
 
 
 def check_name(row: Row, name: str) -> None:

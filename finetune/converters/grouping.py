@@ -10,11 +10,11 @@ from typing import IO
 import numpy as np
 
 from ..data.groups import Group, query_hash
-from ..data.notes import Notes
+from ..data.reason_counts import ReasonCounts
 from ..data.writer import record_line
 from ..text.duplicates import Duplicates
 from ..text.normalize import text_digest, text_key
-from .judged import Judged, Passage
+from .labelled_query import LabelledQuery, Passage
 
 #: What is grouped in memory at once, in bytes of text; more goes through files on disk.
 BUCKET = 1 << 28
@@ -35,25 +35,25 @@ class Collected:
     pos: dict[int, Passage] = field(default_factory=dict)
     neg: dict[int, Passage] = field(default_factory=dict)
 
-    def add(self, judged: Judged, notes: Notes) -> None:
+    def add(self, judged: LabelledQuery, counts: ReasonCounts) -> None:
         """Take what one more record says; of copies the first one and its score count."""
         self.id = self.id if self.id is not None else judged.id
         for mine, theirs in ((self.pos, judged.pos), (self.neg, judged.neg)):
             for passage in theirs:
                 if not passage.text.strip():
-                    notes.add("blank passages, left out", judged.where)
+                    counts.add("blank passages, left out", judged.where)
                 elif mine.setdefault(text_digest(passage.text), passage) != passage:
-                    notes[COPIES] += 1
+                    counts[COPIES] += 1
 
 
 def group(
-    parts: Iterable[Judged],
+    parts: Iterable[LabelledQuery],
     folder: Path,
     *,
     size: int,
     negatives: int,
     seed: int,
-    notes: Notes,
+    counts: ReasonCounts,
 ) -> Iterator[Group]:
     """One group for every query text, in the order in which queries come first.
 
@@ -66,12 +66,12 @@ def group(
         size: About how many bytes of text come.
         negatives: A query without negatives gets so many, drawn from those of other queries.
         seed: Fixes the draws.
-        notes: Counts what was dropped and what was drawn.
+        counts: Counts what was dropped and what was drawn.
     """
-    parts = with_query(parts, notes)
+    parts = with_query(parts, counts)
     count = size // BUCKET + 1
     if count == 1:
-        yield from group_in_memory(parts, negatives=negatives, seed=seed, notes=notes)
+        yield from group_in_memory(parts, negatives=negatives, seed=seed, counts=counts)
         return
     files = [folder / f"bucket-{place}.jsonl" for place in range(count)]
     with ExitStack() as stack:
@@ -82,38 +82,38 @@ def group(
     for file in files:
         with file.open(encoding="utf-8") as lines:
             stored = map(stored_part, lines)
-            yield from group_in_memory(stored, negatives=negatives, seed=seed, notes=notes)
+            yield from group_in_memory(stored, negatives=negatives, seed=seed, counts=counts)
         file.unlink()
 
 
-def with_query(parts: Iterable[Judged], notes: Notes) -> Iterator[Judged]:
+def with_query(parts: Iterable[LabelledQuery], counts: ReasonCounts) -> Iterator[LabelledQuery]:
     """The records whose query is not blank."""
     for part in parts:
         if part.query.strip():
             yield part
         else:
-            notes.add("records with a blank query, left out", part.where)
+            counts.add("records with a blank query, left out", part.where)
 
 
-def write_part(file: IO[str], part: Judged) -> None:
+def write_part(file: IO[str], part: LabelledQuery) -> None:
     """Put one record on disk."""
     file.write(record_line(asdict(part)))
 
 
-def stored_part(line: str) -> Judged:
+def stored_part(line: str) -> LabelledQuery:
     """One record from disk."""
     values = json.loads(line)
     pos, neg = ([Passage(**passage) for passage in values[name]] for name in ("pos", "neg"))
-    return Judged(values["query"], pos, neg, values["id"], values["where"])
+    return LabelledQuery(values["query"], pos, neg, values["id"], values["where"])
 
 
 def group_in_memory(
-    parts: Iterable[Judged], *, negatives: int, seed: int, notes: Notes
+    parts: Iterable[LabelledQuery], *, negatives: int, seed: int, counts: ReasonCounts
 ) -> Iterator[Group]:
     """The groups of records, all of them in memory."""
     collected: dict[str, Collected] = {}
     for part in parts:
-        collected.setdefault(text_key(part.query), Collected(part.query)).add(part, notes)
+        collected.setdefault(text_key(part.query), Collected(part.query)).add(part, counts)
     texts_by_digest: dict[int, str] = {}
     for own in collected.values():
         for number, passage in (*own.pos.items(), *own.neg.items()):
@@ -121,24 +121,26 @@ def group_in_memory(
     pool = list(texts_by_digest.values())
     for own in collected.values():
         both = own.pos.keys() & own.neg.keys()
-        notes["negatives that are positives as well, or copies of positives, left out"] += len(both)
+        counts["negatives that are positives as well, or copies of positives, left out"] += len(
+            both
+        )
         pos = list(own.pos.values())
         neg = [passage for key, passage in own.neg.items() if key not in both]
         if not pos:
-            notes["queries without a positive, left out"] += 1
+            counts["queries without a positive, left out"] += 1
             continue
         if not neg:
             neg = draw(own.query, pos, pool, negatives, seed)
-            notes["negatives drawn at random, for queries that had none"] += len(neg)
+            counts["negatives drawn at random, for queries that had none"] += len(neg)
         if not neg:
-            notes["queries for which no negative could be drawn, left out"] += 1
+            counts["queries for which no negative could be drawn, left out"] += 1
             continue
         scores = [scores_of(side) for side in (pos, neg)]
         if (scores[0] is None) != (scores[1] is None) or (
             None in scores and any(item.score is not None for item in (*pos, *neg))
         ):
             # Half of them would be taken for all of them.
-            notes["groups of which some passages have no score: without scores"] += 1
+            counts["groups of which some passages have no score: without scores"] += 1
             scores = [None, None]
         texts = [[passage.text for passage in side] for side in (pos, neg)]
         yield Group(own.query, texts[0], texts[1], scores[0], scores[1], own.id)

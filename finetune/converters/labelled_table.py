@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from rerank_plugin.io.jsonl import DataPath
 
-from ..data.notes import Notes
-from .judged import Judged, judged
+from ..data.reason_counts import ReasonCounts
+from .labelled_query import LabelledQuery, from_labels
 from .rows import first_of, is_positive, read_rows
 
 #: What columns are usually called, the likeliest first.
@@ -14,12 +14,14 @@ PASSAGES = ("passage", "document", "doc", "text", "context", "answer", "sentence
 LABELS = ("label", "relevance", "score", "grade", "is_selected", "is_relevant")
 
 
-def read(data_path: DataPath, notes: Notes, *, threshold: float | None) -> Iterator[Judged]:
+def read(
+    data_path: DataPath, counts: ReasonCounts, *, threshold: float | None
+) -> Iterator[LabelledQuery]:
     """Yield one judgement a row, positive by `is_positive`; count columns that are left out."""
     for row in read_rows(data_path):
         query = first_of(row, QUERIES, "query")
         passage = first_of(row, PASSAGES, "passage")
         label = first_of(row, LABELS, "label")
-        row.count_others((query, passage, label), notes)
+        row.count_others((query, passage, label), counts)
         right = is_positive(row, row.number(label), label, threshold)
-        yield judged(row.text(query), [(row.text(passage), right)], where=row.where)
+        yield from_labels(row.text(query), [(row.text(passage), right)], where=row.where)

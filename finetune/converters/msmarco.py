@@ -13,8 +13,8 @@ from typing import Any
 
 from rerank_plugin.io.jsonl import DataPath, is_unicode
 
-from ..data.notes import Notes
-from .judged import Judged, Passage, judged
+from ..data.reason_counts import ReasonCounts
+from .labelled_query import LabelledQuery, Passage, from_labels
 from .rows import JSON, Row, plain_rows, read_rows, table_files
 
 #: What is read of a record.
@@ -24,7 +24,7 @@ FIELDS = ("query", "passages", "query_id")
 MISSING = object()
 
 
-def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
+def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
     """Files ending in `.tsv` are triples, all others have records.
 
     Fields of records that are left out are counted.
@@ -34,10 +34,10 @@ def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
         if name.endswith(".tsv"):
             yield from read_triples(path)
         else:
-            yield from (record(row, notes) for row in read_rows(path))
+            yield from (record(row, counts) for row in read_rows(path))
 
 
-def read_triples(path: Path) -> Iterator[Judged]:
+def read_triples(path: Path) -> Iterator[LabelledQuery]:
     """A query, a positive and a negative a line, as in `triples.train.small.tsv`."""
     for place, row in enumerate(plain_rows(path)):
         if place == 0 and is_header(row):
@@ -47,7 +47,7 @@ def read_triples(path: Path) -> Iterator[Judged]:
         query, right, wrong = (row.text(column) for column in ("0", "1", "2"))
         if query.isdecimal() and right.isdecimal() and wrong.isdecimal():
             raise row.error("these are ids: the triples of texts are needed")
-        yield Judged(query, [Passage(right)], [Passage(wrong)], where=row.where)
+        yield LabelledQuery(query, [Passage(right)], [Passage(wrong)], where=row.where)
 
 
 def is_header(row: Row) -> bool:
@@ -59,16 +59,16 @@ def is_header(row: Row) -> bool:
     )
 
 
-def record(row: Row, notes: Notes) -> Judged:
+def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
     """A query with its passages."""
-    row.count_others(FIELDS, notes)
+    row.count_others(FIELDS, counts)
     passages = row.values.get("passages")
     if isinstance(passages, str):
         passages = parse(row, passages)
     texts: Any = None
     selected: Any = None
     for name in sorted(fields_of(passages) - {"passage_text", "is_selected"}):
-        notes.add(f"fields {name!r} of passages, left out")
+        counts.add(f"fields {name!r} of passages, left out")
     if isinstance(passages, dict):
         texts, selected = passages.get("passage_text"), passages.get("is_selected")
     elif isinstance(passages, list) and all(isinstance(item, dict) for item in passages):
@@ -83,7 +83,7 @@ def record(row: Row, notes: Notes) -> Judged:
     if not all(isinstance(flag, int | float) and flag in (0, 1) for flag in selected):
         raise row.error("'is_selected' is neither 0 nor 1")
     labelled = zip(texts, map(bool, selected), strict=True)
-    return judged(row.text("query"), labelled, id=row.values.get("query_id"), where=row.where)
+    return from_labels(row.text("query"), labelled, id=row.values.get("query_id"), where=row.where)
 
 
 def fields_of(passages: object) -> set[str]:

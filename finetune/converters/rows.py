@@ -26,7 +26,7 @@ from rerank_plugin.io.jsonl import (
 )
 from rerank_plugin.io.paths import expanded
 
-from ..data.notes import Notes
+from ..data.reason_counts import ReasonCounts
 
 Values = dict[str, object]
 
@@ -83,11 +83,11 @@ class Row:
             raise self.error(f"{name} is {found}, expected a text")
         return value
 
-    def count_others(self, columns: Collection[str], notes: Notes) -> None:
+    def count_others(self, columns: Collection[str], counts: ReasonCounts) -> None:
         """Count what is in other columns than those that are read."""
         for name, value in self.values.items():
             if name not in columns and value is not None:
-                notes.add(f"fields {name!r}, left out")
+                counts.add(f"fields {name!r}, left out")
 
     def number(self, column: str) -> float:
         """The number in a column; in CSV it is a text."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import DataPath
 
-from ..data.notes import Notes
-from .judged import Judged, Passage, judged
+from ..data.reason_counts import ReasonCounts
+from .labelled_query import LabelledQuery, Passage, from_labels
 from .rows import DELIMITED, Row, column_names, is_positive, read_rows, table_files
 
 #: Columns that hold no text; sentence-transformers knows the same ones.
@@ -27,7 +27,9 @@ IDS = ("id", "_id", "idx", "query_id", "qid")
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-def read(data_path: DataPath, notes: Notes, *, threshold: float | None) -> Iterator[Judged]:
+def read(
+    data_path: DataPath, counts: ReasonCounts, *, threshold: float | None
+) -> Iterator[LabelledQuery]:
     """One record a row; where there are labels, `is_positive` says what is right."""
     for path in table_files(data_path):
         if path.name.endswith(DELIMITED):
@@ -36,7 +38,7 @@ def read(data_path: DataPath, notes: Notes, *, threshold: float | None) -> Itera
         for row in read_rows(path):
             columns = columns or Columns.of(row)
             columns.check(row)
-            row.count_others((*texts_of(row), *labels_of(row)), notes)
+            row.count_others((*texts_of(row), *labels_of(row)), counts)
             yield read_row(row, columns, threshold)
 
 
@@ -94,7 +96,7 @@ def texts_of(row: Row) -> list[str]:
     return [column for column in row.values if column.lower() not in (*LABELS, *IDS)]
 
 
-def read_row(row: Row, columns: Columns, threshold: float | None) -> Judged:
+def read_row(row: Row, columns: Columns, threshold: float | None) -> LabelledQuery:
     """What one row says."""
     query, wrong = row.text(columns.query), columns.wrong(row)
     labels = columns.labels
@@ -108,7 +110,7 @@ def read_row(row: Row, columns: Columns, threshold: float | None) -> Judged:
                 "take it out"
             )
         right = is_positive(row, row.number(labels), labels, threshold)
-        return judged(query, [(row.text(columns.second), right)], where=row.where)
+        return from_labels(query, [(row.text(columns.second), right)], where=row.where)
     return tuple_of(row, query, columns)
 
 
@@ -117,7 +119,7 @@ def is_positives(columns: Columns) -> bool:
     return columns.second.lower().startswith("pos")
 
 
-def labelled_list(row: Row, query: str, columns: Columns, threshold: float | None) -> Judged:
+def labelled_list(row: Row, query: str, columns: Columns, threshold: float | None) -> LabelledQuery:
     """A query, a list of passages and a list of labels."""
     column, labels = columns.second, columns.labels
     passages = row.texts(column)
@@ -127,10 +129,10 @@ def labelled_list(row: Row, query: str, columns: Columns, threshold: float | Non
     if len(values) != len(passages):
         raise row.error(f"{labels!r} has {len(values)} numbers for {len(passages)} passages")
     right = [is_positive(row, value, labels, threshold) for value in values]
-    return judged(query, zip(passages, right, strict=True), where=row.where)
+    return from_labels(query, zip(passages, right, strict=True), where=row.where)
 
 
-def tuple_of(row: Row, query: str, columns: Columns) -> Judged:
+def tuple_of(row: Row, query: str, columns: Columns) -> LabelledQuery:
     """A query, a positive and any number of negatives, perhaps with a list of scores.
 
     A column may hold a list of passages, as `negatives`; one that is null has none.
@@ -147,7 +149,7 @@ def tuple_of(row: Row, query: str, columns: Columns) -> Judged:
     if len(scores) != len(texts):
         raise row.error(f"{labels!r} has {len(scores)} numbers for {len(texts)} passages")
     scored = [Passage(text, score) for text, score in zip(texts, scores, strict=True)]
-    return Judged(query, scored[: len(right)], scored[len(right) :], where=row.where)
+    return LabelledQuery(query, scored[: len(right)], scored[len(right) :], where=row.where)
 
 
 def passages_of(row: Row, column: str) -> list[str]:

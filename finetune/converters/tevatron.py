@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from rerank_plugin.io.jsonl import DataPath, json_type
 
-from ..data.notes import Notes
-from .judged import Judged, Passage, id_text
+from ..data.reason_counts import ReasonCounts
+from .labelled_query import LabelledQuery, Passage, id_text
 from .rows import Row, read_rows
 
 #: What is read of a record, and of its passages.
@@ -17,16 +17,16 @@ FIELDS = ("query", "query_id", "positive_passages", "negative_passages")
 PASSAGE_FIELDS = ("docid", "title", "text")
 
 
-def read(data_path: DataPath, notes: Notes) -> Iterator[Judged]:
+def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
     """One record a row; title and text are joined by a space. Other fields are counted."""
     for row in read_rows(data_path):
-        row.count_others(FIELDS, notes)
-        pos, neg = (side(row, f"{name}_passages", notes) for name in ("positive", "negative"))
+        row.count_others(FIELDS, counts)
+        pos, neg = (side(row, f"{name}_passages", counts) for name in ("positive", "negative"))
         id = id_text(row.values.get("query_id"))
-        yield Judged(row.text("query"), pos, neg, id, row.where)
+        yield LabelledQuery(row.text("query"), pos, neg, id, row.where)
 
 
-def side(row: Row, column: str, notes: Notes) -> list[Passage]:
+def side(row: Row, column: str, counts: ReasonCounts) -> list[Passage]:
     """The passages of one side; a test set may have none."""
     found = row.values.get(column)
     if found is None and column in row.values:
@@ -35,15 +35,15 @@ def side(row: Row, column: str, notes: Notes) -> list[Passage]:
         expected = "expected a list of objects with 'text' and perhaps 'title'"
         found = json_type(found) if column in row.values else "missing"
         raise row.error(f"column {column!r} is {found}, {expected}")
-    return [passage(row, f"{column}[{place}]", item, notes) for place, item in enumerate(found)]
+    return [passage(row, f"{column}[{place}]", item, counts) for place, item in enumerate(found)]
 
 
-def passage(row: Row, where: str, found: object, notes: Notes) -> Passage:
+def passage(row: Row, where: str, found: object, counts: ReasonCounts) -> Passage:
     """One passage; without a text it is blank."""
     if not isinstance(found, dict):
         raise row.error(f"{where} is {json_type(found)}, expected an object with 'text'")
     for name in sorted(found.keys() - PASSAGE_FIELDS):
-        notes.add(f"fields {name!r} of passages, left out")
+        counts.add(f"fields {name!r} of passages, left out")
     parts = []
     for name in ("title", "text"):
         text = found.get(name)

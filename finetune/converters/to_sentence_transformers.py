@@ -6,7 +6,7 @@ from dataclasses import replace
 from rerank_plugin.errors import InputError
 
 from ..data.groups import Group
-from ..data.notes import Notes
+from ..data.reason_counts import ReasonCounts
 
 #: The formats, by the names that sentence-transformers gives them.
 FORMATS = ("labeled-list", "labeled-pair", "triplet", "n-tuple", "pair")
@@ -15,7 +15,7 @@ FORMATS = ("labeled-list", "labeled-pair", "triplet", "n-tuple", "pair")
 SCORED = ("triplet", "n-tuple")
 
 
-def fitting(groups: Iterable[Group], output_format: str, notes: Notes) -> Iterator[Group]:
+def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -> Iterator[Group]:
     """Groups that a format can hold; what it has no place for is counted.
 
     Raises:
@@ -34,7 +34,7 @@ def fitting(groups: Iterable[Group], output_format: str, notes: Notes) -> Iterat
             )
         if output_format not in SCORED:
             if group.pos_scores or group.neg_scores:
-                notes[f"groups with teacher scores, for which {output_format} has no place"] += 1
+                counts[f"groups with teacher scores, for which {output_format} has no place"] += 1
         elif bool(group.teacher) != scored:
             one, other = ("all", "not all") if scored else ("not all", "all")
             raise InputError(
@@ -43,11 +43,11 @@ def fitting(groups: Iterable[Group], output_format: str, notes: Notes) -> Iterat
                 "labeled-list has none"
             )
         elif not scored and (group.pos_scores or group.neg_scores):
-            notes["groups of which some passages have no score: without scores"] += 1
+            counts["groups of which some passages have no score: without scores"] += 1
         if group.id is not None:
-            notes["ids of groups, for which the format has no place"] += 1
+            counts["ids of groups, for which the format has no place"] += 1
         if output_format == "pair":
-            notes["negatives, for which pair has no place"] += len(group.neg)
+            counts["negatives, for which pair has no place"] += len(group.neg)
             group = replace(group, neg=[])
         yield group
 

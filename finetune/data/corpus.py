@@ -1,4 +1,4 @@
-"""A corpus on disk: any number of passages at flat memory, each at hand by its place."""
+"""A corpus on disk: any number of passages at flat memory, each at hand by its position."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,27 +12,27 @@ import numpy.typing as npt
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import DataPath, Line
 
-from .notes import Notes
-from .records import REPEATED_PASSAGES, Record, at, read_passages
+from .beir_files import REPEATED_PASSAGES, Record, at, read_passages
+from .reason_counts import ReasonCounts
 
 #: Bytes of text that are read at once when the whole corpus is.
 BLOCK = 1 << 24
 
-Places = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int64]
 
 Item = TypeVar("Item")
 
 
-class Repeated:
+class RepeatedPassages:
     """Passages whose ids came before: copies of the first ones, which is checked at the end."""
 
-    def __init__(self, notes: Notes) -> None:
-        self._notes = notes
+    def __init__(self, counts: ReasonCounts) -> None:
+        self._counts = counts
         self._found: dict[str, list[tuple[int, Line]]] = {}
 
     def add(self, passage: Record) -> None:
         """Take one that came again."""
-        self._notes.add(REPEATED_PASSAGES, at(passage.id, passage.line))
+        self._counts.add(REPEATED_PASSAGES, at(passage.id, passage.line))
         where = replace(passage.line, raw=b"")
         self._found.setdefault(passage.id, []).append((hash(passage.text), where))
 
@@ -56,7 +56,7 @@ class Corpus:
     Args:
         path: The file.
         starts: Where in it each passage begins, and where the last one ends, `[passages + 1]`.
-        places: The places of the passages whose ids were asked for.
+        positions: The positions of the passages whose ids were asked for.
         blank: How many passages were left out because they have no text.
         blank_ids: The ids of those that were asked for.
         first_id: The id of the first passage, for messages.
@@ -65,15 +65,15 @@ class Corpus:
     def __init__(
         self,
         path: Path,
-        starts: Places,
-        places: dict[str, int],
+        starts: Positions,
+        positions: dict[str, int],
         blank: int,
         blank_ids: frozenset[str],
         first_id: str,
     ) -> None:
         self.first_id = first_id
         self.starts = starts
-        self.places = places
+        self.positions = positions
         self.blank = blank
         self.blank_ids = blank_ids
         self._path = path
@@ -85,7 +85,7 @@ class Corpus:
         data_path: DataPath,
         folder: Path,
         wanted: set[str],
-        notes: Notes,
+        counts: ReasonCounts,
         progress: Callable[[int], Any] | None = None,
     ) -> "Corpus":
         """Write all texts of a corpus into a folder.
@@ -93,8 +93,8 @@ class Corpus:
         Args:
             data_path: The corpus, as `read_passages` takes it.
             folder: Where the file is written.
-            wanted: The ids whose places are remembered.
-            notes: Counts the passages that come twice.
+            wanted: The ids whose positions are remembered.
+            counts: Counts the passages that come twice.
             progress: Called with a number of passages whenever so many more are read.
 
         Raises:
@@ -102,9 +102,9 @@ class Corpus:
         """
         path = folder / "corpus.txt"
         lengths = [0]
-        places: dict[str, int] = {}
+        positions: dict[str, int] = {}
         seen: set[str] = set()
-        again = Repeated(notes)
+        again = RepeatedPassages(counts)
         first_id = ""
         blank = 0
         blank_ids: set[str] = set()
@@ -122,37 +122,37 @@ class Corpus:
                     blank_ids |= {passage.id} & wanted
                     continue
                 if passage.id in wanted:
-                    places[passage.id] = len(lengths) - 1
+                    positions[passage.id] = len(lengths) - 1
                 lengths.append(file.write(passage.text.encode()))
         again.check(data_path)
         if len(lengths) < 3:
             raise InputError(f"{data_path}: a corpus of at least two passages is needed")
-        return cls(path, np.cumsum(lengths), places, blank, frozenset(blank_ids), first_id)
+        return cls(path, np.cumsum(lengths), positions, blank, frozenset(blank_ids), first_id)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def texts(self, places: Sequence[int]) -> list[str]:
-        """The texts of some passages, in the order of their places."""
+    def texts(self, positions: Sequence[int]) -> list[str]:
+        """The texts of some passages, in the order of their positions."""
         found = []
-        for place in places:
-            start, end = int(self.starts[place]), int(self.starts[place + 1])
+        for position in positions:
+            start, end = int(self.starts[position]), int(self.starts[position + 1])
             self._file.seek(start)
             found.append(self._file.read(end - start).decode())
         return found
 
     def __iter__(self) -> Iterator[str]:
         """All texts in their order, read in large blocks."""
-        place = 0
+        position = 0
         with self._path.open("rb") as file:
-            while place < len(self):
-                start = int(self.starts[place])
+            while position < len(self):
+                start = int(self.starts[position])
                 end = int(np.searchsorted(self.starts, start + BLOCK, "right")) - 1
-                end = min(max(end, place + 1), len(self))
+                end = min(max(end, position + 1), len(self))
                 block = file.read(int(self.starts[end]) - start)
-                for own, following in pairwise((self.starts[place : end + 1] - start).tolist()):
+                for own, following in pairwise((self.starts[position : end + 1] - start).tolist()):
                     yield block[own:following].decode()
-                place = end
+                position = end
 
     def close(self) -> None:
         """Close the file."""

@@ -44,7 +44,12 @@ class GroupDataset:
 
     @classmethod
     def build(
-        cls, data_path: DataPath, cache: Path, skipped: SkippedLines | None
+        cls,
+        data_path: DataPath,
+        cache: Path,
+        skipped: SkippedLines | None,
+        *,
+        progress: bool = False,
     ) -> "GroupDataset":
         """Check all lines and index them under `cache`, or find there what an earlier run found.
 
@@ -52,6 +57,7 @@ class GroupDataset:
             data_path: A file, a folder or a glob, or several.
             cache: The folder of all indices.
             skipped: Where bad lines are written down; without it the first bad line is an error.
+            progress: Show a progress bar for every file that is read.
 
         Raises:
             InputError: a file is missing, empty or unreadable, a line is bad, or none is usable.
@@ -59,7 +65,7 @@ class GroupDataset:
         indices = IndexCache(cache)
         files = []
         for path in input_files(data_path):
-            file = indices.open(path, stop_at_bad=skipped is None)
+            file = indices.open(path, stop_at_bad=skipped is None, progress=progress)
             for line, problem in file.bad_lines():
                 if skipped is None:
                     raise problem

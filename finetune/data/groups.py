@@ -11,7 +11,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import DataPath, Line, SkippedLines, json_type, read_lines
 
 from ..text.normalize import text_key
-from .other_records import other_format
+from .other_formats import other_format
 
 #: What a line is read for, as its bytes have it.
 FIELDS = tuple(f'"{name}"'.encode() for name in ("query", "pos", "neg", "pos_scores", "neg_scores"))

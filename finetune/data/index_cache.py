@@ -23,8 +23,7 @@ from rerank_plugin.io.atomic import write_json
 from rerank_plugin.io.jsonl import reading
 from rerank_plugin.io.paths import expanded
 
-from .group_file import GroupFile, Stamp, changed, stamp_of
-from .indexing import BLOCK, index_file
+from .group_file import BLOCK, GroupFile, Stamp, changed, index_file, stamp_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +99,13 @@ class IndexCache:
         except OSError as error:
             self._give_up(error)
 
-    def open(self, path: Path, *, stop_at_bad: bool) -> GroupFile:
+    def open(self, path: Path, *, stop_at_bad: bool, progress: bool = False) -> GroupFile:
         """A file with its index: one that is here, or one that is made by reading it once.
 
         Args:
             path: The file, plain or gzipped.
             stop_at_bad: End at the first bad line. An index that is here may have some.
+            progress: Show a progress bar while the file is read.
 
         Raises:
             InputError: the file cannot be read, or a line is bad.
@@ -115,7 +115,9 @@ class IndexCache:
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         looked = time.time()
-        entry = self._find(path, stamp) or self._make(path, stamp, stop_at_bad=stop_at_bad)
+        entry = self._find(path, stamp) or self._make(
+            path, stamp, stop_at_bad=stop_at_bad, progress=progress
+        )
         with suppress(OSError):  # others may own an entry, and it may be readable alone
             # Its time says when it was used last.
             os.utime(entry)
@@ -123,17 +125,17 @@ class IndexCache:
                 remember(entry, path, stamp)
         return GroupFile(path, stamp, entry)
 
-    def _make(self, path: Path, stamp: Stamp, *, stop_at_bad: bool) -> Path:
+    def _make(self, path: Path, stamp: Stamp, *, stop_at_bad: bool, progress: bool = False) -> Path:
         """Index a file, in a passing folder if nothing can be written in the usual one."""
         try:
-            return self._add(path, stamp, stop_at_bad=stop_at_bad)
+            return self._add(path, stamp, stop_at_bad=stop_at_bad, progress=progress)
         except OSError as error:
             if self.folder == passing_folder():
                 where, reason = self.folder, error.strerror
                 problem = f"{where}: the index of {path} cannot be written there: {reason}"
                 raise InputError(f"{problem}; set {CACHE_VARIABLE} to a folder with room") from None
             self._give_up(error)
-        return self._make(path, stamp, stop_at_bad=stop_at_bad)
+        return self._make(path, stamp, stop_at_bad=stop_at_bad, progress=progress)
 
     def _give_up(self, error: OSError) -> None:
         """Go on in a passing folder."""
@@ -151,12 +153,12 @@ class IndexCache:
         entry = self.folder / entry_name(stamp, hash_file(path))
         return entry if entry.exists() else None
 
-    def _add(self, path: Path, stamp: Stamp, *, stop_at_bad: bool) -> Path:
+    def _add(self, path: Path, stamp: Stamp, *, stop_at_bad: bool, progress: bool = False) -> Path:
         """Index a file; the entry appears whole or not at all."""
         with TemporaryDirectory(prefix=".part-", dir=self.folder) as folder:
             work = Path(folder) / "entry"
             work.mkdir()
-            digest = index_file(path, work, stop_at_bad=stop_at_bad)
+            digest = index_file(path, work, stop_at_bad=stop_at_bad, progress=progress)
             if stamp_of(path) != stamp:
                 raise changed(path)
             entry = self.folder / entry_name(stamp, digest)

@@ -15,9 +15,7 @@ from rerank_plugin.engine.scorer import Logits
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import DataPath, Line, read_lines
 
-from ..data.corpus import Corpus, Places
-from ..data.notes import Notes
-from ..data.records import (
+from ..data.beir_files import (
     COLUMN,
     Record,
     at,
@@ -28,6 +26,8 @@ from ..data.records import (
     read_qrels,
     read_queries,
 )
+from ..data.corpus import Corpus, Positions
+from ..data.reason_counts import ReasonCounts
 from .evaluation import Evaluation
 from .metrics import Ranking, query_metrics
 
@@ -71,7 +71,7 @@ class Candidates:
     """A query's part of a run, without texts."""
 
     query: str
-    places: Places
+    places: Positions
     scores: Logits
     labels: list[int]
     missed: list[int]
@@ -83,12 +83,14 @@ class TrecRun:
     Args:
         candidates: Of every query.
         corpus: Where the texts are.
-        notes: What is left out.
+        counts: What is left out.
     """
 
-    def __init__(self, candidates: Sequence[Candidates], corpus: Corpus, notes: Notes) -> None:
+    def __init__(
+        self, candidates: Sequence[Candidates], corpus: Corpus, counts: ReasonCounts
+    ) -> None:
         self.candidates = candidates
-        self.notes = notes
+        self.counts = counts
         self._corpus = corpus
 
     def __len__(self) -> int:
@@ -137,37 +139,37 @@ def open_run(
     Raises:
         InputError: a line is bad, files do not belong together, or no query is left.
     """
-    notes = Notes()
-    grades = read_whole_grades(qrels, notes)
+    counts = ReasonCounts()
+    grades = read_whole_grades(qrels, counts)
     documents: dict[str, int] = {}
-    found = read_run(run, documents, notes)
+    found = read_run(run, documents, counts)
     check_match("query", run, found, qrels, grades)
-    texts = {query.id: query for query in read_queries(queries, notes)}
+    texts = {query.id: query for query in read_queries(queries, counts)}
     check_match("query", run, [query for query in found if query in grades], queries, texts)
     with TemporaryDirectory(prefix="rerank-run-") as folder:
         judged = {name for query in found for name in grades.get(query, ())}
         wanted = judged.union(documents)
         with bar("reading", "passage") as progress:
-            passages = Corpus.build(corpus, Path(folder), wanted, notes, progress.update)
-        if passages.places.keys().isdisjoint(documents):
+            passages = Corpus.build(corpus, Path(folder), wanted, counts, progress.update)
+        if passages.positions.keys().isdisjoint(documents):
             raise no_match("document", run, next(iter(documents)), corpus, passages.first_id)
-        notes["queries of the qrels that the run lacks"] = len(grades.keys() - found)
-        chosen = Chosen(list(documents), passages, notes, top_k)
+        counts["queries of the qrels that the run lacks"] = len(grades.keys() - found)
+        chosen = Chosen(list(documents), passages, counts, top_k)
         candidates = []
         for query, of_query in found.items():
             if query not in grades:
-                notes.add("queries of the run without a judgement, left out", repr(query))
+                counts.add("queries of the run without a judgement, left out", repr(query))
             elif query not in texts:
-                notes.add("queries of the run that --queries does not have, left out", repr(query))
+                counts.add("queries of the run that --queries does not have, left out", repr(query))
             elif of_one := chosen.candidates(texts[query], of_query, grades[query]):
                 candidates.append(of_one)
         if not candidates:
             raise InputError(
-                f"{run}: none of its queries can be ranked ({', '.join(notes.told())})"
+                f"{run}: none of its queries can be ranked ({', '.join(counts.lines())})"
             )
         if not any(max([*own.labels, *own.missed]) > 0 for own in candidates):
             raise InputError(f"{qrels}: no passage is judged right for a query of {run}")
-        yield TrecRun(candidates, passages, notes)
+        yield TrecRun(candidates, passages, counts)
         passages.close()
 
 
@@ -178,13 +180,13 @@ class Chosen:
     Args:
         names: The ids of all documents of the run.
         passages: The texts of those that have one.
-        notes: Counts what is left out.
+        counts: Counts what is left out.
         top_k: How many of them are ranked at most.
     """
 
     names: Sequence[str]
     passages: Corpus
-    notes: Notes
+    counts: ReasonCounts
     top_k: int | None
 
     def candidates(
@@ -195,34 +197,36 @@ class Chosen:
         kept = [self._is_kept(query, name, grades) for name in ranked]
         ranked, scores = list(compress(ranked, kept))[: self.top_k], scores[kept][: self.top_k]
         if not ranked:
-            self.notes.add("queries of the run without a document that can be ranked, left out")
+            self.counts.add("queries of the run without a document that can be ranked, left out")
             return None
         for name in grades:
-            if grades[name] > 0 and name not in self.passages.places:
+            if grades[name] > 0 and name not in self.passages.positions:
                 reason = "relevant passages without a text in the corpus, which count as not found"
-                self.notes.add(reason, repr(name))
+                self.counts.add(reason, repr(name))
         judged = dict(grades)
-        places = np.array([self.passages.places[name] for name in ranked], np.int64)
+        places = np.array([self.passages.positions[name] for name in ranked], np.int64)
         labels = [judged.pop(name, 0) for name in ranked]
         return Candidates(query.text, places, scores, labels, list(judged.values()))
 
     def _is_kept(self, query: Record, name: str, grades: Mapping[str, int]) -> bool:
-        place = self.passages.places.get(name)
+        place = self.passages.positions.get(name)
         if place is None:
             why = "are blank" if name in self.passages.blank_ids else "the corpus lacks"
-            self.notes.add(
+            self.counts.add(
                 f"documents of the run that {why}, left out", f"{name!r} of {query.id!r}"
             )
             return False
         if name == query.id and name not in grades:
             (text,) = self.passages.texts([place])
             if is_own_document(query, text):
-                self.notes.add("queries among their own documents, left out there", repr(name))
+                self.counts.add("queries among their own documents, left out there", repr(name))
                 return False
         return True
 
 
-def read_run(data_path: DataPath, documents: dict[str, int], notes: Notes) -> dict[str, Found]:
+def read_run(
+    data_path: DataPath, documents: dict[str, int], counts: ReasonCounts
+) -> dict[str, Found]:
     """What a run has for every query, by the query's id; `documents` get numbers as they come.
 
     Of a document that comes twice for a query the best score counts, as of passages of one
@@ -239,7 +243,7 @@ def read_run(data_path: DataPath, documents: dict[str, int], notes: Notes) -> di
         number = documents.setdefault(document, len(documents))
         if number in seen:
             own.scores[seen[number]] = max(own.scores[seen[number]], score)
-            notes.add(
+            counts.add(
                 "documents that come twice for a query: the best score counts", at(document, line)
             )
             continue
@@ -272,13 +276,13 @@ def run_fields(line: Line) -> tuple[str, str, float]:
     return fields[0], fields[2], score
 
 
-def read_whole_grades(qrels: DataPath, notes: Notes) -> dict[str, dict[str, int]]:
+def read_whole_grades(qrels: DataPath, counts: ReasonCounts) -> dict[str, dict[str, int]]:
     """The grades of every query's judged documents, by their ids.
 
     Raises:
         InputError: a grade is not whole.
     """
-    grades = read_grades(qrels, notes)
+    grades = read_grades(qrels, counts)
     every = (grade for of_query in grades.values() for grade in of_query.values())
     if not all(is_whole(grade) for grade in every):
         bad = next(judgement for judgement in read_qrels(qrels) if not is_whole(judgement.grade))

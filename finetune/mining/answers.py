@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ..data.corpus import Corpus
-from ..text.normalize import is_unspaced, normalize, text_key
+from ..text.normalize import is_unspaced, normalize_text, text_key
 from .bm25 import Bm25
 
 #: How far down its ranking a passage with the answer is looked for.
@@ -27,7 +27,7 @@ def contains(text: str, key: str, answer: str) -> bool:
     """Whether an answer is in a text, of which `key` is the `text_key` between spaces."""
     if not any(character.isalnum() for character in answer):
         # Punctuation, which keys do not have.
-        return "".join(normalize(answer).split()) in "".join(normalize(text).split())
+        return "".join(normalize_text(answer).split()) in "".join(normalize_text(text).split())
     if is_unspaced(answer):
         # No words to compare: characters, whatever the spaces between them.
         return text_key(answer).replace(" ", "") in key.replace(" ", "")
@@ -47,14 +47,14 @@ def whole(key: str) -> str:
 def find_answers(
     queries: Sequence[str], answers: Sequence[Answers], bm25: Bm25, corpus: Corpus
 ) -> list[int | None]:
-    """For each query the place of the passage that contains its answer and that BM25 ranks best.
+    """For each query the position of the passage that contains its answer and that BM25 ranks best.
 
     BM25 searches for the query and its answers together: a query alone may rank the passage low.
     """
     asked = [" ".join([query, *own.texts]) for query, own in zip(queries, answers, strict=True)]
     found: list[int | None] = []
     for own, candidates in zip(answers, bm25.search(asked, SEARCHED), strict=True):
-        places = candidates.places.tolist()
-        right = (place for place in places if own.are_in(corpus.texts([place])[0]))
+        positions = candidates.positions.tolist()
+        right = (position for position in positions if own.are_in(corpus.texts([position])[0]))
         found.append(next(right, None))
     return found

@@ -10,9 +10,9 @@ import numpy as np
 
 from rerank_plugin.errors import InputError
 
-from ..data.corpus import Corpus, Places
+from ..data.corpus import Corpus, Positions
 from ..text.normalize import words
-from .retrieval import Candidates, Scores, best_first
+from .retrieval import Hits, Scores, best_first
 
 #: From so many passages on the time that numba takes to compile is won back.
 COMPILED_FROM = 50_000
@@ -37,7 +37,7 @@ class WordIds:
         starts: Where in it each passage begins, in words, and where the last one ends.
     """
 
-    def __init__(self, path: Path, starts: Places) -> None:
+    def __init__(self, path: Path, starts: Positions) -> None:
         self.path = path
         self.starts = starts
 
@@ -77,8 +77,8 @@ class WordIds:
                 starts = self.starts[first : first + TEXTS_AT_ONCE + 1]
                 ids = np.fromfile(file, np.int32, count=int(starts[-1] - starts[0])).tolist()
                 ends = (starts - starts[0]).tolist()
-                for place in range(len(ends) - 1):
-                    yield ids[ends[place] : ends[place + 1]]
+                for position in range(len(ends) - 1):
+                    yield ids[ends[position] : ends[position + 1]]
 
 
 class Tokenized:
@@ -119,30 +119,30 @@ class Bm25:
         self._index.index(Tokenized(ids, self.vocabulary), create_empty_token=False)
         ids.path.unlink()
 
-    def search(self, queries: Sequence[str], count: int) -> list[Candidates]:
+    def search(self, queries: Sequence[str], count: int) -> list[Hits]:
         """At most `count` passages for each query; none that shares no word with it."""
         numbers = [self._numbers(query) for query in queries]
-        nothing = Candidates(np.empty(0, np.int64), np.empty(0, np.float32))
+        nothing = Hits(np.empty(0, np.int64), np.empty(0, np.float32))
         results = [nothing] * len(queries)
-        known = [place for place, found in enumerate(numbers) if found]
+        known = [position for position, found in enumerate(numbers) if found]
         if known:
             found, scores = self._index.retrieve(
-                [numbers[place] for place in known],
+                [numbers[position] for position in known],
                 k=min(count, self._index.scores["num_docs"]),
                 show_progress=False,
                 n_threads=-1 if self.compiled else 0,
             )
-            for place, own, values in zip(known, found, scores, strict=True):
-                results[place] = best_first(own[values > 0], values[values > 0])
+            for position, own, values in zip(known, found, scores, strict=True):
+                results[position] = best_first(own[values > 0], values[values > 0])
         return results
 
-    def score(self, queries: Sequence[str], places: Sequence[Sequence[int]]) -> list[Scores]:
+    def score(self, queries: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Scores]:
         """The BM25 scores of given passages for each query."""
-        return [self._score(query, of) for query, of in zip(queries, places, strict=True)]
+        return [self._score(query, of) for query, of in zip(queries, positions, strict=True)]
 
-    def _score(self, query: str, places: Sequence[int]) -> Scores:
+    def _score(self, query: str, positions: Sequence[int]) -> Scores:
         index = self._index.scores
-        wanted = np.asarray(places)
+        wanted = np.asarray(positions)
         total = np.zeros(len(wanted), np.float32)
         for number in self._numbers(query):
             start, end = index["indptr"][number : number + 2]

@@ -13,7 +13,7 @@ from rerank_plugin.model.device import resolve_device, resolve_dtype
 
 from ..data.batched import batched
 from ..data.corpus import Corpus
-from .retrieval import Candidates, Scores, best_first
+from .retrieval import Hits, Scores, best_first
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -47,12 +47,12 @@ def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransf
         )
     from sentence_transformers import SentenceTransformer
 
-    place = resolve_device(device)
+    torch_device = resolve_device(device)
     try:
         loaded = SentenceTransformer(
             model,
-            device=str(place),
-            model_kwargs={"dtype": resolve_dtype("auto", place)},
+            device=str(torch_device),
+            model_kwargs={"dtype": resolve_dtype("auto", torch_device)},
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError) as error:
@@ -93,28 +93,28 @@ class Dense:
                     progress(len(texts))
         self._embeddings = np.memmap(path, np.float16, "r", shape=(len(corpus), found.shape[1]))
 
-    def search(self, queries: Sequence[str], count: int) -> list[Candidates]:
+    def search(self, queries: Sequence[str], count: int) -> list[Hits]:
         """The `count` passages nearest to each query."""
         import torch
 
         wanted = torch.from_numpy(self._embed_queries(queries))
         scores = torch.empty(len(queries), 0)
-        places = torch.empty(len(queries), 0, dtype=torch.long)
+        positions = torch.empty(len(queries), 0, dtype=torch.long)
         for start in range(0, len(self._embeddings), BLOCK):
             block = self._embeddings[start : start + BLOCK].astype(np.float32)
             found = wanted @ torch.from_numpy(block).T
             best = found.topk(min(count, len(block)), dim=1)
             scores = torch.cat([scores, best.values], dim=1)
-            places = torch.cat([places, best.indices + start], dim=1)
+            positions = torch.cat([positions, best.indices + start], dim=1)
             best = scores.topk(min(count, scores.shape[1]), dim=1)
-            scores, places = best.values, places.gather(1, best.indices)
-        rows = zip(places.numpy(), scores.numpy(), strict=True)
+            scores, positions = best.values, positions.gather(1, best.indices)
+        rows = zip(positions.numpy(), scores.numpy(), strict=True)
         return [best_first(own, values) for own, values in rows]
 
-    def score(self, queries: Sequence[str], places: Sequence[Sequence[int]]) -> list[Scores]:
+    def score(self, queries: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Scores]:
         """The similarities of given passages to each query."""
         wanted = self._embed_queries(queries)
-        own = [self._embeddings[np.asarray(of)].astype(np.float32) for of in places]
+        own = [self._embeddings[np.asarray(of)].astype(np.float32) for of in positions]
         return [found @ query for found, query in zip(own, wanted, strict=True)]
 
     def _embed_queries(self, queries: Sequence[str]) -> Embeddings:

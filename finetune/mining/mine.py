@@ -13,9 +13,9 @@ from rerank_plugin.io.atomic import is_stream, scratch_place
 from rerank_plugin.options import ModelOptions, check_options, option
 
 from ..data.batched import batched
+from ..data.beir_files import Record, check_match, no_match, positives_by_query, read_queries
 from ..data.corpus import Corpus
 from ..data.groups import Group
-from ..data.records import Record, check_match, no_match, positives_by_query, read_queries
 from ..data.writer import check_files, group_writer, parse_shares, split_files, split_sides
 from .bm25 import Bm25
 from .negatives import SAMPLING_STRATEGIES, Selection, Window, select
@@ -209,7 +209,7 @@ def build_corpus(
     wanted = relevant.union(query.id for query in queries)
     with bar("reading", "passage") as progress:
         corpus = Corpus.build(options.corpus, folder, wanted, summary.notes, progress.update)
-    if judged and options.qrels and relevant.isdisjoint({*corpus.places, *corpus.blank_ids}):
+    if judged and options.qrels and relevant.isdisjoint({*corpus.positions, *corpus.blank_ids}):
         name = next(iter(judged.values()))[0]
         raise no_match("passage", options.qrels, name, options.corpus, corpus.first_id)
     return corpus
@@ -217,7 +217,7 @@ def build_corpus(
 
 def nothing_left(options: MineOptions, summary: Summary) -> str:
     """Why there is no group, in one line."""
-    reasons = [*summary.queries.told(), *summary.dropped.told(), *summary.notes.told()]
+    reasons = [*summary.queries.lines(), *summary.dropped.lines(), *summary.notes.lines()]
     return f"{options.queries}: no query gives a group ({'; '.join(reasons)})"
 
 

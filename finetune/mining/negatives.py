@@ -13,7 +13,7 @@ from ..data.groups import Group, query_hash
 from ..text.duplicates import Duplicates, profile
 from ..text.normalize import text_key
 from .queries import Target
-from .retrieval import Candidates, Retriever, fuse
+from .retrieval import Hits, Retriever, fuse
 
 #: Where candidates run out, at most so many passages are drawn at random, as none of them may do,
 LOOKED_AT = 1000
@@ -48,8 +48,8 @@ class Selection:
     target: Target
     #: Texts of the positives, no copy among them.
     positives: list[str]
-    #: Candidates in the order in which they are tried.
-    places: list[int]
+    #: Hits in the order in which they are tried.
+    positions: list[int]
     #: Passages that may not be drawn at random either.
     barred: set[int]
     corpus: Corpus
@@ -65,8 +65,8 @@ class Selection:
 
     def __iter__(self) -> Iterator[str]:
         right = Duplicates(self.positives)
-        for place in self.places:
-            (text,) = self.corpus.texts([place])
+        for position in self.positions:
+            (text,) = self.corpus.texts([position])
             if self._is_wrong(text, right):
                 yield text
         wanted = (text for text in self._draws() if self._is_wrong(text, right))
@@ -76,14 +76,16 @@ class Selection:
 
     def _draws(self) -> Iterator[str]:
         """Passages at random, none that is a candidate, right, barred or outside of the margin."""
-        seen = self.barred.union(self.places, self.target.positives, self.target.own)
+        seen = self.barred.union(self.positions, self.target.positives, self.target.own)
         count = min(len(self.corpus), LOOKED_AT + len(seen))
         drawn = self.random.choice(len(self.corpus), count, replace=False).tolist()
-        for places in batched((place for place in drawn if place not in seen), self.negatives):
+        for positions in batched(
+            (position for position in drawn if position not in seen), self.negatives
+        ):
             if self.window.relative_margin is not None:
                 margin = self.window.relative_margin
-                (places,) = within_margin([self.target], [places], self.retriever, margin)
-            yield from self.corpus.texts(places)
+                (positions,) = within_margin([self.target], [positions], self.retriever, margin)
+            yield from self.corpus.texts(positions)
 
     def take(self, count: int) -> Group:
         """A group with the first `count` negatives; perhaps with none at all."""
@@ -121,21 +123,21 @@ def select(
     count = window.range_max + max(len(target.positives) + len(target.own) for target in targets)
     lists = [retriever.search(queries, count) for retriever in retrievers]
     ranked = [
-        wrong_places(fuse(found, count), target)
+        negative_positions(fuse(found, count), target)
         for found, target in zip(zip(*lists, strict=True), targets, strict=True)
     ]
-    kept = [places[window.range_min : window.range_max] for places in ranked]
+    kept = [positions[window.range_min : window.range_max] for positions in ranked]
     # The last one: similarities of embeddings are on one scale for all queries.
     retriever = retrievers[-1]
     if window.relative_margin is not None:
         kept = within_margin(targets, kept, retriever, window.relative_margin)
     selections = []
-    for target, places, all_places in zip(targets, kept, ranked, strict=True):
+    for target, positions, all_positions in zip(targets, kept, ranked, strict=True):
         random = np.random.default_rng(int(query_hash(target.query, seed)[:16], 16))
-        close = set(all_places[: window.range_max]).difference(places)
+        close = set(all_positions[: window.range_max]).difference(positions)
         dropped["candidates outside of the window or the margin"] += len(close)
         if window.sampling_strategy == "random":
-            places = random.permutation(places).tolist()
+            positions = random.permutation(positions).tolist()
         right: dict[str, str] = {}
         for text in corpus.texts(target.positives):
             right.setdefault(profile(text).key, text)
@@ -144,7 +146,7 @@ def select(
             Selection(
                 target=target,
                 positives=list(right.values()),
-                places=places,
+                positions=positions,
                 barred=close,
                 corpus=corpus,
                 window=window,
@@ -157,10 +159,10 @@ def select(
     return selections
 
 
-def wrong_places(candidates: Candidates, target: Target) -> list[int]:
+def negative_positions(candidates: Hits, target: Target) -> list[int]:
     """The candidates that are neither judged right nor the query itself, best first."""
     others = target.own.union(target.positives)
-    return [place for place in candidates.places.tolist() if place not in others]
+    return [position for position in candidates.positions.tolist() if position not in others]
 
 
 def within_margin(
@@ -174,12 +176,14 @@ def within_margin(
     This is TopK-PercPos of NV-Retriever (Moreira et al. 2024) for a margin of 0.05.
     """
     queries = [target.query for target in targets]
-    asked = [[*target.positives, *places] for target, places in zip(targets, ranked, strict=True)]
+    asked = [
+        [*target.positives, *positions] for target, positions in zip(targets, ranked, strict=True)
+    ]
     kept = []
-    for target, places, scores in zip(
+    for target, positions, scores in zip(
         targets, ranked, retriever.score(queries, asked), strict=True
     ):
         best = scores[: len(target.positives)].max()
         allowed = scores[len(target.positives) :] <= best - margin * abs(best)
-        kept.append([place for place, good in zip(places, allowed, strict=True) if good])
+        kept.append([position for position, good in zip(positions, allowed, strict=True) if good])
     return kept

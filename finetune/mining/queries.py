@@ -7,8 +7,7 @@ from rerank_plugin.cli.console import bar
 from rerank_plugin.io.jsonl import DataPath
 
 from ..data.batched import batched
-from ..data.corpus import Corpus
-from ..data.records import (
+from ..data.beir_files import (
     BLANK_PASSAGES,
     MISSING_PASSAGES,
     MISSING_QUERIES,
@@ -16,6 +15,7 @@ from ..data.records import (
     is_own_document,
     judged_at,
 )
+from ..data.corpus import Corpus
 from ..text.normalize import text_key
 from .answers import Answers, find_answers
 from .bm25 import Bm25
@@ -31,11 +31,11 @@ class Target:
 
     id: str
     query: str
-    #: The places of the positives in the corpus.
+    #: The positions of the positives in the corpus.
     positives: list[int]
     #: Where the query came with answers: a passage that contains one is not wrong.
     answers: Answers | None = None
-    #: The places of passages that are the query itself.
+    #: The positions of passages that are the query itself.
     own: frozenset[int] = frozenset()
 
 
@@ -50,19 +50,21 @@ def judged_targets(
     targets = []
     for query in queries:
         passages = judged.pop(query.id, [])
-        places = [corpus.places[passage] for passage in passages if passage in corpus.places]
+        positions = [
+            corpus.positions[passage] for passage in passages if passage in corpus.positions
+        ]
         for passage in passages:
-            if passage not in corpus.places:
+            if passage not in corpus.positions:
                 blank = passage in corpus.blank_ids
                 reason = BLANK_PASSAGES if blank else MISSING_PASSAGES
                 is_first = not summary.dropped[reason]
                 example = judged_at(qrels, query.id, passage) if is_first else ""
                 summary.dropped.add(reason, example)
-        if places:
+        if positions:
             answers = Answers(query.answers) if query.answers else None
-            places = list(dict.fromkeys(places))
-            own = own_document(query, corpus) - {*places}
-            targets.append(Target(query.id, query.text, places, answers, own))
+            positions = list(dict.fromkeys(positions))
+            own = own_document(query, corpus) - {*positions}
+            targets.append(Target(query.id, query.text, positions, answers, own))
         elif passages:
             reason = "queries whose positives are not in the corpus, or blank"
             summary.queries.add(reason, repr(query.id))
@@ -75,10 +77,10 @@ def judged_targets(
 
 
 def own_document(query: Record, corpus: Corpus) -> frozenset[int]:
-    """The place of the passage that is the query itself, where it has its id."""
-    place = corpus.places.get(query.id)
-    is_own = place is not None and is_own_document(query, *corpus.texts([place]))
-    return frozenset([place] if place is not None and is_own else [])
+    """The position of the passage that is the query itself, where it has its id."""
+    position = corpus.positions.get(query.id)
+    is_own = position is not None and is_own_document(query, *corpus.texts([position]))
+    return frozenset([position] if position is not None and is_own else [])
 
 
 def answered_targets(
@@ -89,14 +91,14 @@ def answered_targets(
     with bar("finding answers", "query", len(queries)) as progress:
         for batch in batched(queries, QUERIES_AT_ONCE):
             answers = [Answers(query.answers) for query in batch]
-            places = find_answers([query.text for query in batch], answers, bm25, corpus)
-            for query, own, place in zip(batch, answers, places, strict=True):
-                if place is None:
+            positions = find_answers([query.text for query in batch], answers, bm25, corpus)
+            for query, own, position in zip(batch, answers, positions, strict=True):
+                if position is None:
                     summary.queries["queries whose answer is in no passage that BM25 finds"] += 1
                     summary.miss(query.text)
                 else:
-                    query_itself = own_document(query, corpus) - {place}
-                    targets.append(Target(query.id, query.text, [place], own, query_itself))
+                    query_itself = own_document(query, corpus) - {position}
+                    targets.append(Target(query.id, query.text, [position], own, query_itself))
             progress.update(len(batch))
     return targets
 
@@ -109,9 +111,9 @@ def merge_same(targets: Sequence[Target], summary: Summary) -> list[Target]:
         if first is target:
             continue
         summary.queries["queries that repeat another, whose positives they join"] += 1
-        places = list(dict.fromkeys([*first.positives, *target.positives]))
+        positions = list(dict.fromkeys([*first.positives, *target.positives]))
         texts = [of.answers.texts for of in (first, target) if of.answers]
         answers = Answers([text for of_query in texts for text in of_query]) if texts else None
-        own = (first.own | target.own) - {*places}
-        merged[text_key(target.query)] = Target(first.id, first.query, places, answers, own)
+        own = (first.own | target.own) - {*positions}
+        merged[text_key(target.query)] = Target(first.id, first.query, positions, answers, own)
     return list(merged.values())

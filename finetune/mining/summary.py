@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..data.notes import Notes
+from ..data.reason_counts import ReasonCounts
 
 #: How many of the queries whose passage was not found are shown.
 SHOWN = 3
@@ -13,11 +13,11 @@ class Summary:
     """What became of the queries and the candidates."""
 
     #: Queries that give no group, by reason.
-    queries: Notes = field(default_factory=Notes)
+    queries: ReasonCounts = field(default_factory=ReasonCounts)
     #: Passages that are in no group, by reason.
-    dropped: Notes = field(default_factory=Notes)
+    dropped: ReasonCounts = field(default_factory=ReasonCounts)
     #: Things to know that lose nothing.
-    notes: Notes = field(default_factory=Notes)
+    notes: ReasonCounts = field(default_factory=ReasonCounts)
     #: The first of the queries whose passage was not found.
     not_found: list[str] = field(default_factory=list)
 
@@ -33,8 +33,8 @@ class Summary:
             ("passages left out", self.dropped),
             ("notes", self.notes),
         ):
-            if notes.told():
-                shown += [f"{title}:", *(f"  {line}" for line in notes.told())]
+            if notes.lines():
+                shown += [f"{title}:", *(f"  {line}" for line in notes.lines())]
         if self.not_found:
             shown.append("not found, for example:")
             shown += [f"  {query}" for query in self.not_found]

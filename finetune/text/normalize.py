@@ -52,7 +52,7 @@ RAISED = re.compile(r"(?<=\d)(?=[⁰¹²³⁴-⁹])")
 DASHES = re.compile("[\u2010-\u2015\u2212]")
 
 
-def normalize(text: str) -> str:
+def normalize_text(text: str) -> str:
     """A text without case, width and characters that nobody sees: NFKC, then case folding."""
     if text.isascii():
         return text.lower()
@@ -65,7 +65,7 @@ def words(text: str) -> list[str]:
     A run of a script without spaces gives the pairs of its neighbouring characters, as Lucene's
     `CJKBigramFilter` does; a character alone gives itself.
     """
-    text = normalize(text)
+    text = normalize_text(text)
     if text.isascii():
         return ASCII_WORD.findall(text)
     word, unspaced = patterns()
@@ -139,7 +139,7 @@ def text_key(text: str) -> str:
     """
     if not text.isascii():
         text = RAISED.sub("^", text)
-    text = " ".join(normalize(text).split())
+    text = " ".join(normalize_text(text).split())
     if text.isascii():
         return " ".join(ASCII_TOKEN.findall(text)) or text.replace(" ", "")
     unspaced = patterns()[1]

@@ -34,20 +34,23 @@ def load_data(config: FinetuneConfig, folder: RunFolder) -> Data:
     """Read and check all groups, and hold queries out where no others are given."""
     cache = cache_folder()
     skipped = SkippedLines(folder.skipped_lines) if config.on_bad_line == "skip" else None
-    groups = GroupDataset.build(config.data_path, cache, skipped)
+    groups = GroupDataset.build(config.data_path, cache, skipped, progress=True)
     if config.eval_data_path is None:
         train, others = split_by_query(
             groups.query_hashes, wanted=config.eval_queries, seed=config.seed
         )
         sides = groups.select(train), groups.select(others)
     else:
-        sides = groups, GroupDataset.build(config.eval_data_path, cache, skipped)
+        sides = groups, GroupDataset.build(config.eval_data_path, cache, skipped, progress=True)
         warn_of_repetitions("eval_data_path", sides[1], groups)
     if config.test_data_path is None:
         validation, test = halves(sides[1].query_hashes, seed=config.seed)
         held_out = sides[1].select(validation), sides[1].select(test)
     else:
-        held_out = sides[1], GroupDataset.build(config.test_data_path, cache, skipped)
+        held_out = (
+            sides[1],
+            GroupDataset.build(config.test_data_path, cache, skipped, progress=True),
+        )
         warn_of_repetitions("test_data_path", held_out[1], sides[0])
         warn_of_repetitions("test_data_path", held_out[1], sides[1], "validation")
     fewest = min(len(part) for part in held_out)

@@ -105,7 +105,7 @@ def test_a_run_is_ranked_as_trec_eval_ranks_it(files: dict[str, Path]) -> None:
     names: dict[str, Any] = {name: files[name] for name in ("qrels", "queries", "corpus")}
     with open_run(files["run"], **names) as run:
         values = run.own_order.values
-        assert run.notes.told() == [
+        assert run.counts.lines() == [
             "1 × queries of the qrels that the run lacks",
             "1 × queries of the run without a judgement, left out, for example 'q30'",
         ]

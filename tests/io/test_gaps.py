@@ -46,7 +46,7 @@ def execute(cli: Run, folder: Path, command: str) -> tuple[int, str]:
         try:
             with open_run(folder / RUN, **files) as run:
                 write_json(folder / "output.jsonl", run.own_order.means)
-                return 0, "\n".join(run.notes.told())
+                return 0, "\n".join(run.counts.lines())
         except InputError as error:
             return 2, str(error)
     named = [part for name, file in files.items() for part in (f"--{name}", file)]

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from rerank_plugin.cli.main import main
 from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.finetune.data.beir_files import read_passages
 from rerank_plugin.finetune.data.corpus import Corpus
 from rerank_plugin.finetune.data.groups import read_groups
-from rerank_plugin.finetune.data.notes import Notes
-from rerank_plugin.finetune.data.records import read_passages
+from rerank_plugin.finetune.data.reason_counts import ReasonCounts
 from rerank_plugin.finetune.data.writer import parse_shares, split_files, split_sides
 from rerank_plugin.finetune.mining.answers import Answers
 from rerank_plugin.finetune.mining.bm25 import Bm25
-from rerank_plugin.finetune.mining.retrieval import Candidates, fuse
+from rerank_plugin.finetune.mining.retrieval import Hits, fuse
 from rerank_plugin.finetune.text.duplicates import Duplicates
 from rerank_plugin.finetune.text.normalize import text_key
 from rerank_plugin.sample import sample_path
@@ -103,7 +103,7 @@ def test_no_right_passage_is_ever_mined_as_wrong(
         write_lines(
             folder / "queries.jsonl", [{"_id": f"q{i}", "text": q} for i, q in enumerate(queries)]
         )
-        judged = [f"q{i}\tp{place}\t1\n" for i, own in enumerate(right) for place in own]
+        judged = [f"q{i}\tp{position}\t1\n" for i, own in enumerate(right) for position in own]
         (folder / "qrels.tsv").write_text("".join(judged), encoding="utf-8")
         files = [
             *("--corpus", folder / "corpus.jsonl", "--queries", folder / "queries.jsonl"),
@@ -128,10 +128,10 @@ def test_no_right_passage_is_ever_mined_as_wrong(
     assert sum(map(len, keys)) == len(sides[0]) + len(sides[1])
     for group in (group for side in sides for group in side):
         known = [
-            passages[place]
+            passages[position]
             for query, own in zip(queries, right, strict=True)
             if text_key(query) == text_key(group["query"])
-            for place in own
+            for position in own
         ]
         duplicates = Duplicates(known)
         assert {text_key(text) for text in group["pos"]} == {text_key(text) for text in known}
@@ -304,7 +304,7 @@ def mine_files(
     cli: Run, folder: Path, corpus: list[str], query: dict[str, Any], *more: object
 ) -> list[dict[str, Any]]:
     """The groups of one query whose positive is the first of a corpus."""
-    rows = [{"id": f"d{place}", "text": text} for place, text in enumerate(corpus)]
+    rows = [{"id": f"d{position}", "text": text} for position, text in enumerate(corpus)]
     write_lines(folder / "c.jsonl", rows)
     write_lines(folder / "q.jsonl", [{"id": "q", **query}])
     (folder / "qrels").write_text("q\td0\t1\n")
@@ -461,39 +461,44 @@ def test_an_interrupted_run_leaves_nothing(
 
 
 def test_compiled_and_plain_bm25_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), Notes())
+    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), ReasonCounts())
     queries = sample_texts()[:40]
     plain = Bm25(corpus, tmp_path)
     monkeypatch.setattr("rerank_plugin.finetune.mining.bm25.COMPILED_FROM", 1)
     compiled = Bm25(corpus, tmp_path)
     assert compiled.compiled and not plain.compiled
     for one, other in zip(plain.search(queries, 108), compiled.search(queries, 108), strict=True):
-        assert np.array_equal(one.places, other.places)
+        assert np.array_equal(one.positions, other.positions)
         assert np.array_equal(one.scores, other.scores)
-    places = [list(range(len(corpus)))] * len(queries)
-    for found, scores in zip(plain.search(queries, 108), plain.score(queries, places), strict=True):
-        assert np.allclose(scores[found.places], found.scores)
-        assert (scores > 0).sum() == len(found.places)
+    positions = [list(range(len(corpus)))] * len(queries)
+    for found, scores in zip(
+        plain.search(queries, 108), plain.score(queries, positions), strict=True
+    ):
+        assert np.allclose(scores[found.positions], found.scores)
+        assert (scores > 0).sum() == len(found.positions)
 
 
 def test_a_corpus_on_disk_is_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_plugin.finetune.data.corpus.BLOCK", 100)
     texts = ["ä" * 40, "b", "漢字" * 60, "d e", "f" * 99]
     path = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
-    corpus = Corpus.build(path, tmp_path, {"3"}, Notes())
+    corpus = Corpus.build(path, tmp_path, {"3"}, ReasonCounts())
     assert list(corpus) == texts
     assert corpus.texts([4, 0, 2]) == [texts[4], texts[0], texts[2]]
-    assert corpus.places == {"3": 3}
+    assert corpus.positions == {"3": 3}
     (tmp_path / "c.tsv").write_text("x\tone\ny\ttwo words\n")
-    assert list(Corpus.build(tmp_path / "c.tsv", tmp_path, set(), Notes())) == ["one", "two words"]
+    assert list(Corpus.build(tmp_path / "c.tsv", tmp_path, set(), ReasonCounts())) == [
+        "one",
+        "two words",
+    ]
 
 
 def test_fusion_by_reciprocal_rank() -> None:
-    def ranked(*places: int) -> Candidates:
-        return Candidates(np.array(places), np.arange(len(places), 0, -1).astype(np.float32))
+    def ranked(*positions: int) -> Hits:
+        return Hits(np.array(positions), np.arange(len(positions), 0, -1).astype(np.float32))
 
-    assert fuse([ranked(5, 6, 7), ranked(7, 5, 8)], 10).places.tolist() == [5, 7, 6, 8]
-    assert fuse([ranked(2, 1), ranked(1, 2)], 1).places.tolist() == [1]
+    assert fuse([ranked(5, 6, 7), ranked(7, 5, 8)], 10).positions.tolist() == [5, 7, 6, 8]
+    assert fuse([ranked(2, 1), ranked(1, 2)], 1).positions.tolist() == [1]
 
 
 @given(st.lists(st.text(min_size=1), min_size=5, unique_by=text_key), st.integers(0, 3))
@@ -550,7 +555,7 @@ def test_a_terminated_command_leaves_nothing(name: str, tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from rerank_plugin.cli.main import main\n"
-        "from rerank_plugin.finetune import mine\n"
+        "from rerank_plugin.finetune.mining import mine\n"
         f"mine.Bm25 = lambda *_: os.kill(os.getpid(), signal.{name})\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -604,7 +609,7 @@ def test_what_to_type_next_can_be_typed(cli: Run, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_no_corpus_cut_short(tmp_path: Path, mounts: Path) -> None:
     mount("tmpfs", mounts, "-o", "size=100k")
-    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), Notes())
+    corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), ReasonCounts())
     (mounts / "all").write_bytes(bytes(96 * 1024))
     with pytest.raises(OSError, match="No space left"):
         Bm25(corpus, mounts)

@@ -1,12 +1,12 @@
-"""What is left out of data, counted by reason, each with the first example."""
+"""Counts of what was left out of data, by reason, each with the first example."""
 
 from collections import Counter
 
 
-class Notes(Counter[str]):
-    """How often for what reason something is left out, or is otherwise to be known.
+class ReasonCounts(Counter[str]):
+    """How often something was left out or done, by reason.
 
-    Reasons of one count are told in the order in which they came first.
+    Reasons with equal counts are listed in the order in which they came first.
     """
 
     def __init__(self) -> None:
@@ -14,12 +14,12 @@ class Notes(Counter[str]):
         self.examples: dict[str, str] = {}
 
     def add(self, reason: str, example: str = "") -> None:
-        """Count one more; of the first one the example is kept, where it has one."""
+        """Count one more, and keep the first example of a reason."""
         self[reason] += 1
         if example:
             self.examples.setdefault(reason, f", for example {example}")
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Return a line for every reason."""
         return [
             f"{count} × {reason}{self.examples.get(reason, '')}"

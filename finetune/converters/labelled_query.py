@@ -13,7 +13,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelledQuery:
     """A query with what one record says about it; other records may say more."""
 
     query: str
@@ -25,14 +25,14 @@ class Judged:
     where: str = ""
 
 
-def judged(
+def from_labels(
     query: str, labelled: Iterable[tuple[str, bool]], *, id: object = None, where: str = ""
-) -> Judged:
+) -> LabelledQuery:
     """A query with passages of which is said whether they are right."""
     sides: dict[bool, list[Passage]] = {True: [], False: []}
     for text, right in labelled:
         sides[right].append(Passage(text))
-    return Judged(query, sides[True], sides[False], id_text(id), where)
+    return LabelledQuery(query, sides[True], sides[False], id_text(id), where)
 
 
 def id_text(value: object) -> str | None:

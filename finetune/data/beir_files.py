@@ -15,7 +15,7 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import DataPath, Line, input_files, json_type, read_lines
 
 from ..text.normalize import text_key
-from .notes import Notes
+from .reason_counts import ReasonCounts
 
 #: Where the id may stand; BEIR writes `_id`.
 IDS = ("_id", "id")
@@ -97,12 +97,14 @@ def read_passages(data_path: DataPath) -> Iterator[Record]:
         yield Record(id_of(line, record), text, line)
 
 
-def read_queries(data_path: DataPath, notes: Notes, *, by_id: bool = True) -> Iterator[Record]:
+def read_queries(
+    data_path: DataPath, counts: ReasonCounts, *, by_id: bool = True
+) -> Iterator[Record]:
     """The queries of a file, as passages are read, none of them blank and each once.
 
     Args:
         data_path: Where they are.
-        notes: Counts those that are left out.
+        counts: Counts those that are left out.
         by_id: Judgements name them; otherwise a query without an id has its place as one.
 
     Raises:
@@ -116,16 +118,16 @@ def read_queries(data_path: DataPath, notes: Notes, *, by_id: bool = True) -> It
         if seen.get(name, text) != text:
             raise line.error(f"a second query has the id {name!r}, with another text")
         if name in seen:
-            notes.add(REPEATED_QUERIES, at(name, line))
+            counts.add(REPEATED_QUERIES, at(name, line))
             continue
         seen[name] = text
         if not text.strip():
-            notes.add(BLANK_QUERIES, at(name, line))
+            counts.add(BLANK_QUERIES, at(name, line))
         else:
             some = True
             yield Record(name, text, line, answers_of(line, record))
     if not some:
-        raise InputError(f"{data_path}: no query is left ({', '.join(notes.told())})")
+        raise InputError(f"{data_path}: no query is left ({', '.join(counts.lines())})")
 
 
 def at(name: str, line: Line) -> str:
@@ -264,7 +266,7 @@ def grade_of(line: Line, text: str) -> float:
     return grade
 
 
-def read_grades(qrels: DataPath, notes: Notes) -> dict[str, dict[str, float]]:
+def read_grades(qrels: DataPath, counts: ReasonCounts) -> dict[str, dict[str, float]]:
     """The grades of every query's judged passages, by their ids."""
     grades: dict[str, dict[str, float]] = {}
     for judgement in read_qrels(qrels):
@@ -272,17 +274,17 @@ def read_grades(qrels: DataPath, notes: Notes) -> dict[str, dict[str, float]]:
         grade = of_query.setdefault(judgement.passage, judgement.grade)
         if grade != judgement.grade:
             of_query[judgement.passage] = max(grade, judgement.grade)
-            notes.add(REPEATED_GRADES, at(judgement.passage, judgement.line))
+            counts.add(REPEATED_GRADES, at(judgement.passage, judgement.line))
     return grades
 
 
-def positives_by_query(data_path: DataPath, notes: Notes) -> dict[str, list[str]]:
+def positives_by_query(data_path: DataPath, counts: ReasonCounts) -> dict[str, list[str]]:
     """For every query's id the ids of the passages that are judged relevant.
 
     Raises:
         InputError: there are none.
     """
-    grades = read_grades(data_path, notes)
+    grades = read_grades(data_path, counts)
     found = {
         query: [passage for passage, grade in of_query.items() if grade > 0]
         for query, of_query in grades.items()
