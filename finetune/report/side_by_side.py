@@ -43,8 +43,8 @@ class SideBySide:
     after: Ranked
 
     @property
-    def right(self) -> list[str]:
-        """The relevant documents that were there to be found."""
+    def relevant(self) -> list[str]:
+        """Return the relevant documents that the query has."""
         pairs = zip(self.judged.documents, self.judged.labels, strict=True)
         return [shortened(text) for text, label in pairs if label > 0]
 
