@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # What a model scores with, which has fast paths by the processor.
 SCORING := tests/engine tests/model/test_adapters.py tests/test_reranker.py
 
-.PHONY: demo test test-avx2 notebooks lint types clean
+.PHONY: demo test test-avx2 notebooks docs lint types clean
 
 demo: $(VENV)/.demo  ## fine-tune a small model on the sample data and use it
 	$(BIN)/rerank-plugin demo
@@ -21,6 +21,9 @@ test-avx2: $(VENV)/.dev  ## the scoring tests as a CPU without AVX-512 runs them
 
 notebooks: $(VENV)/.notebooks  ## execute the notebooks; HTML into build/notebooks
 	$(BIN)/python notebooks/run.py $(NOTEBOOK_ARGS)
+
+docs: $(VENV)/.dev $(INSTALLED)  ## the documentation; HTML into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.dev $(INSTALLED)  ## style, common mistakes, and which part imports which
 	$(BIN)/ruff check .
