@@ -1,82 +1,184 @@
-"""What stands in the README works: its Python runs and its commands parse."""
+"""The README and the documentation run as they are written.
 
+Each block runs in a folder with the files that it reads. `<!-- not run: why -->` in the line above
+a block leaves it out.
+"""
+
+import json
 import re
 import shlex
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
+from os.path import expandvars
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rerank_plugin.cli.main import COMMANDS
-from rerank_plugin.cli.parser import parse_options
 from rerank_plugin.model.settings import RerankSettings
+from rerank_plugin.sample import sample_path
 
-from .factories import easy_groups, write_lines
+from .factories import build_model, easy_groups, write_lines
 from .training.test_lora import drawn_adapter
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+
+#: Options of other programs: pip, torchrun and the benchmarks.
+FOREIGN = {
+    *("config", "constraint", "editable", "help", "debug", "report_to"),
+    *("nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"),
+    *("rows", "models", "epochs", "knowledge_distillation"),
+}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+@dataclass(frozen=True)
+class Block:
+    """A block of code of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The arguments of each rerank-plugin command."""
+        joined = self.text.replace("\\\n", " ")
+        found = re.findall(r"^\$ rerank-plugin (.*)$", joined, re.MULTILINE)
+        return [shlex.split(command, comments=True) for command in found]
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
 
 
-def commands() -> list[str]:
-    joined = "\n".join(blocks("console")).replace("\\\n", " ")
-    return re.findall(r"^\$ (rerank-plugin .*)$", joined, re.MULTILINE)
+def blocks() -> list[Block]:
+    return [
+        Block(page.name, text[: match.start()].count("\n") + 1, match[2], match[3])
+        for page in PAGES
+        for text in [page.read_text("utf-8")]
+        for match in BLOCK.finditer(text)
+        if not match[1]
+    ]
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Somewhere else: who has tried the README has its results lying in the checkout.
-    (tmp_path / "data").mkdir()
-    monkeypatch.chdir(tmp_path)
-    _, name, *argv = shlex.split(command)
-    entry = COMMANDS[name]
-    if name == "merge":
-        pytest.skip("its options look at the folder")
-    extras: Any = None
-    if entry.extras:
-        place, _, attribute = entry.extras.partition(":")
-        extras = getattr(import_module(place), attribute)
-    options = getattr(import_module(entry.module), entry.options)
-    parse_options(options, entry.named(argv), command=name, extras=extras)
+PYTHON = [block for block in blocks() if block.language == "python"]
+CONSOLE = [block for block in blocks() if block.language == "console" and block.commands]
 
 
-def test_there_are_commands_and_blocks() -> None:
-    assert {shlex.split(command)[1] for command in commands()} >= {"train", "rerank", "evaluate"}
-    assert len(blocks("python")) == 6
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the blocks name."""
+    folder = tmp_path_factory.mktemp("docs")
+    base = build_model(folder / "BAAI" / "bge-reranker-base", max_position_embeddings=512)
+    model = shutil.copytree(base, folder / "saved_model" / "mine")
+    RerankSettings(
+        calibration={"scale": 1.0, "bias": 0.0}, thresholds={"precision@0.9": 0.5}
+    ).write(model)
+    for seed, name in enumerate(("adapters/legal", "adapters/medical", "saved_model/lora")):
+        drawn_adapter(base, folder / name, seed)
+    write_groups(folder)
+    write_retrieval(folder)
+    return folder
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_runs(
-    block: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for framework in re.findall(r"^from (langchain_core|llama_index\.core)", block, re.MULTILINE):
+def write_groups(folder: Path) -> None:
+    """Write groups, and the same in the formats of other libraries."""
+    groups = easy_groups(20)
+    (folder / "data").mkdir()
+    write_lines(folder / "data" / "train.jsonl", groups)
+    write_lines(folder / "data" / "test.jsonl", easy_groups(6, start=100))
+    write_lines(folder / "toy_finetune_data.jsonl", groups)
+    triplets = [(group["query"], group["pos"][0], group["neg"][0]) for group in groups]
+    write_lines(
+        folder / "triplets.jsonl",
+        [{"anchor": query, "positive": pos, "negative": neg} for query, pos, neg in triplets],
+    )
+    passages = [{"passage_text": groups[0][key][0], "is_selected": n} for n, key in LABELS]
+    record = {"query": groups[0]["query"], "passages": passages}
+    (folder / "train_v2.1.json").write_text(json.dumps([record]), "utf-8")
+    documents = ["Dogs are welcome.", {"text": "We sail at noon."}]
+    write_lines(
+        folder / "questions.jsonl", [{"query": "when does it sail", "documents": documents}]
+    )
+
+
+LABELS = ((1, "pos"), (0, "neg"))
+
+
+def write_retrieval(folder: Path) -> None:
+    """Write the sample's corpus, and of its queries the first with judgements and a run."""
+    shutil.copy(sample_path("corpus.jsonl"), folder)
+    lines = sample_path("queries.jsonl").read_text("utf-8").splitlines()[:30]
+    (folder / "queries.jsonl").write_text("\n".join(lines), "utf-8")
+    ids = [json.loads(line)["id"] for line in lines]
+    judged = [line.split("\t") for line in sample_path("qrels.tsv").read_text("utf-8").split("\n")]
+    judged = [row for row in judged if row[0] in ids]
+    (folder / "qrels.tsv").write_text("".join("\t".join(row) + "\n" for row in judged), "utf-8")
+    run = [f"{query} Q0 {passage} 1 9.5 bm25\n" for query, passage, _ in judged]
+    (folder / "bm25.trec").write_text("".join(run), "utf-8")
+
+
+@pytest.fixture
+def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a copy of the files."""
+    folder = shutil.copytree(files, tmp_path / "docs")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MODEL", str(folder / "BAAI" / "bge-reranker-base"))
+    return folder
+
+
+def make_room(text: str) -> None:
+    """Remove the results that a block writes."""
+    outputs = r"(?:finetune_model_dir|output_dir|output|fix|report)(?:=\"| )([^\s\"]+)"
+    splits = ["data/dev.jsonl", "data/test.jsonl"] if "--split" in text else []
+    for name in [*re.findall(outputs, text), *splits]:
+        path = Path(name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_runs(block: Block) -> None:
+    for framework in re.findall(r"^from (langchain_core|llama_index\.core)", block.text, re.M):
         pytest.importorskip(framework)
-    # A folder by the name of the hub's model: the block runs as it stands.
-    base = shutil.copytree(tiny_model, tmp_path / "BAAI" / "bge-reranker-base")
-    for seed, name in enumerate(re.findall(r"adapters/(\w+)", block)):
-        drawn_adapter(base, tmp_path / "adapters" / name, seed)
-    (tmp_path / "data").mkdir()
-    write_lines(tmp_path / "data" / "train.jsonl", easy_groups(20))
-    if "finetune(" not in block:
-        model = shutil.copytree(tiny_model, tmp_path / "saved_model" / "mine")
-        RerankSettings(calibration={"scale": 1.0, "bias": 0.0}).write(model)
-    monkeypatch.chdir(tmp_path)
-    exec(block, {})
+    make_room(block.text)
+    exec(compile(block.text, str(block), "exec"), {})
 
 
-def test_every_option_that_is_named_exists() -> None:
-    known = {"config", "help", "constraint", "editable", "report_to"}
-    known |= {"rows", "seeds"}  # of benchmarks
-    known |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"}  # torchrun's
-    for entry in COMMANDS.values():
-        options = getattr(import_module(entry.module), entry.options)
-        known |= {item.rstrip("_") for item in options.__dataclass_fields__}
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("block", CONSOLE, ids=str)
+def test_commands_run(block: Block, cli: Callable[..., tuple[int, str, str]]) -> None:
+    make_room(block.text)
+    for command in block.commands:
+        code, _, told = cli(*map(expandvars, command))
+        assert code == 0, told
+
+
+def test_every_page_is_read() -> None:
+    assert {block.page for block in PYTHON} >= {"README.md", "langchain.md", "llamaindex.md"}
+    names = {command[0] for block in CONSOLE for command in block.commands}
+    assert names == set(COMMANDS) - {"demo"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_is_named_exists(page: Path) -> None:
     from rerank_plugin.finetune.commands.trainer_options import names
 
-    known |= set(names())
-    assert {name for name in re.findall(r"--([a-z0-9_]+)", README)} <= known
+    known = FOREIGN | set(names())
+    for entry in COMMANDS.values():
+        options = getattr(import_module(entry.module), entry.options)
+        known |= {name.rstrip("_") for name in options.__dataclass_fields__}
+    assert set(re.findall(r"--([a-z][a-z0-9_]+)", page.read_text("utf-8"))) <= known
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=str)
+def test_links_within_the_repository(page: Path) -> None:
+    targets: list[Any] = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8"))
+    assert [target for target in targets if not (ROOT / target).exists()] == []
