@@ -86,8 +86,8 @@ def scored(model: Path, groups: Path, work: Path) -> Any:
     """Return the logits of all candidates."""
     from rerank_plugin import Reranker
     from rerank_plugin.finetune.data.groups import read_groups
-    from rerank_plugin.finetune.evaluation.calibration import Scored
-    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.finetune.evaluation.calibration import ScoredPairs
+    from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 
     path = work / "logits.npz"
     read = list(read_groups(str(groups)))
@@ -96,7 +96,7 @@ def scored(model: Path, groups: Path, work: Path) -> Any:
         assert logits is not None
         np.savez(path, logits=np.concatenate(logits))
     ends = np.cumsum([len(group.documents) for group in read])[:-1]
-    return Scored.of_queries(np.split(np.load(path)["logits"], ends), read)
+    return ScoredPairs.from_queries(np.split(np.load(path)["logits"], ends), read)
 
 
 def thresholds_kept(judged_logits: Any) -> dict[str, list[tuple[int, int, int]]]:
@@ -110,8 +110,8 @@ def thresholds_kept(judged_logits: Any) -> dict[str, list[tuple[int, int, int]]]
     counts_of: dict[str, list[tuple[int, int, int]]] = {}
     sides = halves(judged_logits.queries, seed=0)
     for own, other in (sides, sides[::-1]):
-        part = judged_logits.of(own)
-        for name, logit in thresholds(judged_logits.of(other)).items():
+        part = judged_logits.select(own)
+        for name, logit in thresholds(judged_logits.select(other)).items():
             for query in np.unique(part.queries):
                 mine = part.queries == query
                 kept = mine & (part.logits >= logit)
@@ -144,7 +144,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         model, seen = trained(data, work, options.groups)
         judged_logits = scored(model, candidates(data, work, seen, options.queries), work)
-        calibration = Calibration.of(judged_logits)
+        calibration = Calibration.fit(judged_logits)
         if calibration is None:
             raise SystemExit(f"{name}: no fit, the model's scores say nothing")
         table = Table(

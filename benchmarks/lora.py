@@ -87,7 +87,7 @@ def quality(task: Task, test: Path, log: Path) -> dict[str, Any]:
     """Train and rank the test queries."""
     from rerank_plugin import Reranker
     from rerank_plugin.finetune.data.groups import read_groups
-    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 
     write_to(log)
     record: dict[str, Any] = task.train()
@@ -270,7 +270,7 @@ def values(records: list[dict[str, Any]]) -> "np.typing.NDArray[np.float64]":
 
 def interval(per_query: "np.typing.NDArray[np.float64]", form: str) -> str:
     """Return the 95% bootstrap interval of a mean over queries."""
-    from rerank_plugin.finetune.evaluation.metrics import bootstrap_interval
+    from rerank_plugin.finetune.evaluation.significance import bootstrap_interval
 
     low, high = bootstrap_interval(per_query[None])[:, 0]
     return f"{form.format(low)} to {form.format(high)}"

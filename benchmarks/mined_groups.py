@@ -100,7 +100,7 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
     from rerank_plugin import Reranker
     from rerank_plugin.finetune import FinetuneConfig, finetune
     from rerank_plugin.finetune.data.groups import read_groups
-    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
     from rerank_plugin.io.atomic import write_json
 
     make_groups(setting, kind, first=first)
@@ -129,7 +129,7 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
 @contextmanager
 def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
     """Of every evaluation of a run: its step, and nDCG@10 of the choosing and the test queries."""
-    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
     from rerank_plugin.finetune.training.model_selection import METRIC, KeepBest
 
     steps: list[dict[str, float]] = []
@@ -179,7 +179,7 @@ def make_groups(setting: Setting, kind: str, *, first: int) -> None:
 
 def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
     """Return the means over seeds, and paired differences with 95% intervals over queries."""
-    from rerank_plugin.finetune.evaluation.metrics import bootstrap_interval
+    from rerank_plugin.finetune.evaluation.significance import bootstrap_interval
 
     values = {kind: ndcg(setting, kind, seeds) for kind in KINDS}
     print(f"{name}: nDCG@10 of {values['given'].shape[1]} test queries")

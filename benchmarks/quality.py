@@ -185,7 +185,7 @@ def work(who: str, task: Task, judged: Sequence[Path], figures: Path, log: Path)
 
     from rerank_plugin import Reranker
     from rerank_plugin.finetune.data.groups import read_groups
-    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
     from rerank_plugin.io.atomic import write_text
 
     set_seed(task.seed)  # a peer makes its newly initialised head before its trainer takes the seed
@@ -197,7 +197,7 @@ def work(who: str, task: Task, judged: Sequence[Path], figures: Path, log: Path)
         evaluation = evaluate_groups(reranker, groups)
         record[path.stem] = {
             METRIC: [round(value, 4) for value in evaluation.values[METRIC].tolist()],
-            "pooled": round(pooled_precision(evaluation.scored(groups)), 4),
+            "pooled": round(pooled_precision(evaluation.scored_pairs(groups)), 4),
         }
     write_text(figures, json.dumps(record) + "\n")
 

@@ -118,8 +118,8 @@ class Bench:
         """Before, after and their difference on the test queries, unless they are known."""
         from rerank_plugin import Reranker
         from rerank_plugin.finetune.data.groups import read_groups
-        from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
-        from rerank_plugin.finetune.evaluation.metrics import comparison
+        from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
+        from rerank_plugin.finetune.evaluation.significance import comparison
         from rerank_plugin.io.atomic import write_json
 
         figures = self.model(case, seed).with_suffix(".json")

@@ -24,8 +24,8 @@ from ..report.tables import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluation import Evaluation
-    from ..evaluation.judged import JudgedQueries
+    from ..evaluation.judged_query import JudgedQueries
+    from ..evaluation.scoring import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def find_baseline(options: EvaluateOptions, judged: "JudgedQueries") -> Baseline
 
 def record_of(model: str, found: "Evaluation", baseline: Baseline | None) -> dict[str, Any]:
     """What `--output` says of a model."""
-    from ..evaluation.metrics import comparison
+    from ..evaluation.significance import comparison
 
     means = found.means
     record: dict[str, Any] = {"model": model, **means, "after": means}
@@ -334,7 +334,7 @@ def carried_facts(folder: Path) -> dict[str, Any]:
 
 def evaluate_model(model: str, judged: "JudgedQueries", options: EvaluateOptions) -> "Evaluation":
     """Evaluate one model, with a bar on stderr."""
-    from ..evaluation.evaluation import evaluate_groups
+    from ..evaluation.scoring import evaluate_groups
 
     reranker = options.load_reranker(model)
     pairs = sum(len(own.documents) for own in judged)

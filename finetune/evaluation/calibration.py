@@ -1,7 +1,7 @@
-"""Scores that mean something: logits to probabilities, and scores that promise a precision.
+"""Calibration: logits to probabilities, and score thresholds that keep a precision or a recall.
 
-Everything is fitted on queries that were not trained on, over all their candidates. How good the
-fit is, is measured on other ones of these queries than it was fitted on.
+Everything is fitted on queries that were not trained on, over all their candidates. The quality of
+a fit is measured on other queries than it was fitted on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,30 +16,29 @@ from rerank_plugin.engine.scores import sigmoid
 
 from ..data.splits import Hashes, halves
 from ..text.normalize import text_digest
-from .judged import Judged
+from .judged_query import JudgedQuery
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-#: Fewer queries say too little.
+#: Fewer queries are not enough for a fit.
 FEWEST_QUERIES = 20
 
 #: Bins of equal width in which a calibration error is measured.
 BINS = 15
 
-#: A threshold rests on so many documents at least: of fewer, those that chance put on top promise
-#: more than others will hold.
+#: A threshold keeps at least this many documents: the precision of fewer depends on chance.
 FEWEST_KEPT = 50
 
 PRECISIONS = (0.5, 0.8, 0.9, 0.95)
 RECALLS = (0.9, 0.95)
 
-#: Newton's steps of the fit; it takes about ten.
+#: Iterations of Newton's method at most; a fit takes about ten.
 STEPS = 100
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPairs:
     """Logits of all candidates of some queries, their relevance and their query, `[pairs]`.
 
     Every query counts as one, whatever groups it stands in.
@@ -50,37 +49,37 @@ class Scored:
     queries: Hashes
 
     @classmethod
-    def of_queries(cls, logits: Sequence[Logits], judged: Iterable[Judged]) -> Self:
-        """The logits of every query's candidates, in their order."""
+    def from_queries(cls, logits: Sequence[Logits], judged: Iterable[JudgedQuery]) -> Self:
+        """Join the logits of every query's candidates, which are in the order of its documents."""
         relevant, queries = [], []
-        for own in judged:
-            relevant.append(np.array(own.labels) > 0)
-            queries.append(np.full(len(own.labels), text_digest(own.query), np.uint64))
+        for query in judged:
+            relevant.append(np.array(query.labels) > 0)
+            queries.append(np.full(len(query.labels), text_digest(query.query), np.uint64))
         return cls(
             np.concatenate(logits).astype(np.float64),
             np.concatenate(relevant),
             np.concatenate(queries),
         )
 
-    def of(self, chosen: npt.NDArray[np.int64]) -> "Scored":
-        """Some of the pairs."""
-        return Scored(self.logits[chosen], self.relevant[chosen], self.queries[chosen])
+    def select(self, indices: npt.NDArray[np.int64]) -> "ScoredPairs":
+        """Return the pairs at some indices."""
+        return ScoredPairs(self.logits[indices], self.relevant[indices], self.queries[indices])
 
 
 @dataclass(frozen=True)
-class Fit:
+class PlattScaling:
     """A probability is the sigmoid of `scale * logit + bias`."""
 
     scale: float
     bias: float
 
     def probabilities(self, logits: Numbers) -> Numbers:
-        """Probabilities that documents are relevant, `[pairs]`."""
+        """Return the probabilities that documents are relevant, `[pairs]`."""
         return sigmoid(self.scale * logits + self.bias)
 
 
-def fit(scored: Scored) -> Fit | None:
-    """Scale and bias by logistic regression of right on logit.
+def fit_scaling(scored: ScoredPairs) -> PlattScaling | None:
+    """Fit scale and bias by logistic regression of relevance on the logit.
 
     Platt 1999, "Probabilistic Outputs for Support Vector Machines": targets are (n + 1) / (n + 2)
     for n positives and 1 / (m + 2) for m negatives, so that a model without an error is not taken
@@ -92,7 +91,7 @@ def fit(scored: Scored) -> Fit | None:
     if not positives or not negatives:
         return None
     targets = np.where(scored.relevant, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    # Of logits with mean 0 and spread 1, so that Newton's steps are well behaved.
+    # Logits with mean 0 and deviation 1 make Newton's method converge.
     middle, spread = float(scored.logits.mean()), float(scored.logits.std())
     if spread == 0:
         return None
@@ -103,18 +102,18 @@ def fit(scored: Scored) -> Fit | None:
         gradient = inputs @ (expected - targets)
         curvature = (inputs * (expected * (1 - expected))) @ inputs.T + 1e-9 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
-        # Never so far that it comes out on the flat side of the sigmoid.
+        # A longer step could end where the sigmoid is flat.
         weights -= step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < 1e-10:
             break
     scale = float(weights[0]) / spread
     if scale <= 0:
         return None
-    return Fit(scale, float(weights[1]) - scale * middle)
+    return PlattScaling(scale, float(weights[1]) - scale * middle)
 
 
 def calibration_error(probabilities: Numbers, relevant: Flags) -> float:
-    """The expected calibration error over bins of equal width.
+    """Return the expected calibration error over bins of equal width.
 
     sum over bins of (share of pairs) |mean probability - share of positives|; Naeini et al. 2015,
     "Obtaining Well Calibrated Probabilities Using Bayesian Binning" (AAAI).
@@ -124,36 +123,37 @@ def calibration_error(probabilities: Numbers, relevant: Flags) -> float:
 
 
 def reliability(probabilities: Numbers, relevant: Flags) -> list[tuple[float, float, int]]:
-    """For every bin that is not empty: mean probability, share of positives, pairs."""
+    """Return mean probability, share of positives and count of pairs of every non-empty bin."""
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     masks = [bins == number for number in range(BINS)]
     return [
-        (float(probabilities[own].mean()), float(relevant[own].mean()), int(own.sum()))
-        for own in masks
-        if own.any()
+        (float(probabilities[mask].mean()), float(relevant[mask].mean()), int(mask.sum()))
+        for mask in masks
+        if mask.any()
     ]
 
 
-def crossed(scored: Scored, seed: int = 0) -> Numbers | None:
-    """Probabilities by fits on other queries than each pair's own; None where one half has no fit.
+def cross_fitted(scored: ScoredPairs, seed: int = 0) -> Numbers | None:
+    """Return probabilities by two-fold cross-fitting; None where one half has no fit.
 
-    One half of the queries is scored by what was fitted on the other.
+    One half of the queries is scored by the scaling that was fitted on the other half.
     """
     probabilities = np.zeros(len(scored.logits))
     sides = halves(scored.queries, seed=seed)
-    for own, other in (sides, sides[::-1]):
-        found = fit(scored.of(other))
-        if found is None:
+    for half, other in (sides, sides[::-1]):
+        scaling = fit_scaling(scored.select(other))
+        if scaling is None:
             return None
-        probabilities[own] = found.probabilities(scored.logits[own])
+        probabilities[half] = scaling.probabilities(scored.logits[half])
     return probabilities
 
 
-def thresholds(scored: Scored) -> dict[str, float]:
-    """The lowest logits from which on documents have a precision, the highest that keep a recall.
+def thresholds(scored: ScoredPairs) -> dict[str, float]:
+    """Return the lowest logits that keep a precision, and the highest that keep a recall.
 
-    A name is `precision@0.9` or `recall@0.95`; one that no logit gives, or that too few documents
-    speak for, is left out. A threshold lies in the middle between what it keeps and what not.
+    A name is `precision@0.9` or `recall@0.95`; one that no logit reaches, or only with too few
+    documents, is left out. A threshold is in the middle between the last logit that it keeps and
+    the first that it does not.
     """
     order = np.argsort(-scored.logits, kind="stable")
     logits, hits = scored.logits[order], scored.relevant[order].cumsum()
@@ -161,45 +161,46 @@ def thresholds(scored: Scored) -> dict[str, float]:
     below = np.append(logits[1:], logits[-1] - 1)
     # Documents of one logit are kept together or not at all.
     ends = (below < logits) & (kept >= FEWEST_KEPT)
-    wanted = {f"precision@{share:g}": ends & (hits >= share * kept) for share in PRECISIONS}
-    found = {name: np.flatnonzero(good)[-1:] for name, good in wanted.items()}
+    indices = {
+        f"precision@{share:g}": np.flatnonzero(ends & (hits >= share * kept))[-1:]
+        for share in PRECISIONS
+    }
     if hits[-1] >= FEWEST_KEPT:
         for share in RECALLS:
-            found[f"recall@{share:g}"] = np.flatnonzero(ends & (hits >= share * hits[-1]))[:1]
+            indices[f"recall@{share:g}"] = np.flatnonzero(ends & (hits >= share * hits[-1]))[:1]
     return {
-        name: float(logits[place[0]] + below[place[0]]) / 2
-        for name, place in found.items()
-        if len(place)
+        name: float(logits[index[0]] + below[index[0]]) / 2
+        for name, index in indices.items()
+        if len(index)
     }
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the scores of a model mean."""
+    """How the logits of a model become probabilities, and how good these are."""
 
-    fit: Fit
-    #: The share of relevant documents that it assumes.
+    scaling: PlattScaling
+    #: The share of relevant documents among those that it was fitted on.
     prior: float
     queries: int
     pairs: int
-    #: Calibration errors of the plain sigmoid, and of fits on other queries than they are measured
-    #: on.
+    #: Calibration errors of the plain sigmoid, and of scalings fitted on other queries.
     error_before: float
     error_after: float
     #: Logits by name.
     thresholds: dict[str, float]
 
     @classmethod
-    def of(cls, scored: Scored) -> Self | None:
-        """What some queries say of a model; None where they say too little."""
+    def fit(cls, scored: ScoredPairs) -> Self | None:
+        """Fit a calibration; None where there are too few queries, or no fit keeps the order."""
         queries = len(np.unique(scored.queries))
         if queries < FEWEST_QUERIES:
             return None
-        found, probabilities = fit(scored), crossed(scored)
-        if found is None or probabilities is None:
+        scaling, probabilities = fit_scaling(scored), cross_fitted(scored)
+        if scaling is None or probabilities is None:
             return None
         return cls(
-            found,
+            scaling,
             float(scored.relevant.mean()),
             queries,
             len(scored.relevant),
@@ -208,11 +209,11 @@ class Calibration:
             thresholds(scored),
         )
 
-    def record(self, *, folded: bool = False) -> dict[str, float]:
-        """What `rerank.json` says of it; `folded` if the fit is part of the weights."""
+    def to_dict(self, *, folded: bool = False) -> dict[str, float]:
+        """Return the `calibration` of `rerank.json`; `folded` if it is part of the weights."""
         return {
-            "scale": 1.0 if folded else self.fit.scale,
-            "bias": 0.0 if folded else self.fit.bias,
+            "scale": 1.0 if folded else self.scaling.scale,
+            "bias": 0.0 if folded else self.scaling.bias,
             "prior": self.prior,
             "queries": self.queries,
             "pairs": self.pairs,
@@ -221,17 +222,17 @@ class Calibration:
         }
 
     def settings(self, *, folded: bool) -> dict[str, Any]:
-        """The entries of `rerank.json`; `folded` if the fit is part of the weights."""
-        scale, bias = (self.fit.scale, self.fit.bias) if folded else (1.0, 0.0)
+        """Return the entries of `rerank.json`; `folded` if the scaling is part of the weights."""
+        scale, bias = (self.scaling.scale, self.scaling.bias) if folded else (1.0, 0.0)
         scores = {
             name: float(sigmoid(np.array(scale * logit + bias)))
             for name, logit in self.thresholds.items()
         }
-        return {"calibration": self.record(folded=folded), "thresholds": scores}
+        return {"calibration": self.to_dict(folded=folded), "thresholds": scores}
 
 
-def meaning(calibration: Mapping[str, float]) -> str:
-    """What a calibrated score is, in words, by what `rerank.json` says of it."""
+def describe_calibration(calibration: Mapping[str, float]) -> str:
+    """Describe calibrated scores in a sentence, from the `calibration` of `rerank.json`."""
     text = (
         f"A calibrated score is the sigmoid of {calibration['scale']:.3g} · logit "
         f"{calibration['bias']:+.3g}"
@@ -240,6 +241,7 @@ def meaning(calibration: Mapping[str, float]) -> str:
         return f"{text}."
     return (
         f"{text}: the probability that a document is relevant where {calibration['prior']:.1%} of "
-        "the candidates are. Expected calibration error, on other queries than were fitted: "
-        f"{calibration['error_after']:.4f}; of the plain sigmoid {calibration['error_before']:.4f}."
+        "the candidates are. Expected calibration error on queries that were not fitted: "
+        f"{calibration['error_after']:.4f}, and {calibration['error_before']:.4f} of the plain "
+        "sigmoid."
     )

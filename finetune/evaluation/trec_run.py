@@ -28,8 +28,8 @@ from ..data.beir_files import (
 )
 from ..data.corpus import Corpus, Positions
 from ..data.reason_counts import ReasonCounts
-from .evaluation import Evaluation
-from .metrics import Ranking, query_metrics
+from .metrics import ScoredQuery, query_metrics
+from .scoring import Evaluation
 
 #: trec_eval counts documents of every grade up to the highest there is.
 HIGHEST_GRADE = 1000
@@ -40,7 +40,7 @@ HIGHEST_SCORE = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Retrieved:
-    """A query, what was found for it, and what that is worth; see `judged.Judged`."""
+    """A query, what was found for it, and what that is worth; see `judged_query.JudgedQuery`."""
 
     query: str
     documents: list[str]
@@ -107,7 +107,9 @@ class TrecRun:
     @property
     def own_order(self) -> Evaluation:
         """How well the run itself ranks; its scores stand for logits."""
-        rankings = [Ranking(own.scores, own.labels, own.missed, True) for own in self.candidates]
+        rankings = [
+            ScoredQuery(own.scores, own.labels, own.missed, True) for own in self.candidates
+        ]
         scores = [own.scores for own in self.candidates]
         return Evaluation(query_metrics(rankings), 0.0, scores, in_order=True)
 

@@ -17,7 +17,7 @@ from rerank_plugin.model.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 
-from ..evaluation.calibration import meaning
+from ..evaluation.calibration import describe_calibration
 
 #: What sentence-transformers applies to logits, by our names; it knows no scale and bias.
 ACTIVATIONS = {
@@ -130,7 +130,7 @@ def model_card(folder: Path, settings: RerankSettings, *, labels: int) -> str:
 def calibration_text(calibration: dict[str, float], thresholds: dict[str, float]) -> str:
     """What calibrated scores and thresholds are, as Markdown."""
     text = "## Scores as probabilities\n\n"
-    text += f'`Reranker(…, normalize="calibrated")`: {meaning(calibration)}\n'
+    text += f'`Reranker(…, normalize="calibrated")`: {describe_calibration(calibration)}\n'
     if thresholds:
         rows = [f"| `{name}` | {score:.4f} |" for name, score in thresholds.items()]
         text += "\n| `score_threshold` | score |\n|---|---|\n" + "\n".join(rows) + "\n"

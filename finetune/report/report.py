@@ -22,16 +22,16 @@ from rerank_plugin.model.settings import RerankSettings
 
 from ..evaluation.calibration import (
     Calibration,
-    Fit,
     Numbers,
-    Scored,
+    PlattScaling,
+    ScoredPairs,
     calibration_error,
-    crossed,
-    meaning,
+    cross_fitted,
+    describe_calibration,
 )
-from ..evaluation.evaluation import Evaluation
-from ..evaluation.judged import JudgedQueries
+from ..evaluation.judged_query import JudgedQueries
 from ..evaluation.metrics import METRICS
+from ..evaluation.scoring import Evaluation
 from . import plots
 from .side_by_side import (
     METRIC,
@@ -113,7 +113,7 @@ class Report:
         second = self.second
         scored = {self.names[1]: second}
         if not self.retrieved_first:
-            scored = {self.names[0]: self.evaluations[0].scored(self.judged), **scored}
+            scored = {self.names[0]: self.evaluations[0].scored_pairs(self.judged), **scored}
         found = {}
         if self.history:
             found["training_curves"] = plots.curves(self.history)
@@ -128,17 +128,17 @@ class Report:
         return found
 
     @cached_property
-    def second(self) -> Scored:
+    def second(self) -> ScoredPairs:
         """The second model's logits of all candidates; reads all that is judged."""
-        return self.evaluations[1].scored(self.judged)
+        return self.evaluations[1].scored_pairs(self.judged)
 
     @cached_property
     def calibrated(self) -> Numbers | None:
         """The second model's calibrated scores of what they were not fitted on, if it has any."""
         if self.carried:
-            fit = Fit(self.carried["scale"], self.carried["bias"])
+            fit = PlattScaling(self.carried["scale"], self.carried["bias"])
             return fit.probabilities(self.second.logits)
-        return crossed(self.second) if self.calibration else None
+        return cross_fitted(self.second) if self.calibration else None
 
     def scores(self, logits: Any) -> Any:
         """Logits as the scores that are shown."""
@@ -219,7 +219,7 @@ class Report:
         if self.calibration is None:
             return ""
         found = self.calibration.settings(folded=False)["thresholds"]
-        text = f"<p>{escape(meaning(self.calibration.record()))}</p>"
+        text = f"<p>{escape(describe_calibration(self.calibration.to_dict()))}</p>"
         rows = [(name, f"{score:.4f}") for name, score in found.items()]
         return text + (table(("threshold", "score (sigmoid)"), rows) if rows else "")
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..evaluation.evaluation import Evaluation
-from ..evaluation.judged import Judged, JudgedQueries
-from ..evaluation.metrics import EQUAL, Values, best_first
+from ..evaluation.judged_query import JudgedQueries, JudgedQuery
+from ..evaluation.metrics import Values, ranked_indices
+from ..evaluation.scoring import Evaluation
+from ..evaluation.significance import EQUAL
 
 METRIC = "ndcg@10"
 
@@ -38,7 +39,7 @@ class SideBySide:
     """A query, and what two models made of it."""
 
     place: int
-    judged: Judged
+    judged: JudgedQuery
     before: Ranked
     after: Ranked
 
@@ -79,9 +80,9 @@ def side_by_side(
     return found
 
 
-def ranked(evaluation: Evaluation, place: int, judged: Judged) -> Ranked:
+def ranked(evaluation: Evaluation, place: int, judged: JudgedQuery) -> Ranked:
     """What a model made of one query."""
-    ranking = best_first(evaluation.ranking(place, judged)).tolist()
+    ranking = ranked_indices(evaluation.scored_query(place, judged)).tolist()
     first = next((rank for rank, index in enumerate(ranking, 1) if judged.labels[index] > 0), None)
     return Ranked(float(evaluation.values[METRIC][place]), ranking[:PLACES], first)
 

@@ -15,8 +15,8 @@ from ..evaluation.metrics import METRICS
 STDOUT: Any = Stdout()
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluation import Evaluation
-    from ..evaluation.judged import JudgedQueries
+    from ..evaluation.judged_query import JudgedQueries
+    from ..evaluation.scoring import Evaluation
 
 
 def print_comparison(

@@ -34,8 +34,8 @@ from ..argument_names import OURS
 from ..config import FREE, FinetuneConfig
 from ..data.dataset import GroupDataset
 from ..evaluation.calibration import Calibration
-from ..evaluation.evaluation import Evaluation
-from ..evaluation.metrics import comparison
+from ..evaluation.scoring import Evaluation
+from ..evaluation.significance import comparison
 from ..export.hub import HubRepository
 from ..export.model_folder import (
     fold_calibration,
@@ -396,7 +396,7 @@ class Run:
         if calibration is None:
             logger.warning("--fold_calibration: the queries that report say too little for one")
         else:
-            fit = calibration.fit
+            fit = calibration.scaling
             trust = self.config.trust_remote_code
             fold_calibration(model, fit.scale, fit.bias, trust_remote_code=trust)
 
@@ -414,7 +414,7 @@ class Run:
             model = folder.copy_model() if changes else folder.model
             if config.merge:
                 merge_adapter(model, trust_remote_code=config.trust_remote_code)
-            calibration = Calibration.of(after.scored(self.data.test))
+            calibration = Calibration.fit(after.scored_pairs(self.data.test))
             if config.fold_calibration:
                 self.fold(calibration, model)
             meaning = calibration.settings(folded=config.fold_calibration) if calibration else {}
@@ -487,9 +487,9 @@ class BeforeTraining(TrainerCallback):
         known = self.folder.state.get("before")
         if known is None:
             self._found = self.trainer.rank(self.groups)
-            self.folder.keep(before=self._found.as_record(with_logits=True))
+            self.folder.keep(before=self._found.to_dict(with_logits=True))
         else:
-            self._found = Evaluation.from_record(known)
+            self._found = Evaluation.from_dict(known)
 
 
 def with_adapter(

@@ -10,8 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rerank_plugin.io.atomic import saving, write_json
 
-from ..evaluation.evaluation import Evaluation
-from ..evaluation.metrics import improvement_probability
+from ..evaluation.scoring import Evaluation
+from ..evaluation.significance import improvement_probability
 from .checkpoint import RESUMES
 from .distributed import gathered, rank
 from .trainer import RerankTrainer
@@ -121,7 +121,7 @@ class KeepBest(TrainerCallback):
         with saving(staged, again=RESUMES):
             self.trainer.save_model(str(staged), _internal_call=True)
             if state.is_world_process_zero:
-                kept = {"step": state.global_step, "kept": self.trainer.latest.as_record()}
+                kept = {"step": state.global_step, "kept": self.trainer.latest.to_dict()}
                 write_json(staged / RECORD, kept)
         if state.is_world_process_zero:
             shutil.rmtree(replaced, ignore_errors=True)
@@ -142,25 +142,25 @@ class KeepBest(TrainerCallback):
             found = json.loads(path.read_text(encoding="utf-8"))
         record = gathered(found)[0]
         if record is not None and record["step"] != self.step:
-            self.step, self._kept = record["step"], Evaluation.from_record(record["kept"])
+            self.step, self._kept = record["step"], Evaluation.from_dict(record["kept"])
             logger.warning("kept is the model of step %d, of before an interruption", self.step)
 
     def as_record(self) -> dict[str, Any]:
         """What a resumed run must know, as JSON."""
         return {
             "step": self.step,
-            "before": self.before.as_record(),
-            "kept": self.kept.as_record(),
-            "best": self.best.as_record(),
+            "before": self.before.to_dict(),
+            "kept": self.kept.to_dict(),
+            "best": self.best.to_dict(),
             "worse": self._worse,
         }
 
     def restore(self, record: dict[str, Any]) -> None:
         """Go on from what `as_record` gave."""
         self.step, self._worse = record["step"], record["worse"]
-        self._before = Evaluation.from_record(record["before"])
-        self._kept = Evaluation.from_record(record["kept"])
-        self._best = Evaluation.from_record(record["best"])
+        self._before = Evaluation.from_dict(record["before"])
+        self._kept = Evaluation.from_dict(record["kept"])
+        self._best = Evaluation.from_dict(record["best"])
 
 
 def probability(one: Evaluation, other: Evaluation) -> float:

@@ -19,7 +19,7 @@ from rerank_plugin.model.loading import load_model
 
 from ..data.dataset import GroupDataset
 from ..data.sampling import GroupBatches
-from ..evaluation.evaluation import Evaluation, evaluate_groups, interleaved
+from ..evaluation.scoring import Evaluation, evaluate_groups, interleaved
 from ..losses.base import Loss
 from .arguments import refused_options
 from .checkpoint import (

@@ -20,10 +20,10 @@ from rerank_plugin.finetune.data.splits import halves
 from rerank_plugin.finetune.evaluation.calibration import (
     FEWEST_KEPT,
     Calibration,
-    Scored,
+    ScoredPairs,
     calibration_error,
-    crossed,
-    fit,
+    cross_fitted,
+    fit_scaling,
     reliability,
     thresholds,
 )
@@ -34,17 +34,17 @@ from ..factories import build_model, easy_groups, write_lines
 PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
 
 
-def drawn(queries: int, *, scale: float, bias: float, seed: int = 0, each: int = 30) -> Scored:
+def drawn(queries: int, *, scale: float, bias: float, seed: int = 0, each: int = 30) -> ScoredPairs:
     """Candidates that are relevant with probability sigmoid(scale * logit + bias)."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 4, queries * each)
     relevant = random.random(len(logits)) < sigmoid(scale * logits + bias)
-    return Scored(logits, relevant, np.repeat(np.arange(queries, dtype=np.uint64), each))
+    return ScoredPairs(logits, relevant, np.repeat(np.arange(queries, dtype=np.uint64), each))
 
 
 @pytest.mark.parametrize(("scale", "bias"), [(0.4, -2.0), (1.0, 0.0), (3.0, -5.0)])
 def test_what_was_drawn_is_found(scale: float, bias: float) -> None:
-    found = fit(drawn(1000, scale=scale, bias=bias))
+    found = fit_scaling(drawn(1000, scale=scale, bias=bias))
     assert found is not None
     assert (found.scale, found.bias) == pytest.approx((scale, bias), rel=0.1, abs=0.1)
 
@@ -54,7 +54,9 @@ def test_what_was_drawn_is_found(scale: float, bias: float) -> None:
 )
 def test_a_fit_never_turns_the_order(pairs: list[tuple[float, bool]]) -> None:
     logits, relevant = (np.array(column) for column in zip(*pairs, strict=True))
-    found = fit(Scored(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64)))
+    found = fit_scaling(
+        ScoredPairs(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64))
+    )
     if found is not None:
         assert found.scale > 0
         assert np.isfinite([found.scale, found.bias]).all()
@@ -62,11 +64,11 @@ def test_a_fit_never_turns_the_order(pairs: list[tuple[float, bool]]) -> None:
 
 def test_no_fit_where_right_scores_lower() -> None:
     turned = drawn(100, scale=-1.0, bias=0.0)
-    assert fit(turned) is None
-    assert Calibration.of(turned) is None
-    assert Calibration.of(drawn(5, scale=1.0, bias=0.0)) is None
-    nothing_right = Scored(np.arange(40.0), np.zeros(40, bool), np.arange(40, dtype=np.uint64))
-    assert fit(nothing_right) is None
+    assert fit_scaling(turned) is None
+    assert Calibration.fit(turned) is None
+    assert Calibration.fit(drawn(5, scale=1.0, bias=0.0)) is None
+    nothing_right = ScoredPairs(np.arange(40.0), np.zeros(40, bool), np.arange(40, dtype=np.uint64))
+    assert fit_scaling(nothing_right) is None
 
 
 def test_the_error_of_probabilities() -> None:
@@ -77,15 +79,15 @@ def test_the_error_of_probabilities() -> None:
 
 
 def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> None:
-    found = Calibration.of(drawn(500, scale=0.3, bias=-2.0))
+    found = Calibration.fit(drawn(500, scale=0.3, bias=-2.0))
     assert found is not None
     assert found.error_after < found.error_before / 5
     scored = drawn(60, scale=0.3, bias=-2.0)
-    expected = crossed(scored)
+    expected = cross_fitted(scored)
     own, _ = halves(scored.queries, seed=0)
     changed = replace(scored, right=scored.relevant.copy())
     changed.relevant[own[:50]] = True
-    again = crossed(changed)
+    again = cross_fitted(changed)
     assert expected is not None and again is not None
     np.testing.assert_array_equal(again[own], expected[own])
     assert (np.delete(again, own) != np.delete(expected, own)).all()
@@ -96,7 +98,7 @@ def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> Non
 )
 def test_thresholds_hold_what_they_promise(pairs: list[tuple[int, bool]]) -> None:
     logits, relevant = (np.array(column) for column in zip(*pairs, strict=True))
-    scored = Scored(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64))
+    scored = ScoredPairs(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64))
     for name, logit in thresholds(scored).items():
         kind, _, share = name.partition("@")
         kept = scored.relevant[scored.logits >= logit]
@@ -108,7 +110,7 @@ def test_thresholds_hold_what_they_promise(pairs: list[tuple[int, bool]]) -> Non
 
 @pytest.fixture(scope="module")
 def settings() -> RerankSettings:
-    found = Calibration.of(drawn(300, scale=0.5, bias=-1.0))
+    found = Calibration.fit(drawn(300, scale=0.5, bias=-1.0))
     assert found is not None
     return RerankSettings(**found.settings(folded=False))
 

@@ -5,15 +5,15 @@ from hypothesis import strategies as st
 
 from rerank_plugin.finetune.evaluation.metrics import (
     METRICS,
-    Ranking,
-    comparison,
+    ScoredQuery,
     mean_metrics,
     query_metrics,
 )
+from rerank_plugin.finetune.evaluation.significance import comparison
 
 
 def one(scores: list[float], grades: list[int]) -> dict[str, float]:
-    means = mean_metrics(query_metrics([Ranking(np.array(scores, np.float32), grades)]))
+    means = mean_metrics(query_metrics([ScoredQuery(np.array(scores, np.float32), grades)]))
     assert means.pop("queries") == 1
     return means
 

@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 
 from rerank_plugin.engine.encoder import Pair
 from rerank_plugin.finetune.data.groups import Group
-from rerank_plugin.finetune.evaluation.evaluation import QUERIES_AT_ONCE, evaluate_groups
-from rerank_plugin.finetune.evaluation.metrics import METRICS, TREC_MEASURES, Ranking, query_metrics
+from rerank_plugin.finetune.evaluation.metrics import (
+    METRICS,
+    TREC_MEASURES,
+    ScoredQuery,
+    query_metrics,
+)
+from rerank_plugin.finetune.evaluation.scoring import QUERIES_AT_ONCE, evaluate_groups
 from rerank_plugin.finetune.evaluation.trec_run import open_run
 
 from ..factories import Run, build_model, sample_texts, write_lines
@@ -41,7 +46,7 @@ def trec_eval(found: Found, grades: Grades) -> dict[str, float]:
 def ours(found: Found, grades: Grades) -> dict[str, float]:
     scores = np.array(list(found.values()), np.float32)
     missed = [grade for name, grade in grades.items() if name not in found]
-    ranking = Ranking(scores, [grades.get(name, 0) for name in found], missed)
+    ranking = ScoredQuery(scores, [grades.get(name, 0) for name in found], missed)
     return {name: float(values[0]) for name, values in query_metrics([ranking]).items()}
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from rerank_plugin.cli.main import main
 from rerank_plugin.finetune.data.groups import Group
-from rerank_plugin.finetune.evaluation.calibration import Calibration, Scored
-from rerank_plugin.finetune.evaluation.evaluation import Evaluation
-from rerank_plugin.finetune.evaluation.metrics import Ranking, paired_difference, query_metrics
+from rerank_plugin.finetune.evaluation.calibration import Calibration, ScoredPairs
+from rerank_plugin.finetune.evaluation.metrics import ScoredQuery, query_metrics
+from rerank_plugin.finetune.evaluation.scoring import Evaluation
+from rerank_plugin.finetune.evaluation.significance import paired_difference
 from rerank_plugin.finetune.report.report import Report
 from rerank_plugin.model.settings import RerankSettings
 
@@ -31,7 +32,7 @@ def evaluation(groups: list[Group], seed: int, gain: float) -> Evaluation:
         (random.normal(0, 1, len(group.documents)) + gain * np.array(group.labels)).astype("f4")
         for group in groups
     ]
-    rankings = [Ranking(own, group.labels) for own, group in zip(logits, groups, strict=True)]
+    rankings = [ScoredQuery(own, group.labels) for own, group in zip(logits, groups, strict=True)]
     return Evaluation(query_metrics(rankings), 0.0, logits)
 
 
@@ -54,7 +55,7 @@ def folder(groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> Pat
         judged=groups,
         evaluations=(before, after),
         difference=paired_difference(before.values, after.values),
-        calibration=Calibration.of(Scored.of_queries(after.logits, groups)),
+        calibration=Calibration.fit(ScoredPairs.from_queries(after.logits, groups)),
         history=[{"step": 1, "loss": 2.0}, {"step": 1, "ndcg@10": 0.5}],
         facts={"options": {"lr": 2e-4, "note": "<i>"}},
     ).write(folder)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.data.groups import Group, read_groups
 from rerank_plugin.finetune.data.sampling import sample_group
-from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 from rerank_plugin.finetune.losses import LOSSES, make_loss
 
 from ..factories import Run, easy_groups, write_lines

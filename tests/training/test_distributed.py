@@ -18,7 +18,7 @@ from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError
 from rerank_plugin.finetune.data.groups import read_groups
 from rerank_plugin.finetune.data.sampling import GroupBatches
-from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 from rerank_plugin.finetune.training.distributed import (
     LAUNCHER,
     OTHER_SIZES,

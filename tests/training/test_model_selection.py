@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rerank_plugin.finetune.evaluation.evaluation import Evaluation
-from rerank_plugin.finetune.evaluation.metrics import improvement_probability
+from rerank_plugin.finetune.evaluation.scoring import Evaluation
+from rerank_plugin.finetune.evaluation.significance import improvement_probability
 from rerank_plugin.finetune.training.lr_finder import choose
 from rerank_plugin.finetune.training.model_selection import KeepBest
 

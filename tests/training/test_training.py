@@ -101,7 +101,7 @@ def test_what_a_run_leaves(
 def test_the_kept_model_has_the_figures_that_are_reported(
     tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
-    from rerank_plugin.finetune.evaluation.evaluation import evaluate_groups
+    from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 
     files = {"eval_data_path": str(groups_file), "test_data_path": str(eval_file)}
     result = run(tiny_model, groups_file, tmp_path / "out", **files, dtype="float32")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 
-class Judged(Protocol):
+class JudgedQuery(Protocol):
     """A query, its candidates and what they are worth: a `Group`, or what a retriever found."""
 
     @property
@@ -38,6 +38,6 @@ class JudgedQueries(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Judged: ...
+    def __getitem__(self, index: int, /) -> JudgedQuery: ...
 
-    def __iter__(self) -> Iterator[Judged]: ...
+    def __iter__(self) -> Iterator[JudgedQuery]: ...

@@ -1,0 +1,102 @@
+"""The paired comparison of two models: bootstrap intervals and a permutation test."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .metrics import METRIC, Values, mean_metrics
+
+#: Sums of the same numbers in another order may differ in their last bits.
+EQUAL = 1e-9
+
+
+def paired_difference(
+    before: Mapping[str, Values], after: Mapping[str, Values], *, samples: int = 10_000
+) -> dict[str, Any]:
+    """Return the mean of after - before over the same queries, with 95% bootstrap intervals.
+
+    The intervals are the percentiles of means over queries drawn with replacement (Efron 1979).
+    `p_value` is that of a two-sided permutation test (Smucker et al. 2007, "A Comparison of
+    Statistical Significance Tests for Information Retrieval Evaluation"); `better` and `worse`
+    count the queries on which `after` is better or worse.
+    """
+    delta = np.stack([after[name] - before[name] for name in after])
+    low, high = bootstrap_interval(delta, samples)
+    p_values = permutation_p_values(delta, samples)
+    return {
+        **dict(zip(after, delta.mean(1).tolist(), strict=True)),
+        "queries": delta.shape[1],
+        "interval_95": {name: [float(low[i]), float(high[i])] for i, name in enumerate(after)},
+        "p_value": dict(zip(after, p_values.tolist(), strict=True)),
+        "better": dict(zip(after, (delta > EQUAL).sum(1).tolist(), strict=True)),
+        "worse": dict(zip(after, (delta < -EQUAL).sum(1).tolist(), strict=True)),
+    }
+
+
+def permutation_p_values(delta: Values, samples: int) -> Values:
+    """Return the two-sided p-value of the mean of each row of differences, `[rows]`.
+
+    It is the share of random swaps of the two models, query by query, whose mean is at least as
+    far from 0.
+
+    Args:
+        delta: Differences, `[rows, queries]`.
+        samples: Swaps that are drawn.
+    """
+    draws = np.random.default_rng(0)
+    observed = np.abs(delta.mean(1)) - EQUAL
+    extreme = np.ones(len(delta))
+    for _ in range(samples):
+        signs = draws.integers(0, 2, delta.shape[1]) * 2.0 - 1
+        extreme += np.abs(delta @ signs) / delta.shape[1] >= observed
+    p_values: Values = extreme / (samples + 1)
+    return p_values
+
+
+def improvement_probability(before: Values, after: Values, *, samples: int = 2_000) -> float:
+    """Return the share of bootstrap samples of queries on which `after` has the higher mean.
+
+    Queries are paired; values are those of one metric, `[queries]`.
+    """
+    means = bootstrap_means((after - before)[None], samples)
+    return float((means > EQUAL).mean())
+
+
+def bootstrap_interval(values: Values, samples: int = 10_000) -> Values:
+    """Return the 95% interval of each row's mean over queries, `[rows, queries]` to `[2, rows]`."""
+    interval: Values = np.percentile(bootstrap_means(values, samples), (2.5, 97.5), axis=0)
+    return interval
+
+
+def bootstrap_means(values: Values, samples: int) -> Values:
+    """Return means over queries drawn with replacement, `[rows, queries]` to `[samples, rows]`."""
+    queries = values.shape[1]
+    draws = np.random.default_rng(0)
+
+    def counts() -> Values:
+        """Draw queries; a product with counts is faster than a mean of what is drawn."""
+        drawn = draws.integers(queries, size=queries)
+        return np.bincount(drawn, minlength=queries).astype(np.float64)
+
+    means: Values = np.stack([values @ counts() for _ in range(samples)]) / queries
+    return means
+
+
+def comparison(
+    before: Mapping[str, Values], after: Mapping[str, Values], *, metric: str = METRIC
+) -> dict[str, Any]:
+    """Return the contents of `metrics.json`: `improved`, both means and their paired `difference`.
+
+    Args:
+        before: Every metric of every query by the first model, `[queries]`.
+        after: The same by the second model.
+        metric: The metric that decides whether the second model is an improvement.
+    """
+    means = mean_metrics(before), mean_metrics(after)
+    return {
+        "improved": means[1][metric] > means[0][metric] + EQUAL,
+        "before": means[0],
+        "after": means[1],
+        "difference": paired_difference(before, after),
+    }
