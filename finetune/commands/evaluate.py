@@ -54,7 +54,8 @@ class EvaluateOptions(ModelOptions):
         "own order is the baseline",
     )
     qrels: str | None = option(
-        None, help="judgements for --run, as trec_eval's or BEIR's; a passage without one is wrong"
+        None,
+        help="judgements for --run in TREC's or BEIR's form; other passages are not relevant",
     )
     queries: str | None = option(None, help="the queries of --run: .jsonl or .tsv")
     corpus: str | None = option(None, help="the passages of --run: .jsonl or .tsv")

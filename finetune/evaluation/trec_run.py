@@ -126,7 +126,7 @@ def open_run(
     """A run with its texts, which lie in a temporary folder while it is open.
 
     As trec_eval does it, queries without a judgement and judged queries that the run lacks are
-    left out, documents without a judgement are wrong, judged ones that the run lacks count as
+    left out, documents without a judgement are not relevant, judged ones that the run lacks are
     missed, and scores are float32. What cannot be ranked as its text is missing or blank is left
     out and counted, and so is a query among its own documents, as BEIR does it. A bar on stderr
     shows how the corpus is read.
@@ -170,7 +170,7 @@ def open_run(
                 f"{run}: none of its queries can be ranked ({', '.join(counts.lines())})"
             )
         if not any(max([*own.labels, *own.missed]) > 0 for own in candidates):
-            raise InputError(f"{qrels}: no passage is judged right for a query of {run}")
+            raise InputError(f"{qrels}: no passage is judged relevant for a query of {run}")
         yield TrecRun(candidates, passages, counts)
         passages.close()
 

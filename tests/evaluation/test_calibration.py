@@ -62,13 +62,15 @@ def test_a_fit_never_turns_the_order(pairs: list[tuple[float, bool]]) -> None:
         assert np.isfinite([found.scale, found.bias]).all()
 
 
-def test_no_fit_where_right_scores_lower() -> None:
+def test_no_fit_where_relevant_documents_score_lower() -> None:
     turned = drawn(100, scale=-1.0, bias=0.0)
     assert fit_scaling(turned) is None
     assert Calibration.fit(turned) is None
     assert Calibration.fit(drawn(5, scale=1.0, bias=0.0)) is None
-    nothing_right = ScoredPairs(np.arange(40.0), np.zeros(40, bool), np.arange(40, dtype=np.uint64))
-    assert fit_scaling(nothing_right) is None
+    nothing_relevant = ScoredPairs(
+        np.arange(40.0), np.zeros(40, bool), np.arange(40, dtype=np.uint64)
+    )
+    assert fit_scaling(nothing_relevant) is None
 
 
 def test_the_error_of_probabilities() -> None:
@@ -85,7 +87,7 @@ def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> Non
     scored = drawn(60, scale=0.3, bias=-2.0)
     expected = cross_fitted(scored)
     own, _ = halves(scored.queries, seed=0)
-    changed = replace(scored, right=scored.relevant.copy())
+    changed = replace(scored, relevant=scored.relevant.copy())
     changed.relevant[own[:50]] = True
     again = cross_fitted(changed)
     assert expected is not None and again is not None
