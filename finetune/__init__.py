@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Any
 from .config import FinetuneConfig
 
 if TYPE_CHECKING:
+    from .mining.mine import mine_negatives
+    from .mining.result import MiningResult
     from .training.finetune import FinetuneResult, finetune
 
-__all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
+__all__ = ["FinetuneConfig", "FinetuneResult", "MiningResult", "finetune", "mine_negatives"]
 
 #: The module of every name that is imported when it is first used: torch and transformers are then
 #: loaded by the first run, not by its configuration.
 MODULES = {
     "FinetuneResult": "training.finetune",
+    "MiningResult": "mining.result",
     "finetune": "training.finetune",
+    "mine_negatives": "mining.mine",
 }
 
 

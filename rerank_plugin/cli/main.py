@@ -79,7 +79,7 @@ COMMANDS = {
     ),
     "mine": Command(
         "make groups out of a corpus, queries and judgements or answers",
-        "rerank_plugin.finetune.mining.mine",
+        "rerank_plugin.finetune.commands.mine",
         "MineOptions",
     ),
     "convert": Command(
