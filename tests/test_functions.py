@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from rerank_plugin.finetune import mine_negatives
+from rerank_plugin.finetune import check_groups, mine_negatives
+from rerank_plugin.finetune.check.options import GroupCheckOptions
 from rerank_plugin.finetune.mining.options import MineOptions
 
 
-@pytest.mark.parametrize(("function", "options"), [(mine_negatives, MineOptions)])
+@pytest.mark.parametrize(
+    ("function", "options"), [(mine_negatives, MineOptions), (check_groups, GroupCheckOptions)]
+)
 def test_parameters_are_the_options_of_the_command(
     function: Callable[..., Any], options: Any
 ) -> None:

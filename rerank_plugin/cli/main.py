@@ -92,7 +92,7 @@ COMMANDS = {
     ),
     "check": Command(
         "report everything that is wrong with groups",
-        "rerank_plugin.finetune.check.check",
+        "rerank_plugin.finetune.commands.check",
         "CheckOptions",
     ),
     "demo": Command(
