@@ -377,7 +377,8 @@ def check_checkpointing(model: nn.Module, args: TrainingArguments) -> None:
     Raises:
         OptionError: it cannot.
     """
-    asked = args.activation_checkpointing or args.gradient_checkpointing
+    # transformers has called it `activation_checkpointing` too since 5.12.
+    asked = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
     if asked and not getattr(model, "supports_gradient_checkpointing", False):
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         problem = f"{kind} models have none in transformers: use a smaller --token_budget"

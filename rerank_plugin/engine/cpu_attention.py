@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rerank_plugin.model.device import torch_uses_avx512
+from rerank_plugin.model.device import cpu_has, torch_uses_avx512
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,7 @@ def kernels() -> tuple[Kernel, Kernel] | None:
 
     None too where `ATEN_CPU_CAPABILITY` keeps torch itself from using AVX-512.
     """
-    capabilities = torch.cpu.get_capabilities()
-    if not torch_uses_avx512() or not all(capabilities.get(name) for name in INSTRUCTIONS):
+    if not torch_uses_avx512() or not all(map(cpu_has, INSTRUCTIONS)):
         return None
     spec = find_spec(MODULE)
     if spec is None or spec.origin is None:

@@ -96,9 +96,11 @@ def prepare_packing(model: PreTrainedModel) -> bool:
     """
     config = model.config
     last = family_of(config).last_module
-    # Code that comes with a model may do anything with a mask.
+    # Code that comes with a model may do anything with a mask, and older versions of transformers
+    # have families whose attention is their own.
     stock = type(model).__module__.startswith("transformers.models.")
-    if last is None or not stock or getattr(config, "is_decoder", False):
+    takes_attention = stock and model.is_backend_compatible()
+    if last is None or not takes_attention or getattr(config, "is_decoder", False):
         return False
     if config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)

@@ -21,6 +21,17 @@ DTYPES = {
     "fp16": torch.float16,
 }
 
+CPUINFO = Path("/proc/cpuinfo")
+
+#: Linux's names of instructions that torch calls otherwise.
+LINUX_NAMES = {
+    "avx512_bw": "avx512bw",
+    "avx512_dq": "avx512dq",
+    "avx512_f": "avx512f",
+    "avx512_vl": "avx512vl",
+    "fma3": "fma",
+}
+
 
 def resolve_device(name: str) -> torch.device:
     """The device for a name; `auto` takes the accelerator that is there.
@@ -76,12 +87,32 @@ def cpu_multiplies_bfloat16() -> bool:
     Without them where `ATEN_CPU_CAPABILITY` or `ONEDNN_MAX_CPU_ISA` keep torch from using them.
     """
     if platform.machine() == "aarch64":
-        cpuinfo = Path("/proc/cpuinfo")
-        return cpuinfo.is_file() and " svebf16" in cpuinfo.read_text(encoding="utf-8")
-    capabilities = torch.cpu.get_capabilities()
-    if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+        return "svebf16" in listed_instructions()
+    if not (cpu_has("avx512_bf16") or cpu_has("amx_bf16")):
         return False
     return torch_uses_avx512() and onednn_takes(torch.bfloat16)
+
+
+def cpu_has(instructions: str) -> bool:
+    """Return whether this CPU has a set of instructions, by torch's name for it."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get(instructions))
+    return LINUX_NAMES.get(instructions, instructions) in listed_instructions()
+
+
+@cache
+def listed_instructions() -> frozenset[str]:
+    """Return the instructions of this CPU that Linux lists; none on another system."""
+    if not CPUINFO.is_file():
+        return frozenset()
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    fields = (line.partition(":") for line in lines)
+    return frozenset(
+        name
+        for field, _, names in fields
+        if field.strip() in ("flags", "Features")
+        for name in names.split()
+    )
 
 
 def torch_uses_avx512() -> bool:

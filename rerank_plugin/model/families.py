@@ -42,7 +42,8 @@ FAMILIES = {
     # Its sparse attention is replaced by the full one, for good, as soon as a batch is short.
     "big_bird": Family(config={"attention_type": "original_full"}),
     "camembert": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
-    "canine": Family(masks_padding=False),
+    # In some versions of transformers: its mask is float32 whatever the model is.
+    "canine": Family(masks_padding=False, float32_only=True),
     "convbert": Family(masks_padding=False),
     "data2vec-text": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
     "deberta": Family(float32_only=True),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
 )
@@ -18,7 +18,9 @@ from rerank_plugin.model.formats import check_family
 from ..factories import build_model, easy_groups, write_lines
 from ..test_reranker import plain_logits
 
-USED = sorted(name for name, family in FAMILIES.items() if not family.refused)
+#: Older versions of transformers have fewer families.
+KNOWN = {name: family for name, family in FAMILIES.items() if name in CONFIG_MAPPING}
+USED = sorted(name for name, family in KNOWN.items() if not family.refused)
 HALF_FAILS = sorted(name for name, family in FAMILIES.items() if family.float32_only)
 LEAKING = sorted(name for name, family in FAMILIES.items() if not family.masks_padding)
 
@@ -60,7 +62,7 @@ def test_what_padding_would_leak_into(family: str, tmp_path: Path) -> None:
     assert all(len({len(pairs[i]) for i in batch}) == 1 for batch in scorer.batches(pairs))
 
 
-@pytest.mark.parametrize("family", [*HALF_FAILS, "canine", "funnel"])
+@pytest.mark.parametrize("family", [*HALF_FAILS, "funnel"])
 def test_training_in_half_precision(
     family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,6 +94,8 @@ def test_training_in_half_precision(
     ],
 )
 def test_families_that_cannot_be_right_are_refused(family: str, expected: str) -> None:
+    if family not in CONFIG_MAPPING:
+        pytest.skip("this version of transformers has no such family")
     with pytest.raises(InputError, match=expected):
         check_family("there", AutoConfig.for_model(family))
 
