@@ -10,7 +10,6 @@ try:
         CallbackManagerForRetrieverRun,
         Callbacks,
     )
-    from langchain_core.cross_encoders import BaseCrossEncoder
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.retrievers import BaseRetriever, RetrieverLike
     from langchain_core.runnables import Runnable, RunnableConfig
@@ -25,6 +24,7 @@ except ImportError as error:
 from rerank_plugin.arguments import whole_number
 from rerank_plugin.ranking import checked_query, document_list
 
+from .cross_encoder import BaseCrossEncoder
 from .settings import ModelSettings, Ranking, RankingSettings, Request, TopN, earlier_score
 
 #: Where retrievers and other rerankers leave their score.
