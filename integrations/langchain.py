@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Annotated, Any, Self
 
+from rerank_plugin.extras import MissingPackageError
+
 try:
     from langchain_core.callbacks import (
         AsyncCallbackManagerForRetrieverRun,
@@ -15,11 +17,8 @@ try:
     from langchain_core.runnables import Runnable, RunnableConfig
     from langchain_core.runnables.config import get_config_list
     from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-except ImportError as error:
-    raise ImportError(
-        "rerank_plugin.integrations.langchain needs langchain-core: "
-        "pip install 'rerank-plugin[langchain]'"
-    ) from error
+except ModuleNotFoundError as error:
+    raise MissingPackageError("langchain_core") from error
 
 from rerank_plugin.arguments import whole_number
 from rerank_plugin.ranking import checked_query, document_list

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from rerank_plugin.extras import MissingPackageError
+
 try:
     from llama_index.core.callbacks import CBEventType, EventPayload
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -11,11 +13,8 @@ try:
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
     from llama_index_instrumentation import get_dispatcher
     from pydantic import ConfigDict, Field, model_validator
-except ImportError as error:
-    raise ImportError(
-        "rerank_plugin.integrations.llama_index needs llama-index-core: "
-        "pip install 'rerank-plugin[llama-index]'"
-    ) from error
+except ModuleNotFoundError as error:
+    raise MissingPackageError("llama_index") from error
 
 from rerank_plugin.ranking import checked_query
 

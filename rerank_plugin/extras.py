@@ -1,11 +1,11 @@
-"""Optional packages and the extras that install them."""
+"""Optional packages, and the extras that install them."""
 
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 from rerank_plugin.errors import RerankError
 
-#: The extra of each package that is imported where it is needed, by the name it is imported as.
+#: The extra of each optional package, by the name that the package is imported by.
 EXTRAS = {
     "accelerate": "train",
     "bitsandbytes": "qlora",
@@ -27,27 +27,33 @@ EXTRAS = {
 
 
 class MissingPackageError(RerankError, ImportError):
-    """A package of an extra is not installed; the message says how to install it."""
+    """An optional package is not installed.
 
-    exit_code: ClassVar[int] = 1
+    Args:
+        package: The name that it is imported by.
+    """
 
-    def __init__(self, package: str, purpose: str = "") -> None:
+    def __init__(self, package: str) -> None:
         extra = EXTRAS.get(package)
-        requirement = f"'rerank-plugin[{extra}]'" if extra else package.replace("_", "-")
-        needed = f"{purpose} needs {package}, which" if purpose else package
-        super().__init__(f"{needed} is not installed: pip install {requirement}")
+        requirement = f"'rerank-plugin[{extra}]'" if extra else package
+        super().__init__(f"{package} is not installed: pip install {requirement}")
+        self.package = package
+
+    def __reduce__(self) -> tuple[type["MissingPackageError"], tuple[str]]:
+        # An error of another process has the same class here.
+        return type(self), (self.package,)
 
 
-def require(name: str) -> Any:
+def require(module: str) -> Any:
     """Import a module of an optional package.
 
     Raises:
-        MissingPackageError: its package is not installed.
+        MissingPackageError: the package is not installed.
     """
     try:
-        return import_module(name)
+        return import_module(module)
     except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != package:
+        package = module.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
             raise
         raise MissingPackageError(package) from error
