@@ -6,15 +6,31 @@ from typing import TYPE_CHECKING, Any
 from .config import FinetuneConfig
 
 if TYPE_CHECKING:
+    from .check.check import check_groups
+    from .check.result import CheckResult
+    from .mining.mine import mine_negatives
+    from .mining.result import MiningResult
     from .training.finetune import FinetuneResult, finetune
 
-__all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
+__all__ = [
+    "CheckResult",
+    "FinetuneConfig",
+    "FinetuneResult",
+    "MiningResult",
+    "check_groups",
+    "finetune",
+    "mine_negatives",
+]
 
 #: The module of every name that is imported when it is first used: torch and transformers are then
 #: loaded by the first run, not by its configuration.
 MODULES = {
+    "CheckResult": "check.result",
     "FinetuneResult": "training.finetune",
+    "MiningResult": "mining.result",
+    "check_groups": "check.check",
     "finetune": "training.finetune",
+    "mine_negatives": "mining.mine",
 }
 
 

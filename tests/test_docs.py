@@ -66,6 +66,10 @@ def blocks() -> list[Block]:
     ]
 
 
+def page_name(page: Path) -> str:
+    return page.name
+
+
 PYTHON = [block for block in blocks() if block.language == "python"]
 CONSOLE = [block for block in blocks() if block.language == "console" and block.commands]
 
@@ -167,7 +171,7 @@ def test_every_page_is_read() -> None:
     assert names == set(COMMANDS) - {"demo"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_option_that_is_named_exists(page: Path) -> None:
     from rerank_plugin.finetune.commands.trainer_options import names
 
@@ -178,7 +182,7 @@ def test_every_option_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"--([a-z][a-z0-9_]+)", page.read_text("utf-8"))) <= known
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=str)
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=page_name)
 def test_links_within_the_repository(page: Path) -> None:
     targets: list[Any] = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -16,7 +16,7 @@ from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.commands.compare import CompareOptions
 from rerank_plugin.finetune.commands.evaluate import EvaluateOptions
 from rerank_plugin.finetune.commands.trainer_options import EXTRAS
-from rerank_plugin.finetune.mining.mine import MineOptions
+from rerank_plugin.finetune.mining.options import MineOptions
 from rerank_plugin.options import ScoreOptions, option
 
 BASE = ["--model_name_or_path", "m", "--data_path", "d.jsonl", "--finetune_model_dir", "out"]

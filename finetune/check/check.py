@@ -1,22 +1,25 @@
-"""`rerank-plugin check`: everything that is wrong with a data set, at once."""
+"""Check groups: everything that is wrong with a data set, at once, and a fixed copy of it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
-from rerank_plugin.cli.console import Stdout, bar, summary_stream
-from rerank_plugin.errors import CheckFailedError, InputError, OptionError
+from rerank_plugin.cli.console import bar
+from rerank_plugin.errors import InputError
 from rerank_plugin.io.atomic import writing
 from rerank_plugin.io.jsonl import DataPath, read_lines
-from rerank_plugin.options import check_options, option
 
 from ..data.groups import Group
-from ..data.writer import check_files, record_line
+from ..data.writer import record_line
 from .fix import Fixer
-from .inspection import Inspection, Labels, Overlap, read_inspected
+from .inspection import Inspection, read_inspected
+from .labels import Labels
 from .lengths import Lengths
-from .summary import (
-    CheckReport,
+from .options import GroupCheckOptions
+from .overlap import Overlap
+from .result import (
+    CheckResult,
+    FixedCopy,
     describe,
     describe_labels,
     describe_lengths,
@@ -24,98 +27,95 @@ from .summary import (
 )
 
 
-@dataclass(kw_only=True)
-class CheckOptions:
-    """CheckReport what is wrong with groups, how long they are, and how much a length would cut."""
+def check_groups(
+    *,
+    data_path: DataPath,
+    eval_data_path: DataPath | None = None,
+    model_name_or_path: str | PathLike[str] | None = None,
+    max_len: int | None = None,
+    fix: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> CheckResult:
+    """Report everything that is wrong with groups, and write a fixed copy if one is wanted.
 
-    data_path: str | list[str] = option(help="groups: .jsonl or .jsonl.gz files, folders or globs")
-    eval_data_path: str | list[str] | None = option(
-        None, help="groups to evaluate on: checked too, and for what --data_path shares with them"
-    )
-    model_name_or_path: str | None = option(
-        None, help="a model whose tokenizer counts tokens; without it lengths are in characters"
-    )
-    max_len: int | None = option(
-        None, help="the longest pair in tokens, as for train; default 512 or what the model reads"
-    )
-    fix: str | None = option(
-        None,
-        help="a .jsonl file for a copy of --data_path without unusable lines, passages that are "
-        "blank, come twice or are labelled both ways, groups that come twice, and "
-        "--eval_data_path's queries",
-    )
-    overwrite: bool = option(False, help="replace an earlier --fix")
-    trust_remote_code: bool = option(False, help="run code that comes with the model")
-    fail_on_warning: bool = option(False, help="exit code 3 if anything is warned about")
+    Lines that cannot be used, missing files and a model that cannot be loaded are part of the
+    result: nothing of them is an error.
 
-    def __post_init__(self) -> None:
-        check_options(self)
-        if self.max_len is not None and self.max_len < 1:
-            raise OptionError("max_len", f"{self.max_len} is less than 1")
-        if self.max_len is not None and self.model_name_or_path is None:
-            raise OptionError("max_len", "counts tokens of a --model_name_or_path: give one")
-        if self.fix:
-            inputs = (self.data_path, self.eval_data_path)
-            check_files([Path(self.fix)], inputs, overwrite=self.overwrite, option="fix")
+    Args:
+        data_path: Groups: `.jsonl` or `.jsonl.gz` files, folders or globs.
+        eval_data_path: Evaluation groups, which are checked too and compared with `data_path`.
+        model_name_or_path: A model whose tokenizer counts tokens; without it lengths are in
+            characters.
+        max_len: The longest pair in tokens; by default 512, or the model's limit if lower.
+        fix: A `.jsonl` file for a copy of `data_path` without unusable lines, blank, repeated and
+            contradictory passages, repeated groups, and the queries of `eval_data_path`.
+        overwrite: Replace an earlier `fix`.
+        trust_remote_code: Run code that comes with the model.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The findings, with the report as the command prints it.
+
+    Raises:
+        InputError: an option is wrong.
+    """
+    # The parameters are the fields of GroupCheckOptions, which checks them.
+    options = {name: value for name, value in locals().items() if name != "progress"}
+    return check(GroupCheckOptions(**options), progress=progress)
 
 
-def main(options: CheckOptions) -> int:
-    """Print the report; exit code 2 if any line, file or option cannot be used."""
-    report, labels = CheckReport(), Labels()
-    lengths = start_lengths(options, report)
-    found, other = Inspection(), Inspection()
-    overlap = start_overlap(options, other, labels, lengths)
-    for place, group in inspected(options.data_path, found, labels, lengths):
-        if overlap:
-            overlap.add(group, place)
-    describe(report, found, str(options.data_path))
+def check(options: GroupCheckOptions, *, progress: bool) -> CheckResult:
+    """Check groups, and write the fixed copy."""
+    result, labels = CheckResult(), Labels()
+    lengths = start_lengths(options, result)
+    data, eval_data = Inspection(), Inspection()
+    overlap = None
     if options.eval_data_path:
-        describe(report, other, str(options.eval_data_path))
-    describe_labels(report, labels)
+        # Read first, so that training groups can be compared with it in one pass.
+        groups = inspected(options.eval_data_path, eval_data, labels, lengths, progress=progress)
+        held_out = [(group.query, group.pos) for _, group in groups]
+        overlap = Overlap(held_out) if eval_data.is_whole else None
+    for where, group in inspected(options.data_path, data, labels, lengths, progress=progress):
+        if overlap:
+            overlap.add(group, where)
+    describe(result, data, str(options.data_path))
+    if options.eval_data_path:
+        describe(result, eval_data, str(options.eval_data_path))
+    describe_labels(result, labels)
     if overlap:
-        describe_overlap(report, overlap)
-    if lengths and found.groups + other.groups:
-        describe_lengths(report, lengths)
-    Stdout().write("\n".join([*report.lines, *report.last_lines]) + "\n")
+        describe_overlap(result, overlap)
+    if lengths and data.groups + eval_data.groups:
+        describe_lengths(result, lengths)
     if options.fix:
-        write_fixed(options, Fixer(labels, overlap), report)
-    if report.unusable:
-        return InputError.exit_code
-    if options.fail_on_warning and report.warnings:
-        raise CheckFailedError(f"--fail_on_warning: {report.warnings} warnings")
-    return 0
+        write_fixed(options, Fixer(labels, overlap), result)
+    return result
 
 
 def inspected(
-    data_path: DataPath, found: Inspection, labels: Labels, lengths: Lengths | None
+    data_path: DataPath,
+    inspection: Inspection,
+    labels: Labels,
+    lengths: Lengths | None,
+    *,
+    progress: bool,
 ) -> Iterator[tuple[str, Group]]:
-    """The usable groups of a data set with their places, inspected as they pass."""
-    with bar("checking", "group") as progress:
-        for line, group in read_inspected(data_path, found):
-            place = f"{line.path}:{line.number}"
-            labels.add(group, place)
+    """Yield the usable groups of a data set with file and line of each, and inspect them."""
+    with bar("checking", "group", shown=progress) as shown:
+        for line, group in read_inspected(data_path, inspection):
+            where = f"{line.path}:{line.number}"
+            labels.add(group, where)
             if lengths:
                 lengths.add(group)
-            yield place, group
-            progress.update()
+            yield where, group
+            shown.update()
 
 
-def start_overlap(
-    options: CheckOptions, found: Inspection, labels: Labels, lengths: Lengths | None
-) -> Overlap | None:
-    """What compares with the evaluation data; None where there is none or not all can be read."""
-    if not options.eval_data_path:
-        return None
-    # Read first, so that training groups can be compared with it as they come.
-    inspection = inspected(options.eval_data_path, found, labels, lengths)
-    held_out = [(group.query, group.pos) for _, group in inspection]
-    return Overlap(held_out) if found.is_whole else None
+def start_lengths(options: GroupCheckOptions, result: CheckResult) -> Lengths | None:
+    """Return a counter of lengths, in tokens of a model or in characters.
 
-
-def start_lengths(options: CheckOptions, report: CheckReport) -> Lengths | None:
-    """Return what counts lengths, in tokens of a model or in characters.
-
-    None if the model or the length cannot be used; the report ends with the reason.
+    None if the model or the length cannot be used, which is then a problem of the result.
     """
     model = options.model_name_or_path
     if model is None:
@@ -137,30 +137,32 @@ def start_lengths(options: CheckOptions, report: CheckReport) -> Lengths | None:
         tokenizer = load_tokenizer(model, trust_remote_code=trust)
         encoder = PairEncoder(tokenizer, max_length=max_len, option="max_len")
     except InputError as error:
-        report.unusable = True
-        report.last_lines.append(f"lengths: {error}")
+        result.length_problem = str(error)
         return None
     return Lengths(encoder, max_len)
 
 
-def write_fixed(options: CheckOptions, fixer: Fixer, report: CheckReport) -> None:
-    """Write the fixed copy, and say what is different in it."""
+def write_fixed(options: GroupCheckOptions, fixer: Fixer, result: CheckResult) -> None:
+    """Write the fixed copy, unless the evaluation data is unreadable or no group is left."""
     if options.eval_data_path and not fixer.overlap:
-        Stdout().write("--fix: not written, as --eval_data_path cannot be read\n")
+        result.fix_problem = "--eval_data_path cannot be read"
         return
-    output, groups = Path(str(options.fix)), 0
-    if report.unusable:
+    if not result.is_usable:
         fixer.learn(options.data_path)
-    with writing(output) as file:
-        for line in read_lines(options.data_path):
-            record = fixer.fix(line)
-            if record:
-                file.write(record_line(record))
-                groups += 1
-        if not groups:
-            raise InputError(f"--fix: no group of {options.data_path} is left")
-    told = summary_stream(output)
-    told.write(f"{output}: {groups} groups\n")
-    for what, count in fixer.counts.most_common():
-        if count:
-            told.write(f"  {count} × {what}\n")
+    output = Path(str(options.fix))
+    try:
+        with writing(output) as file:
+            groups = 0
+            for line in read_lines(options.data_path):
+                record = fixer.fix(line)
+                if record:
+                    file.write(record_line(record))
+                    groups += 1
+            if not groups:
+                raise InputError(f"no group of {options.data_path} is left")
+    except InputError as error:
+        result.fix_problem = str(error)
+    except OSError as error:
+        result.fix_problem = f"{error.filename or output}: {error.strerror}"
+    else:
+        result.fixed = FixedCopy(output, groups, fixer.counts)

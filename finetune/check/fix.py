@@ -1,4 +1,4 @@
-"""A copy of groups without what `check` found wrong with them."""
+"""A copy of groups without the problems that checking finds."""
 
 from collections import Counter
 from dataclasses import replace
@@ -11,18 +11,19 @@ from rerank_plugin.io.jsonl import DataPath, Line, read_lines
 
 from ..data.groups import Group, find_problems, group_of
 from ..text.normalize import digest, text_digest, text_key
-from .inspection import Labels, Overlap
+from .labels import Labels
+from .overlap import Overlap
 
-#: What a fixed line may have other than the line that it comes from.
-MENDED = ("pos", "neg", "pos_scores", "neg_scores")
+#: Fields of a record that a fix may change.
+CHANGED = ("pos", "neg", "pos_scores", "neg_scores")
 
 
 class Fixer:
-    """Mends groups, and counts what it did.
+    """Fixes groups, and counts its changes.
 
     Args:
-        labels: How pairs are labelled in all data.
-        overlap: What is shared with the evaluation data, where there is some.
+        labels: The labels of pairs in all data.
+        overlap: The texts shared with the evaluation data, where there is some.
     """
 
     def __init__(self, labels: Labels, overlap: Overlap | None) -> None:
@@ -32,63 +33,64 @@ class Fixer:
         self._seen: set[int] = set()
 
     def fix(self, line: Line) -> dict[str, Any] | None:
-        """A line's record, mended, its other fields as they were; None where nothing is left."""
-        record, changed = usable(line)
+        """Return a line's record with its group fixed; None where nothing is left of it."""
+        record, repaired = usable_record(line)
         if record is None:
             self.counts["unusable lines left out"] += 1
             return None
-        self.counts["unusable lines mended: without what is blank, or wrong and right"] += changed
-        mended = self._mend(group_of(record))
-        if mended is None:
+        self.counts["unusable lines repaired: blank or contradictory passages left out"] += repaired
+        group = self._fixed(group_of(record))
+        if group is None:
             return None
         for name in [name for name, value in record.items() if not is_json(value)]:
-            self.counts[f"fields {name!r} with NaN or Infinity, which JSON has not, left out"] += 1
+            self.counts[f"fields {name!r} left out: JSON has neither NaN nor Infinity"] += 1
             del record[name]
-        values = {name: getattr(mended, name) for name in MENDED}
+        values = {name: getattr(group, name) for name in CHANGED}
         return record | {name: value for name, value in values.items() if value is not None}
 
     def learn(self, data_path: DataPath) -> None:
-        """Take the labels of lines that will be mended: `check` has seen the usable ones alone."""
+        """Add the labels of lines that will be repaired: only usable ones have been seen so far."""
         for line in read_lines(data_path):
-            record, changed = usable(line)
-            if record and changed:
+            record, repaired = usable_record(line)
+            if record and repaired:
                 self.labels.learn(group_of(record))
 
-    def _mend(self, group: Group) -> Group | None:
+    def _fixed(self, group: Group) -> Group | None:
         if self.overlap and self.overlap.leaks(group.query):
-            self.counts["groups left out: their query is nearly one of the evaluation's"] += 1
+            self.counts["groups left out: their query is, or nearly is, an evaluation query"] += 1
             return None
-        right = first_ones(group.pos)
-        wrong = first_ones(group.neg)
-        self.counts["copies of a passage in the same group, left out"] += len(group.documents) - (
-            sum(right) + sum(wrong)
-        )
-        known = {text_digest(text) for text in group.pos}
-        contradicted = [
-            text_digest(text) in known or self.labels.is_both(group.query, text)
-            for text in group.neg
-        ]
-        kept = [first and not both for first, both in zip(wrong, contradicted, strict=True)]
-        self.counts["negatives left out: they are positives of the same query"] += sum(wrong) - sum(
-            kept
-        )
-        mended = keep(keep(group, "pos", right), "neg", kept)
-        if not mended.neg:
+        group = self._without_contradictions(self._without_copies(group))
+        if not group.neg:
             self.counts["groups left out: no negative is left"] += 1
             return None
-        texts = [text_key(group.query), *sorted(mended.pos), "", *sorted(mended.neg)]
+        texts = [text_key(group.query), *sorted(group.pos), "", *sorted(group.neg)]
         number = digest("\n".join(texts))
         if number in self._seen:
-            self.counts["groups left out: the same group came before"] += 1
+            self.counts["groups left out: they repeat an earlier one"] += 1
             return None
         self._seen.add(number)
-        return mended
+        return group
+
+    def _without_copies(self, group: Group) -> Group:
+        kept = keep(keep(group, "pos", first_ones(group.pos)), "neg", first_ones(group.neg))
+        copies = len(group.documents) - len(kept.documents)
+        self.counts["copies of a passage of the same group, left out"] += copies
+        return kept
+
+    def _without_contradictions(self, group: Group) -> Group:
+        positives = {text_digest(text) for text in group.pos}
+        kept = [
+            text_digest(text) not in positives and not self.labels.is_both(group.query, text)
+            for text in group.neg
+        ]
+        self.counts["negatives left out: they are positives of the same query"] += kept.count(False)
+        return keep(group, "neg", kept)
 
 
-def usable(line: Line) -> tuple[dict[str, Any] | None, bool]:
-    """A line's record without blank passages and negatives that are positives, and if it had any.
+def usable_record(line: Line) -> tuple[dict[str, Any] | None, bool]:
+    """Return a line's record, repaired if it is not a group, and whether it had to be.
 
-    None where it is no group even so.
+    Blank passages and negatives that are positives are left out. None where that is not enough.
     """
     try:
         record = line.record()
@@ -96,25 +98,25 @@ def usable(line: Line) -> tuple[dict[str, Any] | None, bool]:
         return None, False
     if not find_problems(record):
         return record, False
-    mended = dict(record)
-    right = record.get("pos")
+    repaired = dict(record)
+    positives = record.get("pos")
     for side in ("pos", "neg"):
         texts, scores = record.get(side), record.get(f"{side}_scores")
-        if not isinstance(texts, list) or not isinstance(right, list):
+        if not isinstance(texts, list) or not isinstance(positives, list):
             return None, False
         kept = [
             not (isinstance(text, str) and not text.strip())
-            and not (side == "neg" and text in right)
+            and not (side == "neg" and text in positives)
             for text in texts
         ]
-        mended[side] = list(compress(texts, kept))
+        repaired[side] = list(compress(texts, kept))
         if isinstance(scores, list) and len(scores) == len(texts):
-            mended[f"{side}_scores"] = list(compress(scores, kept))
-    return (None, False) if find_problems(mended) else (mended, True)
+            repaired[f"{side}_scores"] = list(compress(scores, kept))
+    return (None, False) if find_problems(repaired) else (repaired, True)
 
 
 def is_json(value: object) -> bool:
-    """Whether a value can be written as JSON: Python reads NaN and Infinity, which it has not."""
+    """Return whether a value can be written as JSON, which has neither NaN nor Infinity."""
     if isinstance(value, float):
         return isfinite(value)
     if isinstance(value, list):
@@ -123,7 +125,7 @@ def is_json(value: object) -> bool:
 
 
 def first_ones(texts: list[str]) -> list[bool]:
-    """For every text whether no copy of it came before."""
+    """Return for every text whether it is the first of its copies."""
     seen: set[int] = set()
     first = []
     for text in texts:
@@ -134,7 +136,7 @@ def first_ones(texts: list[str]) -> list[bool]:
 
 
 def keep(group: Group, side: str, kept: list[bool]) -> Group:
-    """A group with some of its passages, and their scores."""
+    """Return a group with some of the passages of one side, and their scores."""
     changes: dict[str, Any] = {side: list(compress(getattr(group, side), kept))}
     scores = getattr(group, f"{side}_scores")
     if scores is not None:

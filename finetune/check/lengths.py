@@ -1,4 +1,4 @@
-"""How long pairs are, in tokens or in characters."""
+"""Lengths of pairs, in tokens or in characters."""
 
 from typing import TYPE_CHECKING
 
@@ -17,36 +17,41 @@ PAIRS_AT_ONCE = 4096
 
 
 class Lengths:
-    """How long pairs are, in tokens where there is a tokenizer, else in characters."""
+    """Lengths of pairs: tokens where there is an encoder, else characters.
+
+    Args:
+        encoder: Counts tokens.
+        max_len: The longest pair in tokens, for the report.
+    """
 
     def __init__(self, encoder: "PairEncoder | None", max_len: int | None) -> None:
         self.max_len = max_len
         self._encoder = encoder
         self._waiting: list[tuple[str, str]] = []
-        self._parts: list[npt.NDArray[np.int32]] = []
+        self._lengths: list[npt.NDArray[np.int32]] = []
 
     def add(self, group: Group) -> None:
-        """Take the pairs of one group."""
+        """Add the pairs of one group."""
         self._waiting += [(group.query, document) for document in group.documents]
         if len(self._waiting) >= PAIRS_AT_ONCE:
             self._count()
 
     def all(self) -> npt.NDArray[np.int32]:
-        """The lengths of all pairs."""
+        """Return the lengths of all pairs."""
         self._count()
-        return np.concatenate(self._parts)
+        return np.concatenate(self._lengths)
 
     def _count(self) -> None:
         if self._encoder is None:
             lengths = np.array([len(query) + len(text) for query, text in self._waiting], np.int32)
         else:
             lengths = np.asarray(self._encoder.lengths(self._waiting), np.int32)
-        self._parts.append(lengths)
+        self._lengths.append(lengths)
         self._waiting = []
 
 
 def percentiles(lengths: npt.NDArray[np.int32]) -> str:
-    """The percentiles of lengths, as text."""
+    """Return the percentiles of lengths as text."""
     values = np.percentile(lengths, PERCENTILES)
     shown = [f"{int(value)} ({name}%)" for name, value in zip(PERCENTILES, values, strict=True)]
     return ", ".join(shown).replace("(100%)", "(longest)").replace("(50%)", "(median)")

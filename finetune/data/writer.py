@@ -83,7 +83,7 @@ def check_files(
         OptionError: not into one of them.
     """
     if len(files) > 1 and is_stream(files[0]):
-        raise OptionError(option, f"{files[0]} is one stream, the split needs files")
+        raise OptionError(option, f"{files[0]} is a stream, and --split needs files")
     for file in files:
         if file.name.endswith(".gz"):
             raise OptionError(option, f"{file}: groups are written as plain .jsonl")

@@ -14,7 +14,7 @@ from .negatives import Selection
 #: Logits are written down so: more digits are noise of the model's precision.
 DIGITS = 4
 
-#: Why passages are dropped, in the summary.
+#: Why passages are left_out, in the summary.
 AS_GOOD = "passages that the reranker finds as good as a positive"
 
 
@@ -24,7 +24,7 @@ def take_scored(
     scorer: ScoresPairs,
     *,
     margin: float,
-    dropped: "Counter[str]",
+    left_out: "Counter[str]",
     progress: Callable[[int], Any] | None = None,
 ) -> list[Group]:
     """Groups of passages that score below the best positive by more than a margin, with scores.
@@ -37,7 +37,7 @@ def take_scored(
         negatives: How many a group gets at most.
         scorer: The teacher; its logits become `pos_scores` and `neg_scores`.
         margin: By more than this a negative must score below the best positive, in logits.
-        dropped: Counts what was dropped, by reason.
+        left_out: Counts what was left_out, by reason.
         progress: Called with a number of pairs whenever so many more are scored.
     """
     pairs = [(of.target.query, text) for of in selections for text in of.positives]
@@ -56,7 +56,7 @@ def take_scored(
         for i, texts, own in zip(unfilled, tried, scores, strict=True):
             limit = max(right[i]) - margin
             good = [(text, score) for text, score in zip(texts, own, strict=True) if score < limit]
-            dropped[AS_GOOD] += len(texts) - len(good)
+            left_out[AS_GOOD] += len(texts) - len(good)
             kept[i] += good
         unfilled = [
             i

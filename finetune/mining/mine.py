@@ -1,268 +1,236 @@
-"""`rerank-plugin mine`: groups out of a corpus, queries, and what is known to be right."""
+"""Mining from start to end: groups from a corpus, queries, and judgements or answers."""
 
-import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from rerank_plugin.cli.console import bar, say, summary_stream
+from rerank_plugin.cli.console import bar
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.io.atomic import is_stream, scratch_place
-from rerank_plugin.options import ModelOptions, check_options, option
+from rerank_plugin.io.atomic import scratch_place
 
 from ..data.batched import batched
 from ..data.beir_files import Record, check_match, no_match, positives_by_query, read_queries
 from ..data.corpus import Corpus
 from ..data.groups import Group
-from ..data.writer import check_files, group_writer, parse_shares, split_files, split_sides
+from ..data.writer import group_writer, split_sides
 from .bm25 import Bm25
-from .negatives import SAMPLING_STRATEGIES, Selection, Window, select
+from .negatives import Selection, select
+from .options import MineOptions
 from .queries import QUERIES_AT_ONCE, Target, answered_targets, judged_targets, merge_same
+from .result import MiningResult
 from .retrieval import Retriever
-from .summary import Summary
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from rerank_plugin.reranker import Reranker
 
-RETRIEVALS = ("bm25", "dense", "both")
+#: The ids of the relevant passages of every query id.
+Judgements = dict[str, list[str]]
+
+Paths = str | PathLike[str] | list[str]
 
 
-@dataclass(kw_only=True)
-class MineOptions(ModelOptions):
-    """Make training groups: positives from judgements or answers, negatives by retrieval."""
+def mine_negatives(
+    *,
+    corpus: Paths,
+    queries: Paths,
+    output: str | PathLike[str],
+    qrels: Paths | None = None,
+    overwrite: bool = False,
+    negatives: int = 15,
+    retrieval: str | None = None,
+    embedding_model: str | PathLike[str] | None = None,
+    range_min: int = 0,
+    range_max: int = 100,
+    relative_margin: float | None = None,
+    sampling_strategy: str = "top",
+    filter_model: str | PathLike[str] | None = None,
+    filter_margin: float | None = None,
+    split: str | None = None,
+    seed: int = 42,
+    max_length: int | None = None,
+    long_documents: str = "cut",
+    device: str = "auto",
+    dtype: str = "auto",
+    token_budget: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> MiningResult:
+    """Make training groups: positives from judgements or answers, negatives by retrieval.
 
-    corpus: str | list[str] = option(
-        help="passages: .jsonl with 'id' (or '_id'), 'text' and perhaps 'title', or .tsv with an "
-        "id and a text"
-    )
-    queries: str | list[str] = option(
-        help="queries: .jsonl with 'id' and 'text', or .tsv; without --qrels with 'query' and "
-        "'answer', whose passage is looked for in the corpus"
-    )
-    qrels: str | list[str] | None = option(
-        None, help="judgements, a line each: query id, passage id, grade; right is above 0"
-    )
-    output: str = option(help="where the groups go, a .jsonl file")
-    overwrite: bool = option(False, help="replace earlier groups")
-    negatives: int = option(15, help="negatives of a group")
-    retrieval: str | None = option(
-        None,
-        choices=RETRIEVALS,
-        help="what finds candidates; default: bm25, or both where there is an --embedding_model",
-    )
-    embedding_model: str | None = option(
-        None, help="a sentence-transformers folder or hub id, for dense retrieval"
-    )
-    range_min: int = option(0, help="how many of the best candidates are passed over")
-    range_max: int = option(100, help="how many candidates are looked at")
-    relative_margin: float | None = option(
-        None,
-        help="pass over candidates that do not score below the best positive by this share, "
-        "0.05 for 5%; by the dense similarity where there is one",
-    )
-    sampling_strategy: str = option(
-        "top", choices=SAMPLING_STRATEGIES, help="the best candidates, or random ones of the range"
-    )
-    filter_model: str | None = option(
-        None,
-        help="a reranker that drops negatives which it finds as good as the positives; its "
-        "logits are kept as pos_scores and neg_scores",
-    )
-    filter_margin: float | None = option(
-        None,
-        help="how far below the best positive it must score a negative, in logits; "
-        "default: 0, only not as high",
-    )
-    split: str | list[str] | None = option(
-        None,
-        help="shares of the queries for train, dev and test, as 0.8,0.1,0.1; of train.jsonl the "
-        "others are dev.jsonl and test.jsonl beside it",
-    )
-    seed: int = option(42, help="fixes the split and every draw")
+    A negative is never a positive of its query, a copy or near-duplicate of one, the query itself,
+    or a passage that contains an answer of the query. The same arguments give the same files.
 
-    def __post_init__(self) -> None:
-        check_options(self)
-        if self.negatives < 1:
-            raise OptionError("negatives", f"{self.negatives} is less than 1")
-        if self.seed < 0:
-            raise OptionError("seed", f"{self.seed} is less than 0")
-        if not 0 <= self.range_min < self.range_max:
-            problem = f"{self.range_min} is not from 0 to below --range_max {self.range_max}"
-            raise OptionError("range_min", problem)
-        if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
-            raise OptionError("relative_margin", f"{self.relative_margin} is not from 0 to below 1")
-        self._check_filter()
-        if self.retrieval is None:
-            self.retrieval = "both" if self.embedding_model else "bm25"
-        if self.retrieval == "bm25" and self.embedding_model:
-            raise OptionError("embedding_model", "is not used with --retrieval bm25")
-        if self.retrieval != "bm25" and not self.embedding_model:
-            raise OptionError("retrieval", f"{self.retrieval} needs an --embedding_model")
-        inputs = (self.corpus, self.queries, self.qrels)
-        check_files(self.files, inputs, overwrite=self.overwrite)
+    Args:
+        corpus: Passages: `.jsonl` with `id` (or `_id`), `text` and perhaps `title`, or `.tsv` with
+            an id and a text a line. A file, a folder or a glob, or several.
+        queries: Queries: `.jsonl` with `id` and `text`, or `.tsv`; without `qrels` with `query` and
+            `answer`: the positive is the passage that contains the answer and that BM25 ranks best.
+        output: The `.jsonl` file of the groups.
+        qrels: Judgements: query id, passage id and grade a line; a grade above 0 is a positive.
+        overwrite: Replace earlier groups.
+        negatives: How many negatives a group has at most.
+        retrieval: How candidates are found: `bm25`, `dense` or `both`; by default `bm25`, or `both`
+            with an `embedding_model`.
+        embedding_model: A sentence-transformers folder or hub id, for dense retrieval.
+        range_min: The rank of the first candidate, from 0, positives not counted.
+        range_max: The rank after the last candidate.
+        relative_margin: Take only candidates that score below the best positive by this share.
+        sampling_strategy: `top` for the best candidates, `random` for random ones of the range.
+        filter_model: A reranker, as a folder or hub id. Candidates that it scores as high as the
+            best positive are dropped; its logits become `pos_scores` and `neg_scores`.
+        filter_margin: How far below the best positive it must score a negative, in logits.
+        split: Shares of the queries for train, dev and test, as `"0.8,0.1,0.1"`. Beside
+            `train.jsonl` the others are `dev.jsonl` and `test.jsonl`.
+        seed: The seed of the split and of every draw.
+        max_length: The longest pair that `filter_model` reads, in tokens.
+        long_documents: How `filter_model` reads longer documents: `cut` or `windows`.
+        device: The device of both models: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        dtype: The precision of `filter_model`: `auto`, `float32`, `bfloat16` or `float16`.
+        token_budget: The cost of a batch of `filter_model` at most, in tokens.
+        revision: Branch, tag or commit of `filter_model` on the hub.
+        trust_remote_code: Run code that comes with a model.
+        progress: Show progress bars on stderr.
 
-    def _check_filter(self) -> None:
-        for name in ("max_length", "token_budget", "revision", "filter_margin"):
-            if getattr(self, name) is not None and not self.filter_model:
-                raise OptionError(name, "is for a --filter_model, and there is none")
+    Returns:
+        The files with their numbers of groups, and counts of what was left out.
 
-    @property
-    def shares(self) -> list[float]:
-        """The shares of the split."""
-        return parse_shares(self.split)
-
-    @property
-    def files(self) -> list[Path]:
-        """Where the groups of every share go."""
-        return split_files(Path(self.output), self.shares)
-
-    @property
-    def window(self) -> Window:
-        """Which candidates may become negatives."""
-        return Window(self.range_min, self.range_max, self.relative_margin, self.sampling_strategy)
+    Raises:
+        InputError: an option or an input is wrong, or no query gives a group.
+    """
+    # The parameters are the fields of MineOptions, which checks them.
+    options = {name: value for name, value in locals().items() if name != "progress"}
+    return mine(MineOptions(**options), progress=progress)
 
 
-def main(options: MineOptions) -> int:
-    """Mine, write the groups, print the summary."""
-    summary = Summary()
-    judged, queries = read_inputs(options, summary)
+def mine(options: MineOptions, *, progress: bool) -> MiningResult:
+    """Mine and write the groups."""
+    result = MiningResult()
+    judged, queries = read_inputs(options, result)
     # Before the corpus is indexed: that takes time, a wrong name none.
-    teacher = load_teacher(options) if options.filter_model else None
-    embedding_model = load_embedding_model(options) if options.embedding_model else None
+    teacher = options.load_reranker(options.filter_model) if options.filter_model else None
+    embedding_model = load_embedding_model(options)
     with TemporaryDirectory(prefix=".mine-", dir=scratch_place(options.files[0])) as work:
         folder = Path(work)
-        corpus = build_corpus(options, folder, judged, queries, summary)
-        summary.notes["blank passages of the corpus"] = corpus.blank
-        retrievers, bm25 = build_retrievers(
-            options, embedding_model, corpus, folder, answers=judged is None
+        corpus = build_corpus(options, folder, judged, queries, result, progress=progress)
+        bm25 = build_bm25(options, corpus, folder, answers=judged is None, progress=progress)
+        retrievers = build_retrievers(
+            options, bm25, embedding_model, corpus, folder, progress=progress
         )
         if judged is not None:
             assert options.qrels
-            targets = judged_targets(queries, judged, corpus, summary, options.qrels)
+            targets = judged_targets(queries, judged, corpus, result, options.qrels)
         else:
             assert bm25
-            targets = answered_targets(queries, bm25, corpus, summary)
-        targets = merge_same(targets, summary)
-        if not targets:
-            raise InputError(nothing_left(options, summary))
-        sides = split_sides([target.query for target in targets], options.shares, options.seed)
-        with group_writer(options.files, sides) as writer:
-            for group in mine(targets, retrievers, corpus, teacher, options, summary):
-                writer.write(group)
-            if not sum(writer.counts):
-                raise InputError(nothing_left(options, summary))
-            for file, count in zip(options.files, writer.counts, strict=True):
-                if not count:
-                    problem = f"no group is left for {file.name}: choose other shares"
-                    raise OptionError("split", problem)
+            targets = answered_targets(queries, bm25, corpus, result, progress=progress)
+        targets = merge_same(targets, result)
+        groups = mined_groups(
+            targets, retrievers, corpus, teacher, options, result, progress=progress
+        )
+        write_groups(groups, targets, options, result)
         corpus.close()
-    tell(options.files, writer.counts, summary)
-    return 0
-
-
-def tell(files: Sequence[Path], counts: Sequence[int], summary: Summary) -> None:
-    """Print the summary, and what to type next."""
-    told = summary_stream(files[0])
-    for file, count in zip(files, counts, strict=True):
-        told.write(f"{file}: {count} groups\n")
-    told.write("\n".join([*summary.lines(), ""]))
-    if not is_stream(files[0]):
-        check = shlex.join(["rerank-plugin", "check", "--data_path", str(files[0])])
-        say(f"next:  {check}")
+    return result
 
 
 def read_inputs(
-    options: MineOptions, summary: Summary
-) -> tuple[dict[str, list[str]] | None, list[Record]]:
-    """What is judged relevant for every query, where there are judgements, and the queries."""
+    options: MineOptions, result: MiningResult
+) -> tuple[Judgements | None, list[Record]]:
+    """Return the judgements, where there are some, and the queries."""
     if not options.qrels:
-        queries = list(read_queries(options.queries, summary.queries, by_id=False))
+        queries = list(read_queries(options.queries, result.queries_left_out, by_id=False))
         without = next((query for query in queries if not query.answers), None)
         if without:
-            raise without.line.error("the query has no 'answer': give --qrels, or add one")
+            raise without.line.error("field 'answer' is missing: add it, or give --qrels")
         return None, queries
-    judged = positives_by_query(options.qrels, summary.notes)
-    queries = list(read_queries(options.queries, summary.queries))
-    check_match(
-        "query",
-        options.qrels,
-        judged,
-        options.queries,
-        dict.fromkeys(query.id for query in queries),
-    )
+    judged = positives_by_query(options.qrels, result.remarks)
+    queries = list(read_queries(options.queries, result.queries_left_out))
+    ids = dict.fromkeys(query.id for query in queries)
+    check_match("query", options.qrels, judged, options.queries, ids)
     return judged, queries
+
+
+def load_embedding_model(options: MineOptions) -> "SentenceTransformer | None":
+    """Load the model for dense retrieval, where there is one."""
+    if not options.embedding_model:
+        return None
+    from .dense import load
+
+    return load(
+        options.embedding_model,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def build_corpus(
     options: MineOptions,
     folder: Path,
-    judged: dict[str, list[str]] | None,
+    judged: Judgements | None,
     queries: Sequence[Record],
-    summary: Summary,
+    result: MiningResult,
+    *,
+    progress: bool,
 ) -> Corpus:
-    """The passages on disk."""
+    """Write the passages to disk, and check that the judgements are of them."""
     relevant = {passage for passages in (judged or {}).values() for passage in passages}
     wanted = relevant.union(query.id for query in queries)
-    with bar("reading", "passage") as progress:
-        corpus = Corpus.build(options.corpus, folder, wanted, summary.notes, progress.update)
+    with bar("reading", "passage", shown=progress) as shown:
+        corpus = Corpus.build(options.corpus, folder, wanted, result.remarks, shown.update)
     if judged and options.qrels and relevant.isdisjoint({*corpus.positions, *corpus.blank_ids}):
         name = next(iter(judged.values()))[0]
         raise no_match("passage", options.qrels, name, options.corpus, corpus.first_id)
+    result.remarks["blank passages of the corpus"] = corpus.blank
     return corpus
 
 
-def nothing_left(options: MineOptions, summary: Summary) -> str:
-    """Why there is no group, in one line."""
-    reasons = [*summary.queries.lines(), *summary.dropped.lines(), *summary.notes.lines()]
-    return f"{options.queries}: no query gives a group ({'; '.join(reasons)})"
-
-
-def load_embedding_model(options: MineOptions) -> "SentenceTransformer":
-    """The model for dense retrieval."""
-    from .dense import load
-
-    model = str(options.embedding_model)
-    return load(model, device=options.device, trust_remote_code=options.trust_remote_code)
+def build_bm25(
+    options: MineOptions, corpus: Corpus, folder: Path, *, answers: bool, progress: bool
+) -> Bm25 | None:
+    """Index the corpus for BM25, where it finds candidates or answers."""
+    if options.retrieval == "dense" and not answers:
+        return None
+    with bar("indexing", "passage", len(corpus), shown=progress) as shown:
+        return Bm25(corpus, folder, shown.update)
 
 
 def build_retrievers(
     options: MineOptions,
+    bm25: Bm25 | None,
     embedding_model: "SentenceTransformer | None",
     corpus: Corpus,
     folder: Path,
     *,
-    answers: bool,
-) -> tuple[list[Retriever], Bm25 | None]:
-    """What finds candidates, BM25 first; and BM25 also where it only finds answers."""
-    bm25 = None
+    progress: bool,
+) -> list[Retriever]:
+    """Return the retrievers of candidates, BM25 first."""
     retrievers: list[Retriever] = []
-    if options.retrieval != "dense" or answers:
-        with bar("indexing", "passage", len(corpus)) as progress:
-            bm25 = Bm25(corpus, folder, progress.update)
     if bm25 and options.retrieval != "dense":
         retrievers.append(bm25)
     if embedding_model is not None:
         from .dense import Dense
 
-        with bar("embedding", "passage", len(corpus)) as progress:
-            retrievers.append(Dense(corpus, folder, embedding_model, progress.update))
-    return retrievers, bm25
+        with bar("embedding", "passage", len(corpus), shown=progress) as shown:
+            retrievers.append(Dense(corpus, folder, embedding_model, shown.update))
+    return retrievers
 
 
-def mine(
+def mined_groups(
     targets: Sequence[Target],
     retrievers: Sequence[Retriever],
     corpus: Corpus,
     teacher: "Reranker | None",
     options: MineOptions,
-    summary: Summary,
+    result: MiningResult,
+    *,
+    progress: bool,
 ) -> Iterator[Group]:
-    """The groups of all targets, in their order."""
-    with bar("mining", "query", len(targets)) as progress:
+    """Yield the groups of all targets, in their order."""
+    few = f"groups of fewer than {options.negatives} negatives"
+    with bar("mining", "query", len(targets), shown=progress) as shown:
         for batch in batched(targets, QUERIES_AT_ONCE):
             selections = select(
                 batch,
@@ -271,33 +239,27 @@ def mine(
                 options.window,
                 negatives=options.negatives,
                 seed=options.seed,
-                dropped=summary.dropped,
+                left_out=result.passages_left_out,
             )
-            groups = take_groups(selections, teacher, options, summary)
+            groups = take_groups(selections, teacher, options, result)
             for group, selection in zip(groups, selections, strict=True):
                 drawn = len(selection.drawn.intersection(group.neg))
-                summary.notes["negatives drawn at random, where candidates ran out"] += drawn
+                result.remarks["negatives drawn at random, where candidates ran out"] += drawn
                 if not group.neg:
-                    summary.queries["queries for which no negative is left"] += 1
+                    result.queries_left_out["queries for which no negative is left"] += 1
                     continue
-                short = len(group.neg) < options.negatives
-                summary.notes[f"groups of fewer than {options.negatives} negatives"] += short
+                result.remarks[few] += len(group.neg) < options.negatives
                 yield group
-            progress.update(len(batch))
-
-
-def load_teacher(options: MineOptions) -> "Reranker":
-    """The reranker that filters."""
-    return options.load_reranker(str(options.filter_model))
+            shown.update(len(batch))
 
 
 def take_groups(
     selections: Sequence[Selection],
     teacher: "Reranker | None",
     options: MineOptions,
-    summary: Summary,
+    result: MiningResult,
 ) -> list[Group]:
-    """The groups of some selections, filtered by the teacher where there is one."""
+    """Return the groups of some selections, filtered by the teacher where there is one."""
     if teacher is None:
         return [selection.take(options.negatives) for selection in selections]
     from .false_negatives import take_scored
@@ -307,5 +269,33 @@ def take_groups(
         options.negatives,
         teacher,
         margin=options.filter_margin or 0.0,
-        dropped=summary.dropped,
+        left_out=result.passages_left_out,
     )
+
+
+def write_groups(
+    groups: Iterator[Group], targets: Sequence[Target], options: MineOptions, result: MiningResult
+) -> None:
+    """Write each group into the file of its query's share.
+
+    Raises:
+        InputError: there is no group at all, or none for one of the files.
+    """
+    if not targets:
+        raise no_group(options, result)
+    sides = split_sides([target.query for target in targets], options.shares, options.seed)
+    with group_writer(options.files, sides) as writer:
+        for group in groups:
+            writer.write(group)
+        if not sum(writer.counts):
+            raise no_group(options, result)
+        result.files = dict(zip(options.files, writer.counts, strict=True))
+        for file, count in result.files.items():
+            if not count:
+                problem = f"no group is left for {file.name}: choose other shares"
+                raise OptionError("split", problem)
+
+
+def no_group(options: MineOptions, result: MiningResult) -> InputError:
+    """Return the error of data without a group."""
+    return InputError(f"{options.queries}: no query gives a group ({result.reasons()})")

@@ -58,7 +58,7 @@ class Selection:
     retriever: Retriever
     random: np.random.Generator
     negatives: int
-    dropped: "Counter[str]"
+    left_out: "Counter[str]"
     #: Which of the texts given so far were drawn at random.
     drawn: set[str] = field(default_factory=set)
     _keys: set[str] = field(default_factory=set)
@@ -95,13 +95,13 @@ class Selection:
     def _is_wrong(self, text: str, right: Duplicates) -> bool:
         key = profile(text).key
         if key in self._keys:
-            self.dropped["copies of another negative"] += 1
+            self.left_out["copies of another negative"] += 1
         elif key == text_key(self.target.query):
-            self.dropped["copies of the query itself"] += 1
+            self.left_out["copies of the query itself"] += 1
         elif right.has(text):
-            self.dropped["copies or near-duplicates of a positive"] += 1
+            self.left_out["copies or near-duplicates of a positive"] += 1
         elif self.target.answers and self.target.answers.are_in(text):
-            self.dropped["passages that contain the answer"] += 1
+            self.left_out["passages that contain the answer"] += 1
         else:
             self._keys.add(key)
             return True
@@ -116,7 +116,7 @@ def select(
     *,
     negatives: int,
     seed: int,
-    dropped: "Counter[str]",
+    left_out: "Counter[str]",
 ) -> list[Selection]:
     """Search for some queries at once; for each of them a `Selection` of negatives."""
     queries = [target.query for target in targets]
@@ -135,13 +135,13 @@ def select(
     for target, positions, all_positions in zip(targets, kept, ranked, strict=True):
         random = np.random.default_rng(int(query_hash(target.query, seed)[:16], 16))
         close = set(all_positions[: window.range_max]).difference(positions)
-        dropped["candidates outside of the window or the margin"] += len(close)
+        left_out["candidates outside of the window or the margin"] += len(close)
         if window.sampling_strategy == "random":
             positions = random.permutation(positions).tolist()
         right: dict[str, str] = {}
         for text in corpus.texts(target.positives):
             right.setdefault(profile(text).key, text)
-        dropped["positives that are copies of another"] += len(target.positives) - len(right)
+        left_out["positives that are copies of another"] += len(target.positives) - len(right)
         selections.append(
             Selection(
                 target=target,
@@ -153,7 +153,7 @@ def select(
                 retriever=retriever,
                 random=random,
                 negatives=negatives,
-                dropped=dropped,
+                left_out=left_out,
             )
         )
     return selections

@@ -19,10 +19,13 @@ from ..data.corpus import Corpus
 from ..text.normalize import text_key
 from .answers import Answers, find_answers
 from .bm25 import Bm25
-from .summary import Summary
+from .result import MiningResult
 
 #: Queries that are searched for at once, and whose pairs a reranker gets at once.
 QUERIES_AT_ONCE = 512
+
+#: Why a query is left out.
+NO_ANSWER = "queries whose answer is in no passage that BM25 finds"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def judged_targets(
     queries: Sequence[Record],
     judged: dict[str, list[str]],
     corpus: Corpus,
-    summary: Summary,
+    result: MiningResult,
     qrels: DataPath,
 ) -> list[Target]:
     """The queries that have a positive in the corpus."""
@@ -57,9 +60,9 @@ def judged_targets(
             if passage not in corpus.positions:
                 blank = passage in corpus.blank_ids
                 reason = BLANK_PASSAGES if blank else MISSING_PASSAGES
-                is_first = not summary.dropped[reason]
+                is_first = not result.passages_left_out[reason]
                 example = judged_at(qrels, query.id, passage) if is_first else ""
-                summary.dropped.add(reason, example)
+                result.passages_left_out.add(reason, example)
         if positions:
             answers = Answers(query.answers) if query.answers else None
             positions = list(dict.fromkeys(positions))
@@ -67,12 +70,12 @@ def judged_targets(
             targets.append(Target(query.id, query.text, positions, answers, own))
         elif passages:
             reason = "queries whose positives are not in the corpus, or blank"
-            summary.queries.add(reason, repr(query.id))
-            summary.miss(query.text)
+            result.queries_left_out.add(reason, repr(query.id))
+            result.add_not_found(query.text)
         else:
-            summary.queries.add("queries without a positive in --qrels", repr(query.id))
+            result.queries_left_out.add("queries without a positive in --qrels", repr(query.id))
     for name in judged:
-        summary.notes.add(MISSING_QUERIES, repr(name))
+        result.remarks.add(MISSING_QUERIES, repr(name))
     return targets
 
 
@@ -84,33 +87,40 @@ def own_document(query: Record, corpus: Corpus) -> frozenset[int]:
 
 
 def answered_targets(
-    queries: Sequence[Record], bm25: Bm25, corpus: Corpus, summary: Summary
+    queries: Sequence[Record],
+    bm25: Bm25,
+    corpus: Corpus,
+    result: MiningResult,
+    *,
+    progress: bool,
 ) -> list[Target]:
     """The queries whose answer is in a passage of the corpus."""
     targets = []
-    with bar("finding answers", "query", len(queries)) as progress:
+    with bar("finding answers", "query", len(queries), shown=progress) as shown:
         for batch in batched(queries, QUERIES_AT_ONCE):
             answers = [Answers(query.answers) for query in batch]
             positions = find_answers([query.text for query in batch], answers, bm25, corpus)
             for query, own, position in zip(batch, answers, positions, strict=True):
                 if position is None:
-                    summary.queries["queries whose answer is in no passage that BM25 finds"] += 1
-                    summary.miss(query.text)
+                    result.queries_left_out[
+                        "queries whose answer is in no passage that BM25 finds"
+                    ] += 1
+                    result.add_not_found(query.text)
                 else:
                     query_itself = own_document(query, corpus) - {position}
                     targets.append(Target(query.id, query.text, [position], own, query_itself))
-            progress.update(len(batch))
+            shown.update(len(batch))
     return targets
 
 
-def merge_same(targets: Sequence[Target], summary: Summary) -> list[Target]:
+def merge_same(targets: Sequence[Target], result: MiningResult) -> list[Target]:
     """One target for queries of the same text: what is right for one is not wrong for another."""
     merged: dict[str, Target] = {}
     for target in targets:
         first = merged.setdefault(text_key(target.query), target)
         if first is target:
             continue
-        summary.queries["queries that repeat another, whose positives they join"] += 1
+        result.queries_left_out["queries that repeat another, whose positives they join"] += 1
         positions = list(dict.fromkeys([*first.positives, *target.positives]))
         texts = [of.answers.texts for of in (first, target) if of.answers]
         answers = Answers([text for of_query in texts for text in of_query]) if texts else None

@@ -79,7 +79,7 @@ COMMANDS = {
     ),
     "mine": Command(
         "make groups out of a corpus, queries and judgements or answers",
-        "rerank_plugin.finetune.mining.mine",
+        "rerank_plugin.finetune.commands.mine",
         "MineOptions",
     ),
     "convert": Command(
@@ -92,7 +92,7 @@ COMMANDS = {
     ),
     "check": Command(
         "report everything that is wrong with groups",
-        "rerank_plugin.finetune.check.check",
+        "rerank_plugin.finetune.commands.check",
         "CheckOptions",
     ),
     "demo": Command(

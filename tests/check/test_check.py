@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from rerank_plugin.errors import OptionError
+from rerank_plugin.finetune import check_groups
 from rerank_plugin.finetune.data.groups import read_groups
 
 from ..factories import Run, easy_groups, sample_texts, write_lines
@@ -17,25 +19,28 @@ def group(query: str, pos: list[str], neg: list[str], **more: Any) -> dict[str, 
     return {"query": query, "pos": pos, "neg": neg, **more}
 
 
-def warned(cli: Run, *arguments: object) -> str:
-    code, out, err = cli("check", *arguments, "--fail_on_warning")
-    assert code == 3, out + err
-    assert "--fail_on_warning" in err
-    assert cli("check", *arguments)[0] == 0
-    return out
+def warned(path: Path, eval_path: Path | None = None) -> str:
+    """Return the report on data that can be used and has warnings."""
+    result = check_groups(data_path=path, eval_data_path=eval_path)
+    assert result.is_usable and result.warnings
+    return "\n".join(result.lines())
 
 
-def test_clean_data_has_no_warnings(cli: Run, groups_file: Path, eval_file: Path) -> None:
-    code, out, _ = cli(
-        "check", "--data_path", groups_file, "--eval_data_path", eval_file, "--fail_on_warning"
-    )
-    assert code == 0, out
-    assert "warning:" not in out
-    assert "queries: Latin 100.0%" in out
-    assert "no query stands on both sides" in out
+def test_clean_data_has_no_warnings(groups_file: Path, eval_file: Path) -> None:
+    result = check_groups(data_path=groups_file, eval_data_path=eval_file)
+    assert result.is_usable and not result.warnings
+    assert result.groups == 32
+    assert "no query is in both the training and the evaluation data" in result.report
 
 
-def test_contradictions(cli: Run, tmp_path: Path) -> None:
+def test_the_command_fails_on_a_warning_if_told_to(cli: Run, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [*easy_groups(1)] * 20)
+    code, out, err = cli("check", "--data_path", path, "--fail_on_warning")
+    assert code == 3 and "--fail_on_warning: 3 warnings" in err
+    assert cli("check", "--data_path", path)[:2] == (0, out)
+
+
+def test_contradictions(tmp_path: Path) -> None:
     a, b, c, d = TEXTS[:4]
     train = write_lines(
         tmp_path / "train.jsonl",
@@ -46,14 +51,14 @@ def test_contradictions(cli: Run, tmp_path: Path) -> None:
         ],
     )
     dev = write_lines(tmp_path / "dev.jsonl", [group("Where", [d], [b])])
-    out = warned(cli, "--data_path", train, "--eval_data_path", dev)
-    assert "2 pairs are right in one place, wrong in another" in out
+    out = warned(train, dev)
+    assert "2 pairs are labelled positive in one place and negative in another" in out
     assert f"{train}:2: 'When?'" in out and f"{train}:3: 'where?'" in out
-    assert "1 queries stand in several groups, up to 2" in out
+    assert "1 queries have several groups, up to 2" in out
     assert "1 evaluation queries are training queries: 'where?'" in out
 
 
-def test_copies_in_scripts_without_spaces(cli: Run, tmp_path: Path) -> None:
+def test_copies_in_scripts_without_spaces(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "a.jsonl",
         [
@@ -61,19 +66,19 @@ def test_copies_in_scripts_without_spaces(cli: Run, tmp_path: Path) -> None:
             group("他 在哪里？", ["好"], ["他在，北京工作"]),
         ],
     )
-    assert "1 pairs are right in one place, wrong in another" in warned(cli, "--data_path", path)
+    assert "1 pairs are labelled positive in one place" in warned(path)
 
 
-def test_broken_json_is_not_called_something_else(cli: Run, tmp_path: Path) -> None:
+def test_broken_json_is_not_called_something_else(tmp_path: Path) -> None:
     path = tmp_path / "UTF-8.jsonl"
     deep = b"[" * 9000 + b"]" * 9000
     path.write_bytes(b'{"query": %b}\n\xef\xbb\xbf[]\n{"query": "\xff"}\n' % deep)
-    code, out, _ = cli("check", "--data_path", path)
-    assert code == 2
-    assert "2 × broken JSON or no object" in out and "1 × not UTF-8" in out
+    result = check_groups(data_path=path)
+    assert not result.is_usable
+    assert result.problems == {"broken JSON or not an object": 2, "not UTF-8": 1}
 
 
-def test_near_duplicates_across_splits(cli: Run, tmp_path: Path) -> None:
+def test_near_duplicates_across_splits(tmp_path: Path) -> None:
     train = write_lines(
         tmp_path / "train.jsonl",
         [
@@ -88,7 +93,7 @@ def test_near_duplicates_across_splits(cli: Run, tmp_path: Path) -> None:
             group("what is the capital of spain", [TEXTS[5]], [TEXTS[6]]),
         ],
     )
-    out = warned(cli, "--data_path", train, "--eval_data_path", dev)
+    out = warned(train, dev)
     assert "1 training queries are nearly evaluation queries" in out
     assert "'how tall is the mount everest' is nearly 'How tall is Mount Everest?'" in out
     assert "1 of 2 positives of the evaluation are positives, or nearly so, in training" in out
@@ -97,9 +102,9 @@ def test_near_duplicates_across_splits(cli: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"pos": ["always this"]}, "one passage is right in 20 of 20 groups: 'always this'"),
-        ({"query": "the same"}, "one query stands in 20 of 20 groups: 'the same'"),
-        ({"neg": ["never", "n"]}, "one passage is wrong in 20 of 20 groups"),
+        ({"pos": ["always this"]}, "one passage is a positive in 20 of 20 groups: 'always this'"),
+        ({"query": "the same"}, "one query is in 20 of 20 groups: 'the same'"),
+        ({"neg": ["never", "n"]}, "one passage is a negative in 20 of 20 groups"),
         (
             {"pos_scores": [0.5], "neg_scores": [0.5] * 3},
             "all teacher scores are equal in 20 of 20 groups",
@@ -110,25 +115,12 @@ def test_near_duplicates_across_splits(cli: Run, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_suspicious_constants(
-    cli: Run, tmp_path: Path, change: dict[str, Any], expected: str
-) -> None:
+def test_suspicious_constants(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{**record, **change} for record in easy_groups(20)])
-    assert expected in warned(cli, "--data_path", path)
+    assert expected in warned(path)
 
 
-def test_scripts_are_told(cli: Run, tmp_path: Path) -> None:
-    path = write_lines(
-        tmp_path / "a.jsonl",
-        [group("什么时候", ["中午开船。"], ["狗"]), group("when", ["中午开船。"], ["dogs"])],
-    )
-    code, out, _ = cli("check", "--data_path", path)
-    assert code == 0
-    assert "queries: Han 50.0%, Latin 50.0%" in out
-    assert "1 groups have query and positive in two scripts" in out
-
-
-def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
+def test_the_fixed_copy_is_clean(tmp_path: Path) -> None:
     a, b, c, d = TEXTS[:4]
     scores = {"pos_scores": [1.0, 0.9], "neg_scores": [0.1, 0.2, 0.3]}
     train = write_lines(
@@ -147,11 +139,12 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
     )
     dev = write_lines(tmp_path / "dev.jsonl", [group("how tall is mount everest", [a], [d])])
     fixed = tmp_path / "fixed.jsonl"
-    options = ("check", "--data_path", train, "--eval_data_path", dev, "--fix", fixed)
-    code, out, _ = cli(*options)
-    assert code == 2
-    assert f"{fixed}: 4 groups" in out
-    assert "note: 2 negatives nearly are positives of their group" in out
+    options = {"data_path": train, "eval_data_path": dev, "fix": fixed}
+    result = check_groups(**options)
+    assert not result.is_usable
+    assert result.fixed is not None and result.fixed.groups == 4
+    out = "\n".join(result.lines())
+    assert "note: 2 negatives are near-duplicates of positives of their group" in out
     assert [json.loads(line) for line in fixed.read_text("utf-8").splitlines()] == [
         group("q", [a], [b], pos_scores=[1.0], neg_scores=[0.1]),
         {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
@@ -160,51 +153,59 @@ def test_the_fixed_copy_is_clean(cli: Run, tmp_path: Path) -> None:
     ]
     for line in (
         "1 × unusable lines left out",
-        "1 × unusable lines mended",
-        "2 × copies of a passage in the same group",
+        "1 × unusable lines repaired",
+        "2 × copies of a passage of the same group",
         "3 × negatives left out: they are positives of the same query",
         "2 × groups left out: no negative is left",
-        "1 × groups left out: the same group came before",
-        "1 × groups left out: their query is nearly one of the evaluation's",
+        "1 × groups left out: they repeat an earlier one",
+        "1 × groups left out: their query is, or nearly is, an evaluation query",
     ):
         assert line in out
-    code, out, _ = cli("check", "--data_path", fixed, "--eval_data_path", dev, "--fail_on_warning")
-    assert code == 0, out
-    code, _, err = cli(*options)
-    assert code == 2
-    assert "--fix:" in err and "fixed.jsonl exists" in err
+    result = check_groups(data_path=fixed, eval_data_path=dev)
+    assert result.is_usable and not result.warnings
+    with pytest.raises(OptionError, match=r"--fix: .*fixed\.jsonl exists"):
+        check_groups(**options)
     assert len(list(read_groups(fixed))) == 4
 
 
-def test_mended_lines_do_not_contradict_others(cli: Run, tmp_path: Path) -> None:
+def test_repaired_lines_do_not_contradict_others(tmp_path: Path) -> None:
     a, b, c = TEXTS[:3]
     records = [group("q", [a], [b, " ", c]), group("q", [b], [c], odd={"s": [float("nan")]})]
     data = write_lines(tmp_path / "train.jsonl", records)
     fixed = tmp_path / "fixed.jsonl"
-    _, out, _ = cli("check", "--data_path", data, "--fix", fixed)
-    assert "1 × fields 'odd' with NaN or Infinity, which JSON has not, left out" in out
+    result = check_groups(data_path=data, fix=fixed)
+    assert result.fixed is not None
+    assert result.fixed.changes["fields 'odd' left out: JSON has neither NaN nor Infinity"] == 1
     first, second = [json.loads(line) for line in fixed.read_text("utf-8").splitlines()]
     assert (first, second) == (group("q", [a], [c]), group("q", [b], [c]))
-    code, out, _ = cli("check", "--data_path", fixed)
-    assert code == 0 and "right in one place" not in out
+    result = check_groups(data_path=fixed)
+    assert result.is_usable and not result.warnings
 
 
-def test_copies_in_a_group_are_told(cli: Run, tmp_path: Path) -> None:
+def test_copies_in_a_group_are_noted(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [group("q", [TEXTS[0]], ["a dog", "A dog."])])
-    assert "note: 1 groups hold a passage twice" in cli("check", "--data_path", path)[1]
+    report = check_groups(data_path=path).report
+    assert "  note: 1 groups hold a passage twice; training uses it once" in report
 
 
-def test_nothing_is_fixed_without_the_evaluation_data(cli: Run, tmp_path: Path) -> None:
+def test_nothing_is_fixed_without_the_evaluation_data(tmp_path: Path) -> None:
     train = write_lines(tmp_path / "train.jsonl", [group("q", [TEXTS[0]], [TEXTS[1]])])
     fixed, lacking = tmp_path / "fixed.jsonl", tmp_path / "dev.jsonl"
-    code, out, _ = cli("check", "--data_path", train, "--eval_data_path", lacking, "--fix", fixed)
-    assert code == 2
-    assert "1 × missing file" in out and "--fix: not written" in out
-    assert "stands on both sides" not in out
+    result = check_groups(data_path=train, eval_data_path=lacking, fix=fixed)
+    assert result.problems == {"missing file": 1}
+    assert result.fixed is None and result.fix_problem == "--eval_data_path cannot be read"
+    assert not any("both the training and the evaluation" in line for line in result.report)
     assert not fixed.exists()
 
 
-def test_a_length_needs_a_model(cli: Run, groups_file: Path) -> None:
-    code, _, err = cli("check", "--data_path", groups_file, "--max_len", 9)
-    assert code == 2
-    assert "--max_len: counts tokens of a --model_name_or_path" in err
+def test_a_copy_without_a_group_is_not_written(cli: Run, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "a.jsonl", [group("q", ["p"], ["P"])])
+    fixed = tmp_path / "fixed.jsonl"
+    code, out, _ = cli("check", "--data_path", data, "--fix", fixed)
+    assert code == 2 and f"--fix: not written: no group of {data} is left" in out
+    assert not fixed.exists()
+
+
+def test_a_length_needs_a_model(groups_file: Path) -> None:
+    with pytest.raises(OptionError, match="--max_len: needs a --model_name_or_path"):
+        check_groups(data_path=groups_file, max_len=9)

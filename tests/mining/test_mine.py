@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rerank_plugin.cli.main import main
 from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.finetune import mine_negatives
 from rerank_plugin.finetune.data.beir_files import read_passages
 from rerank_plugin.finetune.data.corpus import Corpus
 from rerank_plugin.finetune.data.groups import read_groups
@@ -24,6 +23,8 @@ from rerank_plugin.finetune.data.reason_counts import ReasonCounts
 from rerank_plugin.finetune.data.writer import parse_shares, split_files, split_sides
 from rerank_plugin.finetune.mining.answers import Answers
 from rerank_plugin.finetune.mining.bm25 import Bm25
+from rerank_plugin.finetune.mining.false_negatives import AS_GOOD
+from rerank_plugin.finetune.mining.result import MiningResult
 from rerank_plugin.finetune.mining.retrieval import Hits, fuse
 from rerank_plugin.finetune.text.duplicates import Duplicates
 from rerank_plugin.finetune.text.normalize import text_key
@@ -31,7 +32,7 @@ from rerank_plugin.sample import sample_path
 
 from ..factories import Run, mount, sample_texts, write_lines
 
-SAMPLE = {name: str(sample_path(f"{name}.jsonl")) for name in ("corpus", "queries")}
+SAMPLE: dict[str, Any] = {name: str(sample_path(f"{name}.jsonl")) for name in ("corpus", "queries")}
 QRELS = str(sample_path("qrels.tsv"))
 
 
@@ -40,13 +41,17 @@ def mine_options(output: Path, *more: object) -> list[str]:
     return ["mine", *files, "--output", str(output), *map(str, more)]
 
 
+def mine_sample(output: Path, **options: Any) -> MiningResult:
+    return mine_negatives(**SAMPLE, qrels=QRELS, output=output, **options)
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def test_mine_the_sample(cli: Run, tmp_path: Path) -> None:
     output = tmp_path / "train.jsonl"
-    code, out, err = cli(*mine_options(output, "--split", "0.8,0.1,0.1", "--negatives", 7))
+    code, out, err = cli(*mine_options(output, "--split", "0.8,0.1,0.1", "--num_negatives", 7))
     assert code == 0, err
     files = [tmp_path / f"{name}.jsonl" for name in ("train", "dev", "test")]
     groups = [list(read_groups(file)) for file in files]
@@ -78,7 +83,7 @@ DRESS: "st.SearchStrategy[Callable[[str], str]]" = st.sampled_from(
     passages=st.lists(st.builds(lambda text, dress: dress(text), TEXTS, DRESS), min_size=2),
     queries=st.lists(TEXTS, min_size=1, max_size=12),
     negatives=st.integers(1, 6),
-    window=st.sampled_from([(), ("--range_min", 1, "--range_max", 4), ("--relative_margin", 0.05)]),
+    window=st.sampled_from([{}, {"range_min": 1, "range_max": 4}, {"relative_margin": 0.05}]),
     strategy=st.sampled_from(["top", "random"]),
     data=st.data(),
 )
@@ -86,7 +91,7 @@ def test_no_right_passage_is_ever_mined_as_wrong(
     passages: list[str],
     queries: list[str],
     negatives: int,
-    window: tuple[object, ...],
+    window: dict[str, Any],
     strategy: str,
     data: st.DataObject,
 ) -> None:
@@ -105,19 +110,23 @@ def test_no_right_passage_is_ever_mined_as_wrong(
         )
         judged = [f"q{i}\tp{position}\t1\n" for i, own in enumerate(right) for position in own]
         (folder / "qrels.tsv").write_text("".join(judged), encoding="utf-8")
-        files = [
-            *("--corpus", folder / "corpus.jsonl", "--queries", folder / "queries.jsonl"),
-            *("--qrels", folder / "qrels.tsv", "--negatives", negatives, *window),
-            *("--sampling_strategy", strategy, "--split", "0.5,0.5"),
-        ]
+        options = {
+            "corpus": folder / "corpus.jsonl",
+            "queries": folder / "queries.jsonl",
+            "qrels": folder / "qrels.tsv",
+            "negatives": negatives,
+            "sampling_strategy": strategy,
+            "split": "0.5,0.5",
+            **window,
+        }
         results = []
         for attempt in ("a", "b"):
             output = folder / f"{attempt}-train.jsonl"
-            code = main([str(item) for item in ("mine", *files, "--output", output)])
-            if code == 2:
+            try:
+                mine_negatives(**options, output=output)
+            except InputError:
                 # Every passage is a copy of a positive, or all queries are the same.
                 return
-            assert code == 0
             results.append(
                 [(folder / f"{attempt}-{side}.jsonl").read_bytes() for side in ("train", "dev")]
             )
@@ -144,17 +153,14 @@ def test_no_right_passage_is_ever_mined_as_wrong(
             assert len(group["neg"]) == min(negatives, len(left))
 
 
-def test_the_teacher_drops_what_it_finds_as_good(
-    cli: Run, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_the_teacher_drops_what_it_finds_as_good(tiny_model: Path, tmp_path: Path) -> None:
     from rerank_plugin import Reranker
 
     output = tmp_path / "mined.jsonl"
-    more = ("--filter_model", tiny_model, "--filter_margin", 0.01, "--dtype", "float32")
-    code, out, err = cli(*mine_options(output, "--negatives", 3, *more))
-    assert code == 0, err
+    teacher = {"filter_model": tiny_model, "filter_margin": 0.01, "dtype": "float32"}
+    result = mine_sample(output, negatives=3, **teacher)
     groups = read(output)
-    assert "finds as good as a positive" in out
+    assert result.passages_left_out[AS_GOOD] > 0
     reranker = Reranker(tiny_model, dtype="float32")
     for group in groups[:5]:
         pairs = [(group["query"], text) for text in group["pos"] + group["neg"]]
@@ -162,45 +168,40 @@ def test_the_teacher_drops_what_it_finds_as_good(
         assert np.allclose(reranker.logits(pairs), scores, atol=1e-3)
     for group in groups:
         assert max(group["neg_scores"]) < max(group["pos_scores"]) - 0.01
-    few = mine_options(output, "--negatives", 30, "--range_max", 2, "--overwrite", *more)
-    _, out, _ = cli(*few)
-    drawn = re.search(r"(\d+) × negatives drawn at random", out)
+    result = mine_sample(output, negatives=30, range_max=2, overwrite=True, **teacher)
+    drawn = result.remarks["negatives drawn at random, where candidates ran out"]
     # Those that the reranker drops are none of them.
-    assert drawn
-    assert 0 < int(drawn[1]) <= sum(len(group["neg"]) for group in read(output))
+    assert 0 < drawn <= sum(len(group["neg"]) for group in read(output))
 
 
-def test_the_teacher_drops_what_it_finds_exactly_as_good(
-    cli: Run, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_the_teacher_drops_what_it_finds_exactly_as_good(tiny_model: Path, tmp_path: Path) -> None:
     # Of both the model reads the same beginning.
     same = "the ship sails at noon from here"
     corpus = [f"{same} {word} {word} {'and so on ' * 3}{word}" for word in ("dog", "cat")]
-    options = ("--filter_model", tiny_model, "--max_length", 16, "--dtype", "float32")
-    with pytest.raises(AssertionError, match="1 × queries for which no negative is left"):
-        mine_files(cli, tmp_path, corpus, {"text": "ship"}, *options)
+    teacher = {"filter_model": tiny_model, "max_length": 16, "dtype": "float32"}
+    with pytest.raises(InputError, match="1 × queries for which no negative is left"):
+        mine_files(tmp_path, corpus, {"text": "ship"}, **teacher)
 
 
-def test_range_margin_and_retrieval(cli: Run, tmp_path: Path, sentence_model: Path) -> None:
-    def mined(*more: object) -> dict[str, list[str]]:
+def test_range_margin_and_retrieval(tmp_path: Path, sentence_model: Path) -> None:
+    def mined(**options: Any) -> dict[str, list[str]]:
         output = tmp_path / "mined.jsonl"
-        code, _, err = cli(*mine_options(output, "--negatives", 3, "--overwrite", *more))
-        assert code == 0, err
+        mine_sample(output, negatives=3, overwrite=True, **options)
         return {group["query"]: group["neg"] for group in read(output)}
 
     top = mined()
-    later = mined("--range_min", 1)
+    later = mined(range_min=1)
     same = [query for query in top if later.get(query, [])[:2] == top[query][1:]]
     assert len(same) > 0.9 * len(top)
-    dense = mined("--embedding_model", sentence_model, "--retrieval", "dense")
-    both = mined("--embedding_model", sentence_model)
+    dense = mined(embedding_model=sentence_model, retrieval="dense")
+    both = mined(embedding_model=sentence_model)
     assert dense != top != both != dense
-    assert mined("--embedding_model", sentence_model) == both
-    close = mined("--relative_margin", 0.3)
+    assert mined(embedding_model=sentence_model) == both
+    close = mined(relative_margin=0.3)
     assert close != top
 
 
-def test_positives_by_answers(cli: Run, tmp_path: Path) -> None:
+def test_positives_by_answers(tmp_path: Path) -> None:
     texts = sample_texts()
     corpus = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
     records: list[dict[str, object]] = [
@@ -210,16 +211,13 @@ def test_positives_by_answers(cli: Run, tmp_path: Path) -> None:
     records.append({"query": "is it there", "answers": ["utter nonsense", "xyzzy"]})
     queries = write_lines(tmp_path / "q.jsonl", records)
     output = tmp_path / "out.jsonl"
-    code, out, err = cli(
-        *("mine", "--corpus", corpus, "--queries", queries, "--output", output, "--negatives", 5)
-    )
-    assert code == 0, err
+    result = mine_negatives(corpus=corpus, queries=queries, output=output, negatives=5)
     groups = read(output)
     assert [group["pos"] for group in groups] == [[text] for text in texts[:20]]
     for group, record in zip(groups, records, strict=False):
         assert not any(Answers([str(record["answer"])]).are_in(text) for text in group["neg"])
-    assert "1 × queries whose answer is in no passage" in out
-    assert "is it there" in out
+    assert result.queries_left_out.total() == 1
+    assert result.not_found == ["is it there"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +247,7 @@ def test_answers(text: str, answer: str, expected: bool) -> None:
     assert Answers([answer]).are_in(text) is expected
 
 
-def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     write_lines(
         tmp_path / "c.jsonl",
         [
@@ -276,11 +274,13 @@ def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
         "4\td\t1\n1\tg\t1\n"
     )
     output = tmp_path / "out.jsonl"
-    code, out, err = cli(
-        *("mine", "--corpus", tmp_path / "c.jsonl", "--queries", tmp_path / "q.jsonl"),
-        *("--qrels", tmp_path / "qrels", "--output", output),
+    result = mine_negatives(
+        corpus=tmp_path / "c.jsonl",
+        queries=tmp_path / "q.jsonl",
+        qrels=tmp_path / "qrels",
+        output=output,
     )
-    assert code == 0, err
+    out = "\n".join(result.lines())
     (group,) = read(output)
     assert group["pos"] == ["Harbour The ship sails at noon.", "the ship SAILS at noon"]
     assert group["neg"] == ["Dogs travel in a cabin."]
@@ -301,50 +301,53 @@ def test_what_is_left_out_is_said(cli: Run, tmp_path: Path) -> None:
 
 
 def mine_files(
-    cli: Run, folder: Path, corpus: list[str], query: dict[str, Any], *more: object
+    folder: Path, corpus: list[str], query: dict[str, Any], **options: Any
 ) -> list[dict[str, Any]]:
-    """The groups of one query whose positive is the first of a corpus."""
+    """Mine for one query whose positive is the first passage of a corpus."""
     rows = [{"id": f"d{position}", "text": text} for position, text in enumerate(corpus)]
     write_lines(folder / "c.jsonl", rows)
     write_lines(folder / "q.jsonl", [{"id": "q", **query}])
     (folder / "qrels").write_text("q\td0\t1\n")
-    code, _, err = cli(
-        *("mine", "--corpus", folder / "c.jsonl", "--queries", folder / "q.jsonl", "--overwrite"),
-        *("--qrels", folder / "qrels", "--output", folder / "out.jsonl", *more),
+    mine_negatives(
+        corpus=folder / "c.jsonl",
+        queries=folder / "q.jsonl",
+        qrels=folder / "qrels",
+        output=folder / "out.jsonl",
+        overwrite=True,
+        **options,
     )
-    assert code == 0, err
     return read(folder / "out.jsonl")
 
 
-def test_no_copy_in_a_script_without_spaces(cli: Run, tmp_path: Path) -> None:
+def test_no_copy_in_a_script_without_spaces(tmp_path: Path) -> None:
     texts = ["他在北京工作。", "他在，北京\n工作！", "天气很好。"]
-    (group,) = mine_files(cli, tmp_path, texts, {"text": "他在哪里工作"})
+    (group,) = mine_files(tmp_path, texts, {"text": "他在哪里工作"})
     assert group["neg"] == ["天气很好。"]
 
 
-def test_answers_count_beside_judgements(cli: Run, tmp_path: Path) -> None:
+def test_answers_count_beside_judgements(tmp_path: Path) -> None:
     texts = ["It sails at noon.", "The ship leaves at noon, they say.", "Ships are big."]
     query = {"text": "when does the ship sail", "answer": "noon"}
-    (group,) = mine_files(cli, tmp_path, texts, query)
+    (group,) = mine_files(tmp_path, texts, query)
     assert group["neg"] == texts[2:]
-    (group,) = mine_files(cli, tmp_path, texts, {**query, "answer": ""})
+    (group,) = mine_files(tmp_path, texts, {**query, "answer": ""})
     assert group["neg"] == texts[1:]
 
 
-def test_what_is_drawn_keeps_the_margin(cli: Run, tmp_path: Path) -> None:
+def test_what_is_drawn_keeps_the_margin(tmp_path: Path) -> None:
     words = "ship sails noon"
     near = [f"{words} today {number}" for number in range(30)]
     far = [f"nothing of it {number}" for number in range(30)]
     corpus = [f"the {words}", *near, *far]
-    options = ("--relative_margin", 0.5, "--range_max", 5, "--negatives", 20)
-    (group,) = mine_files(cli, tmp_path, corpus, {"text": words}, *options)
+    options = {"relative_margin": 0.5, "range_max": 5, "negatives": 20}
+    (group,) = mine_files(tmp_path, corpus, {"text": words}, **options)
     assert len(group["neg"]) == 20
     assert set(group["neg"]) <= set(far)
 
 
-def test_few_passages_are_found_among_many_copies(cli: Run, tmp_path: Path) -> None:
+def test_few_passages_are_found_among_many_copies(tmp_path: Path) -> None:
     corpus = ["ship", *["dog"] * 500, "cat", *["dog"] * 300]
-    (group,) = mine_files(cli, tmp_path, corpus, {"text": "ship"}, "--negatives", 2)
+    (group,) = mine_files(tmp_path, corpus, {"text": "ship"}, negatives=2)
     assert set(group["neg"]) == {"dog", "cat"}
 
 
@@ -396,55 +399,50 @@ def test_tables_may_have_column_names(tmp_path: Path) -> None:
         ("qrels", "1\ta\t0", "no passage is judged relevant"),
     ],
 )
-def test_bad_input_is_one_line(
-    cli: Run, tmp_path: Path, name: str, content: str, expected: str
-) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, name: str, content: str, expected: str) -> None:
     write_lines(tmp_path / "c.jsonl", [{"id": "a", "text": "x y"}, {"id": "b", "text": "z"}])
     write_lines(tmp_path / "q.jsonl", [{"id": 1, "text": "x"}])
     (tmp_path / "qrels").write_text("1\ta\t1\n")
     (tmp_path / name).write_text(content + "\n", encoding="utf-8")
     before = set(tmp_path.iterdir())
-    code, out, err = cli(
-        *("mine", "--corpus", tmp_path / "c.jsonl", "--queries", tmp_path / "q.jsonl"),
-        *("--qrels", tmp_path / "qrels", "--output", tmp_path / "out.jsonl"),
-    )
-    assert (code, out) == (2, "")
-    assert expected in err.strip().splitlines()[-1]
-    assert "Traceback" not in err
+    with pytest.raises(InputError) as error:
+        mine_negatives(
+            corpus=tmp_path / "c.jsonl",
+            queries=tmp_path / "q.jsonl",
+            qrels=tmp_path / "qrels",
+            output=tmp_path / "out.jsonl",
+        )
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
     assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    ("more", "expected"),
+    ("options", "expected"),
     [
-        (("--negatives", 0), "--negatives: 0 is less than 1"),
-        (("--range_min", 5, "--range_max", 5), "--range_min: 5 is not from 0 to below"),
-        (("--retrieval", "dense"), "--retrieval: dense needs an --embedding_model"),
-        (("--split", "0.8,0.3"), "--split: '0.8,0.3' is not two or three positive numbers"),
-        (("--split", "0.5,nan"), "--split: '0.5,nan' is not two or three positive numbers"),
-        (("--filter_margin", 1), "--filter_margin: is for a --filter_model"),
-        (
-            ("--filter_model", "./x", "--filter_margin", "nan"),
-            "--filter_margin: nan is not",
-        ),
-        (("--filter_model", "./nowhere"), "nowhere"),
-        (("--embedding_model", "./nowhere"), "--embedding_model: ./nowhere"),
-        (("--relative_margin", 1), "--relative_margin: 1.0 is not from 0"),
+        ({"negatives": 0}, "--negatives: 0 is less than 1"),
+        ({"negatives": "7"}, "--negatives: invalid int value: '7'"),
+        ({"range_min": 5, "range_max": 5}, "--range_min: 5 is not less than --range_max 5"),
+        ({"retrieval": "dense"}, "--retrieval: dense needs an --embedding_model"),
+        ({"split": "0.8,0.3"}, "--split: '0.8,0.3' is not two or three positive numbers"),
+        ({"split": "0.5,nan"}, "--split: '0.5,nan' is not two or three positive numbers"),
+        ({"filter_margin": 1}, "--filter_margin: needs a --filter_model"),
+        ({"filter_model": "./x", "filter_margin": float("nan")}, "--filter_margin: nan is not"),
+        ({"filter_model": "./nowhere"}, "nowhere"),
+        ({"embedding_model": "./nowhere"}, "--embedding_model: ./nowhere"),
+        ({"relative_margin": 1}, "--relative_margin: 1.0 is not at least 0"),
     ],
 )
-def test_bad_options(cli: Run, tmp_path: Path, more: tuple[object, ...], expected: str) -> None:
-    code, _, err = cli(*mine_options(tmp_path / "out.jsonl", *more))
-    assert code == 2
-    assert expected in err.strip().splitlines()[-1]
+def test_bad_options(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError) as error:
+        mine_sample(tmp_path / "out.jsonl", **options)
+    assert expected in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_untrained_reranker_filters_nothing(
-    cli: Run, tmp_path: Path, tiny_encoder: Path
-) -> None:
-    code, _, err = cli(*mine_options(tmp_path / "out.jsonl", "--filter_model", tiny_encoder))
-    assert code == 2
-    assert f"{tiny_encoder} has no trained scoring head" in err
+def test_an_untrained_reranker_filters_nothing(tmp_path: Path, tiny_encoder: Path) -> None:
+    with pytest.raises(InputError, match=f"{tiny_encoder} has no trained scoring head"):
+        mine_sample(tmp_path / "out.jsonl", filter_model=tiny_encoder)
 
 
 def test_an_interrupted_run_leaves_nothing(
@@ -513,41 +511,33 @@ def test_splits_keep_queries_together(queries: list[str], seed: int) -> None:
     )
 
 
-def test_no_side_of_a_split_is_empty(cli: Run, tmp_path: Path) -> None:
+def test_no_side_of_a_split_is_empty(tmp_path: Path) -> None:
     text = json.dumps({"id": "q", "text": "one"})
     (tmp_path / "queries.jsonl").write_text(text)
     (tmp_path / "qrels").write_text("q\td\t1\n")
     write_lines(
         tmp_path / "corpus.jsonl", [{"id": "d", "text": "two"}, {"id": "e", "text": "three"}]
     )
-    files = [
-        part
-        for name in ("corpus.jsonl", "queries.jsonl", "qrels")
-        for part in (f"--{name.partition('.')[0]}", tmp_path / name)
-    ]
-    code, _, err = cli("mine", *files, "--output", tmp_path / "o.jsonl", "--split", "0.8,0.2")
-    assert code == 2
-    assert "--split: 1 queries leave none for dev" in err
+    names = ("corpus.jsonl", "queries.jsonl", "qrels")
+    files: dict[str, Any] = {name.partition(".")[0]: tmp_path / name for name in names}
+    files["output"] = tmp_path / "o.jsonl"
+    with pytest.raises(OptionError, match="--split: 1 queries leave none for dev"):
+        mine_negatives(**files, split="0.8,0.2")
     rows = [{"id": "d", "text": "two"}, {"id": "e", "text": "three"}]
     write_lines(tmp_path / "queries.jsonl", [{"id": text, "text": text} for text in ("one", "six")])
     write_lines(tmp_path / "corpus.jsonl", rows)
     # For the second query everything is right.
     (tmp_path / "qrels").write_text("one\td\t1\nsix\td\t1\nsix\te\t1\n")
-    code, _, err = cli("mine", *files, "--output", tmp_path / "o.jsonl", "--split", "0.5,0.5")
-    assert code == 2
-    assert "--split: no group is left for o" in err
+    with pytest.raises(OptionError, match="--split: no group is left for o"):
+        mine_negatives(**files, split="0.5,0.5")
     assert not list(tmp_path.glob("o*"))
 
 
-def test_other_tables_are_not_read_as_json(cli: Run, tmp_path: Path) -> None:
+def test_other_tables_are_not_read_as_json(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("id,text\n1,a\n")
     path = write_lines(tmp_path / "q.jsonl", [{"query": "a", "answer": "a"}])
-    code, _, err = cli(
-        *("mine", "--corpus", tmp_path / "c.csv", "--queries", path),
-        *("--output", tmp_path / "o.jsonl"),
-    )
-    assert code == 2
-    assert "c.csv: unknown kind of file, expected .jsonl or .tsv" in err
+    with pytest.raises(InputError, match=r"c\.csv: unknown kind of file, expected .jsonl or .tsv"):
+        mine_negatives(corpus=tmp_path / "c.csv", queries=path, output=tmp_path / "o.jsonl")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -593,8 +583,9 @@ def test_groups_may_go_to_stdout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("output", ["/dev/stdout", "/dev/null", "pipe"])
 def test_a_stream_cannot_be_split(tmp_path: Path, output: str) -> None:
     os.mkfifo(tmp_path / "pipe")
-    code = main(mine_options(tmp_path / output, "--split", "0.5,0.5"))
-    assert code == 2 and [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    with pytest.raises(OptionError, match=r"--output: .* is a stream"):
+        mine_sample(tmp_path / output, split="0.5,0.5")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_what_to_type_next_can_be_typed(cli: Run, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from rerank_plugin.finetune.text.duplicates import (
     shingles,
 )
 from rerank_plugin.finetune.text.normalize import text_key, words
-from rerank_plugin.finetune.text.scripts import main_script
 
 from ..factories import sample_texts
 
@@ -114,11 +113,3 @@ def test_overlap_is_symmetric_and_whole_for_equal_texts(one: str, other: str) ->
     assert overlap(first, second) == overlap(second, first)
     assert 0 <= overlap(first, second) <= 1
     assert overlap(first, first) == (1 if first else 0)
-
-
-def test_scripts() -> None:
-    assert main_script("Wo ist der Hafen?") == "Latin"
-    assert main_script("Где порт? ok") == "Cyrillic"
-    assert main_script("港口在哪里") == "Han"
-    assert main_script("港はどこですか") == "Kana"
-    assert main_script("12:30 →") is None

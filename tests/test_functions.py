@@ -1,0 +1,28 @@
+"""Functions behind commands: they take what the command takes."""
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from inspect import Parameter, signature
+from typing import Any
+
+import pytest
+
+from rerank_plugin.finetune import check_groups, mine_negatives
+from rerank_plugin.finetune.check.options import GroupCheckOptions
+from rerank_plugin.finetune.mining.options import MineOptions
+
+
+@pytest.mark.parametrize(
+    ("function", "options"), [(mine_negatives, MineOptions), (check_groups, GroupCheckOptions)]
+)
+def test_parameters_are_the_options_of_the_command(
+    function: Callable[..., Any], options: Any
+) -> None:
+    parameters = dict(signature(function).parameters)
+    assert parameters.pop("progress").default is False
+    assert all(item.kind is Parameter.KEYWORD_ONLY for item in parameters.values())
+    defaults = {item.name: item.default for item in fields(options)}
+    assert defaults == {
+        name: MISSING if parameter.default is Parameter.empty else parameter.default
+        for name, parameter in parameters.items()
+    }
