@@ -8,16 +8,20 @@ from .config import FinetuneConfig
 if TYPE_CHECKING:
     from .check.check import check_groups
     from .check.result import CheckResult
+    from .converters.convert import convert
+    from .converters.result import ConversionResult
     from .mining.mine import mine_negatives
     from .mining.result import MiningResult
     from .training.finetune import FinetuneResult, finetune
 
 __all__ = [
     "CheckResult",
+    "ConversionResult",
     "FinetuneConfig",
     "FinetuneResult",
     "MiningResult",
     "check_groups",
+    "convert",
     "finetune",
     "mine_negatives",
 ]
@@ -26,9 +30,11 @@ __all__ = [
 #: loaded by the first run, not by its configuration.
 MODULES = {
     "CheckResult": "check.result",
+    "ConversionResult": "converters.result",
     "FinetuneResult": "training.finetune",
     "MiningResult": "mining.result",
     "check_groups": "check.check",
+    "convert": "converters.convert",
     "finetune": "training.finetune",
     "mine_negatives": "mining.mine",
 }

@@ -2,7 +2,7 @@
 
 Records come as the original JSON Lines (a list of passages), as the Hugging Face data set (lists
 by field; JSON Lines or Parquet), as v2's one JSON object of columns, and as CSV, where the passages
-are JSON or what Python and numpy print.
+are JSON or a literal of Python.
 """
 
 import ast
@@ -93,37 +93,22 @@ def fields_of(passages: object) -> set[str]:
 
 
 def parse(row: Row, text: str) -> Any:
-    """The passages in a CSV value: JSON, or a Python value whose lists may be numpy arrays."""
-    message = "column 'passages' is neither JSON nor a Python value"
+    """Return the passages in a CSV value: JSON, or a literal of Python."""
     try:
         value = json_or_literal(text)
-        if is_unicode(value):
-            return value
-        message = "column 'passages' holds half a surrogate pair (\\ud800 to \\udfff)"
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        if "..." in text:
-            message += ": its middle was left out when it was written"
-    raise row.error(message)
+        problem = "column 'passages' is neither JSON nor a Python literal"
+        if "array(" in text:
+            problem += "; numpy printed it: save the data as Parquet or JSON Lines instead"
+        raise row.error(problem) from None
+    if not is_unicode(value):
+        raise row.error("column 'passages' holds half a surrogate pair (\\ud800 to \\udfff)")
+    return value
 
 
 def json_or_literal(text: str) -> Any:
-    """The value that a text writes in JSON or in Python."""
+    """Return the value that a text writes in JSON or in Python; nothing is ever run."""
     try:
         return json.loads(text)
     except ValueError:
-        return literal(ast.parse(text.strip(), mode="eval").body)
-
-
-def literal(node: ast.expr) -> Any:
-    """A Python literal; `array([…], dtype=…)` is its list. Nothing is ever run."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array":
-        return literal(node.args[0]) if node.args else []
-    if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
-        return {literal(key): literal(value) for key, value in pairs if key is not None}
-    if isinstance(node, ast.List | ast.Tuple):
-        return [literal(item) for item in node.elts]
-    value = ast.literal_eval(node)
-    if value is ...:
-        raise ValueError("numpy leaves out the middle of long arrays when it prints them")
-    return value
+        return ast.literal_eval(text.strip())

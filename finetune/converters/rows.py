@@ -127,12 +127,12 @@ def is_positive(row: Row, value: float, column: str, threshold: float | None) ->
     """Whether a label says that a passage is right; without a threshold from 1 on.
 
     Raises:
-        InputError: it is no whole number, of which only a threshold says what it means.
+        InputError: there is no threshold, and the label is not a whole number.
     """
     if threshold is None and value != int(value):
         raise row.error(
-            f"column {column!r} is {value:g}, no whole number: say with --threshold from which on "
-            "a passage is right"
+            f"column {column!r} is {value:g}, not a whole number: give a --threshold, the lowest "
+            "label of a positive"
         )
     return value >= (1 if threshold is None else threshold)
 

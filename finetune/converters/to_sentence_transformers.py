@@ -11,12 +11,12 @@ from ..data.reason_counts import ReasonCounts
 #: The formats, by the names that sentence-transformers gives them.
 FORMATS = ("labeled-list", "labeled-pair", "triplet", "n-tuple", "pair")
 
-#: Those with a place for teacher scores.
+#: Those with a column for teacher scores.
 SCORED = ("triplet", "n-tuple")
 
 
 def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -> Iterator[Group]:
-    """Groups that a format can hold; what it has no place for is counted.
+    """Groups that a format can hold; what it has no column for is counted.
 
     Raises:
         InputError: n-tuples, which are columns, of groups with unequally many negatives; a
@@ -34,7 +34,7 @@ def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -
             )
         if output_format not in SCORED:
             if group.pos_scores or group.neg_scores:
-                counts[f"groups with teacher scores, for which {output_format} has no place"] += 1
+                counts[f"groups with teacher scores, for which {output_format} has no column"] += 1
         elif bool(group.teacher) != scored:
             one, other = ("all", "not all") if scored else ("not all", "all")
             raise InputError(
@@ -45,9 +45,9 @@ def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -
         elif not scored and (group.pos_scores or group.neg_scores):
             counts["groups of which some passages have no score: without scores"] += 1
         if group.id is not None:
-            counts["ids of groups, for which the format has no place"] += 1
+            counts["ids of groups, for which the format has no column"] += 1
         if output_format == "pair":
-            counts["negatives, for which pair has no place"] += len(group.neg)
+            counts["negatives, for which pair has no column"] += len(group.neg)
             group = replace(group, neg=[])
         yield group
 

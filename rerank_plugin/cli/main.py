@@ -84,7 +84,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "turn training data of other libraries into groups, or back",
-        "rerank_plugin.finetune.converters.convert",
+        "rerank_plugin.finetune.commands.convert",
         "ConvertOptions",
     ),
     "merge": Command(

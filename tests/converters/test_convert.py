@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pandas
 import pyarrow.parquet
 import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from rerank_plugin.finetune.converters.msmarco import literal
+from rerank_plugin.errors import InputError
+from rerank_plugin.finetune import convert
 from rerank_plugin.finetune.data.groups import read_groups
 
 from ..factories import Run, sample_texts, write_lines
@@ -39,14 +39,30 @@ RECORD = {
 }
 
 
-def convert(cli: Run, source: str, path: object, *more: object) -> list[dict[str, Any]]:
+def converted(source: str, path: Any, **options: Any) -> list[dict[str, Any]]:
     output = Path(str(path)).parent / "converted.jsonl"
-    arguments = ("--from", source, "--data_path", path, "--output", output, "--overwrite")
-    code, _, err = cli("convert", *arguments, *more)
-    assert code == 0, err
-    groups = "--to" not in more
-    assert not groups or list(read_groups(output))
-    return [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    options = {"output": output, "overwrite": True, **options}
+    result = convert(from_=source, data_path=path, **options)
+    assert result.path == options["output"]
+    assert "to" in options or len(list(read_groups(output))) == result.groups
+    return read(result.path)
+
+
+def counted(source: str, path: Any, **options: Any) -> str:
+    """Convert, and return what is counted."""
+    options = {"output": Path(str(path)).parent / "o.jsonl", "overwrite": True, **options}
+    return "\n".join(convert(from_=source, data_path=path, **options).counts.lines())
+
+
+def refused(source: str, path: Any, **options: Any) -> str:
+    """Return the error of data that cannot be converted."""
+    with pytest.raises(InputError) as error:
+        converted(source, path, **options)
+    return str(error.value)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def msmarco_files(folder: Path) -> dict[str, Path]:
@@ -71,12 +87,10 @@ def msmarco_files(folder: Path) -> dict[str, Path]:
     table.to_parquet(folder / "hub.parquet")
     table.save_to_disk(folder / "saved")
     frame = table.to_pandas()
-    frame.to_csv(folder / "numpy.csv", index=False)
     frame["passages"] = [json.dumps(passages)]
     frame.to_csv(folder / "json.csv", index=False)
     frame["passages"] = [str(rows)]
     frame.to_csv(folder / "python.csv", index=False)
-    assert "array(" in (folder / "numpy.csv").read_text("utf-8")
     files = [original, hub, columns]
     for name, text in (
         ("lines.json", f"{json.dumps(RECORD)}\n\n{json.dumps(RECORD)}\n"),
@@ -85,7 +99,7 @@ def msmarco_files(folder: Path) -> dict[str, Path]:
     ):
         (folder / name).write_text(text)
         files.append(folder / name)
-    names = ("hub.parquet", "saved", "numpy.csv", "json.csv", "python.csv", "zipped")
+    names = ("hub.parquet", "saved", "json.csv", "python.csv", "zipped")
     return {file.name: file for file in (*files, *(folder / name for name in names))}
 
 
@@ -94,16 +108,19 @@ def test_msmarco_records(cli: Run, tmp_path: Path) -> None:
     assert isinstance(passages, dict)
     texts = passages["passage_text"]
     for name, file in msmarco_files(tmp_path).items():
-        (group,) = convert(cli, "msmarco", file)
+        (group,) = converted("msmarco", file)
         expected = {"query": RECORD["query"], "pos": [texts[1]], "neg": [texts[0], texts[2]]}
         assert group == {**expected, "id": "19699"}, name
-    options = ("--output", tmp_path / "o.jsonl")
-    _, out, _ = cli("convert", "--from", "msmarco", "--data_path", tmp_path / "hub.jsonl", *options)
+    code, out, _ = cli(
+        *("convert", "--from", "msmarco", "--data_path", tmp_path / "hub.jsonl"),
+        *("--output", tmp_path / "o.jsonl"),
+    )
+    assert code == 0 and f"{tmp_path / 'o.jsonl'}: 1 groups, 3 passages" in out
     for what in ("'answers'", "'query_type'", "'url' of passages"):
         assert f"1 × fields {what}, left out" in out
 
 
-def test_msmarco_triples(cli: Run, tmp_path: Path) -> None:
+def test_msmarco_triples(tmp_path: Path) -> None:
     path = tmp_path / "triples.train.small.tsv"
     lines = [
         ('is a "little caffeine ok', "We don't know a lot.", 'It is "generally safe'),
@@ -111,11 +128,11 @@ def test_msmarco_triples(cli: Run, tmp_path: Path) -> None:
         ('is a "little caffeine ok', "We don't know a lot.", "Another passage."),
     ]
     path.write_bytes("".join("\t".join(line) + "\n" for line in lines).encode())
-    first, second = convert(cli, "msmarco", path)
+    first, second = converted("msmarco", path)
     assert second["pos"] == ["Passion\rfruit."]
     with_names = tmp_path / "named.tsv"
     with_names.write_bytes(b"query\tpositive\tnegative\n" + path.read_bytes())
-    assert convert(cli, "msmarco", with_names) == [first, second]
+    assert converted("msmarco", with_names) == [first, second]
     assert first == {
         "query": lines[0][0],
         "pos": [lines[0][1]],
@@ -123,14 +140,10 @@ def test_msmarco_triples(cli: Run, tmp_path: Path) -> None:
     }
     assert second["neg"] == ["The kola nut."]
     path.write_text("1\t2\t3\n")
-    code, _, err = cli(
-        *("convert", "--from", "msmarco", "--data_path", path, "--output", tmp_path / "o.jsonl")
-    )
-    assert code == 2
-    assert f"{path}:1: these are ids" in err
+    assert f"{path}:1: these are ids" in refused("msmarco", path)
 
 
-def test_beir(cli: Run, tmp_path: Path) -> None:
+def test_beir(tmp_path: Path) -> None:
     folder = tmp_path / "nfcorpus"
     (folder / "qrels").mkdir(parents=True)
     texts = sample_texts()[:20]
@@ -148,28 +161,20 @@ def test_beir(cli: Run, tmp_path: Path) -> None:
     (folder / "qrels" / "train.tsv").write_text(
         "query-id\tcorpus-id\tscore\nPLAIN-0\tMED-1\t2\nPLAIN-0\tMED-2\t0\nPLAIN-3\tMED-4\t1\n"
     )
-    first, second = convert(cli, "beir", folder, "--negatives", 1)
+    first, second = converted("beir", folder, negatives=1)
     assert first["query"] == "query 0"
     assert first["pos"] == [f"Title 1 {texts[1]}"]
     assert first["neg"] == [f"Title 2 {texts[2]}"]
     (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-1\t2\nPLAIN-0\tMED-3\t1\n")
-    (graded,) = convert(cli, "beir", folder, "--split", "dev", "--threshold", 2)
+    (graded,) = converted("beir", folder, split="dev", threshold=2)
     assert graded["neg"] == [f"Title 3 {texts[3]}"]
     # Nothing is judged wrong: drawn from the other queries' passages.
     assert second["neg"][0] in (first["pos"][0], first["neg"][0])
     (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-99\t1\n")
-    code, _, err = cli(
-        *("convert", "--from", "beir", "--data_path", folder, "--split", "dev"),
-        *("--output", tmp_path / "x.jsonl"),
-    )
-    assert code == 2
+    err = refused("beir", folder, split="dev")
     assert "corpus.jsonl: it has 'MED-99', the other has 'MED-0'; do the files belong" in err
     (folder / "qrels" / "dev.tsv").unlink()
-    code, _, err = cli(
-        *("convert", "--from", "beir", "--data_path", folder, "--split", "dev"),
-        *("--output", tmp_path / "x.jsonl"),
-    )
-    assert code == 2
+    err = refused("beir", folder, split="dev")
     assert "qrels/dev.tsv: no such file; --split can be train" in err
 
 
@@ -184,12 +189,12 @@ FLAG = {
 }
 
 
-def test_flagembedding(cli: Run, tmp_path: Path) -> None:
+def test_flagembedding(tmp_path: Path) -> None:
     plain = {"query": "q", "pos": ["a", "b"], "neg": ["c"]}
     more = {"query": "Q", "pos": ["d"], "neg": ["a", "e"]}
     bare = {"query": "r", "pos": ["z"], "neg": []}
     path = write_lines(tmp_path / "toy_finetune_data.jsonl", [FLAG, plain, more, bare])
-    first, second, third = convert(cli, "flagembedding", path, "--negatives", 2)
+    first, second, third = converted("flagembedding", path, negatives=2)
     assert first == {key: FLAG[key] for key in ("query", "pos", "neg", "pos_scores", "neg_scores")}
     assert second == {"query": "q", "pos": ["a", "b", "d"], "neg": ["c", "e"]}
     assert len(third["neg"]) == 2
@@ -198,7 +203,7 @@ def test_flagembedding(cli: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("output_format", ["triplet", "n-tuple", "labeled-pair", "labeled-list"])
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv", "saved"])
 def test_sentence_transformers_formats(
-    cli: Run, tmp_path: Path, sentence_model: Path, output_format: Any, suffix: str
+    tmp_path: Path, sentence_model: Path, output_format: Any, suffix: str
 ) -> None:
     if suffix == "csv" and output_format == "labeled-list":
         pytest.skip("lists do not go into CSV")
@@ -222,23 +227,13 @@ def test_sentence_transformers_formats(
         "saved": lambda: mined.save_to_disk(path),
     }
     write[suffix]()
-    groups = convert(cli, "sentence-transformers", path)
+    groups = converted("sentence-transformers", path)
     assert [group["query"] for group in groups] == pairs["query"][:]
     assert [group["pos"] for group in groups] == [[text] for text in texts[:10]]
     assert all(len(group["neg"]) == 2 for group in groups)
 
-    back = convert(
-        cli,
-        "groups",
-        tmp_path / "converted.jsonl",
-        "--to",
-        "sentence-transformers",
-        "--output",
-        tmp_path / "back.jsonl",
-        "--output_format",
-        output_format,
-    )
-    assert back == groups
+    back = {"output": tmp_path / "back.jsonl", "output_format": output_format}
+    converted("groups", tmp_path / "converted.jsonl", to="sentence-transformers", **back)
     rows = datasets.Dataset.from_json(str(tmp_path / "back.jsonl"), cache_dir=str(tmp_path))
     assert len(rows) == len(mined)
     names = {"query": "query", "answer": "passage" if output_format == "labeled-pair" else "docs"}
@@ -250,34 +245,30 @@ def test_sentence_transformers_formats(
     assert sorted(map(str, rows)) == sorted(map(str, expected))
 
 
-def test_pairs_get_passages_of_other_queries(cli: Run, tmp_path: Path) -> None:
+def test_pairs_get_passages_of_other_queries(tmp_path: Path) -> None:
     texts = sample_texts()[:30]
     rows = [{"anchor": f"question {i}", "positive": text} for i, text in enumerate(texts)]
     path = write_lines(tmp_path / "pairs.jsonl", rows)
-    groups = convert(cli, "sentence-transformers", path, "--negatives", 4)
-    assert groups == convert(cli, "sentence-transformers", path, "--negatives", 4)
+    groups = converted("sentence-transformers", path, negatives=4)
+    assert groups == converted("sentence-transformers", path, negatives=4)
     for group, text in zip(groups, texts, strict=True):
         assert group["pos"] == [text]
         assert len(set(group["neg"])) == 4
         assert text not in group["neg"]
 
 
-def test_scores_of_tuples(cli: Run, tmp_path: Path) -> None:
+def test_scores_of_tuples(tmp_path: Path) -> None:
     rows = [
         {"query": "q", "positive": "a", "negative": "b", "scores": [2.5, 1.0]},
         {"query": "q", "positive": "a", "negative": "c", "scores": [2.5, -1.0]},
     ]
-    (group,) = convert(cli, "sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
+    (group,) = converted("sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
     assert group["pos_scores"] == [2.5]
     assert group["neg_scores"] == [1.0, -1.0]
     path = write_lines(tmp_path / "g.jsonl", [group])
-    back = convert(
-        cli, "groups", path, "--to", "sentence-transformers", "--output_format", "triplet"
-    )
-    assert back == rows
-    (row,) = convert(
-        cli, "groups", path, "--to", "sentence-transformers", "--output_format", "n-tuple"
-    )
+    back = {"to": "sentence-transformers", "output_format": "triplet"}
+    assert converted("groups", path, **back) == rows
+    (row,) = converted("groups", path, **{**back, "output_format": "n-tuple"})
     assert row == {
         "query": "q",
         "positive": "a",
@@ -287,12 +278,9 @@ def test_scores_of_tuples(cli: Run, tmp_path: Path) -> None:
     }
 
 
-def test_scores_in_place_of_labels_need_a_threshold(
-    cli: Run, tmp_path: Path, sentence_model: Path
-) -> None:
+def test_scores_in_place_of_labels_need_a_threshold(tmp_path: Path, sentence_model: Path) -> None:
     texts = sample_texts()[:12]
     pairs = datasets.Dataset.from_dict({"query": [text[:30] for text in texts], "answer": texts})
-    output = tmp_path / "o.jsonl"
     for output_format in ("labeled-list", "labeled-pair"):
         mined = mine_hard_negatives(
             pairs,
@@ -304,81 +292,72 @@ def test_scores_in_place_of_labels_need_a_threshold(
         )
         path = tmp_path / f"{output_format}.jsonl"
         mined.to_json(path)
-        source = ("convert", "--from", "sentence-transformers", "--data_path", path)
-        options = ("--output", output, "--overwrite")
-        code, _, err = cli(*source, *options)
-        assert code == 2
-        assert f"{path}:1: column 'score" in err and "no whole number: say with --threshold" in err
-        assert cli(*source, *options, "--threshold", 0.5)[0] == 0
+        error = refused("sentence-transformers", path)
+        assert f"{path}:1: column 'score" in error and "not a whole number: give a --thr" in error
+        assert converted("sentence-transformers", path, threshold=0.5)
 
 
-def test_groups_with_and_without_scores_are_no_table(cli: Run, tmp_path: Path) -> None:
+def test_groups_with_and_without_scores_are_no_table(tmp_path: Path) -> None:
     plain = {"query": "r", "pos": ["c"], "neg": ["d"]}
     scored = {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [1.0]}
     both = write_lines(tmp_path / "g.jsonl", [scored | {"neg_scores": [0.0]}, plain])
     half = write_lines(tmp_path / "h.jsonl", [scored, plain])
-    options = ("convert", "--from", "groups", "--to", "sentence-transformers", "--output")
-    output = tmp_path / "o.jsonl"
-    code, _, err = cli(*options, output, "--data_path", both, "--output_format", "triplet")
-    assert code == 2
-    assert "passages of the first group all have teacher scores, those of 'r' not all" in err
-    code, out, _ = cli(*options, output, "--data_path", half, "--output_format", "triplet")
-    assert code == 0
-    assert "1 × groups of which some passages have no score: without scores" in out
-    for output_format, left_out in (("pair", "2 × negatives"), ("labeled-pair", "2 × groups")):
-        more = ("--data_path", both, "--output_format", output_format, "--overwrite")
-        code, out, _ = cli(*options, output, *more)
-        assert code == 0
-        assert left_out.replace("2 × groups", "1 × groups with teacher scores") in out
-    assert len(output.read_text().splitlines()) == 4
-
-
-def test_options_that_nothing_is_done_with_are_errors(cli: Run, tmp_path: Path) -> None:
-    for source, option, value, expected in (
-        ("table", "split", "0.8,0.1,0.1", "--split: is the name of a beir folder's qrels"),
-        ("table", "output_format", "triplet", "--output_format: is for --to sentence-transformers"),
-        ("msmarco", "threshold", 1, "--threshold: is for labels: --from beir, sentence-tr"),
+    back = {"to": "sentence-transformers", "output_format": "triplet"}
+    error = refused("groups", both, **back)
+    assert "passages of the first group all have teacher scores, those of 'r' not all" in error
+    assert "1 × groups of which some passages have no score: without scores" in counted(
+        "groups", half, **back
+    )
+    for output_format, left_out in (
+        ("pair", "2 × negatives"),
+        ("labeled-pair", "1 × groups with teacher scores"),
     ):
-        code, _, err = cli(
-            *("convert", "--from", source, "--data_path", "x.csv", f"--{option}", value),
-            *("--output", tmp_path / "o.jsonl"),
-        )
-        assert code == 2
-        assert expected in err
+        assert left_out in counted("groups", both, **{**back, "output_format": output_format})
+    assert len(read(tmp_path / "o.jsonl")) == 4
 
 
-def test_columns_keep_their_meaning_whatever_their_order(cli: Run, tmp_path: Path) -> None:
+def test_options_without_effect_are_errors() -> None:
+    for source, option, value, expected in (
+        (
+            "table",
+            "split",
+            "0.8,0.1,0.1",
+            "--split: the qrels of --from beir; `rerank-plugin mine`",
+        ),
+        ("table", "output_format", "triplet", "--output_format: only used with --to sentence-tr"),
+        ("msmarco", "threshold", 1, "--threshold: only used with --from beir, sentence-tr"),
+    ):
+        assert expected in refused(source, "x.csv", **{option: value})
+
+
+def test_columns_keep_their_meaning_whatever_their_order(tmp_path: Path) -> None:
     rows = [
         {"anchor": "q1", "positive": "p1", "negative": "n1"},
         {"negative": "n2", "positive": "p2", "anchor": "q2", "negative_2": "m2"},
     ]
-    _, second = convert(cli, "sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
+    _, second = converted("sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
     assert second == {"query": "q2", "pos": ["p2"], "neg": ["n2", "m2"]}
 
 
-def test_what_has_no_place_is_said(cli: Run, tmp_path: Path) -> None:
+def test_what_the_other_format_lacks_is_counted(tmp_path: Path) -> None:
     record = {"query": "q", "pos": ["a b", "A, b!"], "neg": ["c", "c", "d"], "source": "wiki"}
     path = write_lines(tmp_path / "f.jsonl", [{**record, "id": 7, "neg_scores": [1, 0, 2]}])
-    output = tmp_path / "o.jsonl"
-    more = ("--output", output, "--overwrite")
-    _, out, _ = cli("convert", "--from", "flagembedding", "--data_path", path, *more)
+    out = counted("flagembedding", path)
     assert "2 × copies of a passage in another case, spacing, punctuation or with another" in out
     assert "1 × fields 'source', left out" in out
-    (group,) = read_groups(output)
+    (group,) = read_groups(tmp_path / "o.jsonl")
     assert (group.id, group.pos, group.neg) == ("7", ["a b"], ["c", "d"])
     scored = {**record, "id": "7", "pos_scores": [1, 2], "neg_scores": [1, 0, 2]}
     path = write_lines(tmp_path / "g.jsonl", [scored, {"query": "r", "pos": ["x"], "neg": ["y"]}])
-    back = ("--from", "groups", "--to", "sentence-transformers", "--data_path", path, *more)
-    _, out, _ = cli("convert", *back)
-    assert "1 × groups with teacher scores, for which labeled-list has no place" in out
+    out = counted("groups", path, to="sentence-transformers")
+    assert "1 × groups with teacher scores, for which labeled-list has no column" in out
     assert "1 × ids of groups" in out
-    code, _, err = cli("convert", *back, "--output_format", "n-tuple")
-    assert code == 2
-    assert "the first group has 3, 'r' has 1" in err
+    error = refused("groups", path, to="sentence-transformers", output_format="n-tuple")
+    assert "the first group has 3, 'r' has 1" in error
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl"])
-def test_tables(cli: Run, tmp_path: Path, suffix: str) -> None:
+def test_tables(tmp_path: Path, suffix: str) -> None:
     frame = pandas.DataFrame(
         {
             "id": [1, 2, 3, 4],
@@ -396,15 +375,11 @@ def test_tables(cli: Run, tmp_path: Path, suffix: str) -> None:
         frame.to_parquet(path)
     else:
         frame.to_json(path, orient="records", lines=True)
-    first, second = convert(cli, "table", path, "--threshold", 0.5)
+    first, second = converted("table", path, threshold=0.5)
     assert first == {"query": 'wer, "was"', "pos": [frame["passage"][0]], "neg": ["nein"]}
     assert second == {"query": "wo", "pos": ["dort"], "neg": ["hier"]}
-    code, _, err = cli(
-        "convert", "--from", "table", "--data_path", path, "--output", tmp_path / "o"
-    )
-    assert code == 2
-    assert "column 'label' is 0.2, no whole number: say with --threshold" in err
-    (second,) = convert(cli, "table", path, "--threshold", 2, "--negatives", 1)
+    assert "column 'label' is 0.2, not a whole number: give a --threshold" in refused("table", path)
+    (second,) = converted("table", path, threshold=2, negatives=1)
     assert second["query"] == "wo"
 
 
@@ -447,29 +422,22 @@ def test_tables(cli: Run, tmp_path: Path, suffix: str) -> None:
         ),
     ],
 )
-def test_tables_as_they_come(cli: Run, tmp_path: Path, name: str, content: str) -> None:
+def test_tables_as_they_come(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_bytes(content.encode())
-    (group,) = convert(cli, "table", path, "--threshold", 1)
+    (group,) = converted("table", path, threshold=1)
     assert group == {"query": "wer", "pos": ["p"], "neg": ["n"]}
-    code, out, _ = cli(
-        *("convert", "--from", "table", "--data_path", path, "--output", tmp_path / "o.jsonl"),
-        *("--threshold", 1),
-    )
-    assert code == 0 and "left out" not in out
+    assert "left out" not in counted("table", path, threshold=1)
 
 
-def test_values_over_several_lines_and_columns_of_other_names(cli: Run, tmp_path: Path) -> None:
+def test_values_over_several_lines_and_columns_of_other_names(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('query;passage;label;Note\nq;"p;1\n2";1;x\nq;n;0;\n', encoding="utf-8")
-    output = ("--output", tmp_path / "o.jsonl")
-    code, out, _ = cli("convert", "--from", "table", "--data_path", path, *output)
-    assert code == 0
+    out = counted("table", path)
     assert json.loads((tmp_path / "o.jsonl").read_text())["pos"] == ["p;1\n2"]
     assert "2 × fields 'Note', left out" in out
     path.write_text('query;passage;label\nq;"p\n";1\nq;n;x\n', encoding="utf-8")
-    code, _, err = cli("convert", "--from", "table", "--data_path", path, *output, "--overwrite")
-    assert code == 2 and f"{path}:4: column 'label' is 'x'" in err
+    assert f"{path}:4: column 'label' is 'x'" in refused("table", path)
 
 
 PASSAGES = {
@@ -503,52 +471,45 @@ PASSAGES = {
     ],
 )  # fmt: skip
 def test_records_as_they_come(
-    cli: Run, tmp_path: Path, source: str, record: dict[str, Any], pos: Any, neg: Any
+    tmp_path: Path, source: str, record: dict[str, Any], pos: Any, neg: Any
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", [record])
     if pos is None:
-        code, _, err = cli(
-            "convert", "--from", source, "--data_path", path, "--output", tmp_path / "o"
-        )
-        assert code == 2 and neg in err
+        assert neg in refused(source, path)
         return
-    (group,) = convert(cli, source, path)
+    (group,) = converted(source, path)
     assert (group["query"], group["pos"], group["neg"]) == ("q", [*pos], [*neg])
     # The same as an array, in one line and over several.
     for indent in (None, 1):
         path.write_text(json.dumps([record], indent=indent))
-        assert convert(cli, source, path) == [group]
+        assert converted(source, path) == [group]
 
 
-def test_a_missing_positive_makes_no_negative_positive(cli: Run, tmp_path: Path) -> None:
+def test_a_missing_positive_makes_no_negative_positive(tmp_path: Path) -> None:
     rows = [
         {"query": "q", "positive": None, "negative": "n"},
         {"query": "r", "positive": "p", "negative": "n"},
         {"query": None, "positive": "p", "negative": "n"},
     ]
     path = write_lines(tmp_path / "a.jsonl", rows)
-    output = tmp_path / "o.jsonl"
-    code, out, _ = cli(
-        "convert", "--from", "sentence-transformers", "--data_path", path, "--output", output
-    )
-    assert code == 0
-    assert [json.loads(line)["query"] for line in output.read_text().splitlines()] == ["r"]
+    out = counted("sentence-transformers", path)
+    assert [group["query"] for group in read(tmp_path / "o.jsonl")] == ["r"]
     assert f"1 × blank passages, left out, for example {path}:1" in out
     assert f"1 × records with a blank query, left out, for example {path}:3" in out
     assert "1 × queries without a positive, left out" in out
 
 
 def test_more_text_than_memory_goes_through_files(
-    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
         {"query": f"question {i % 40}", "passage": f"passage {i}", "label": i % 3 // 2}
         for i in range(400)
     ]
     path = write_lines(tmp_path / "rows.jsonl", rows)
-    whole = convert(cli, "table", path)
+    whole = converted("table", path)
     monkeypatch.setattr("rerank_plugin.finetune.converters.grouping.BUCKET", 5000)
-    parts = convert(cli, "table", path)
+    parts = converted("table", path)
     assert [group["query"] for group in parts] != [group["query"] for group in whole]
     assert sorted(map(str, parts)) == sorted(map(str, whole))
     assert {file.name for file in tmp_path.iterdir()} == {"rows.jsonl", "converted.jsonl"}
@@ -615,7 +576,12 @@ MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
         ),
         ("table", "a.txt", "x", "a.txt: unknown kind of file"),
         ("table", "a.parquet", "x", "a.parquet: cannot be read"),
-        ("table", "a.csv", "query,passage,label\nq,p,0\n", "no group comes of it (1 × queries"),
+        (
+            "table",
+            "a.csv",
+            "query,passage,label\nq,p,0\n",
+            "no group can be made of it (1 × queries",
+        ),
         ("flagembedding", "a.jsonl", '{"query": "q", "pos": "p"}', ":1: column 'pos' is a string"),
         ("sentence-transformers", "a.jsonl", '{"query": "q"}', ":1: expected the query, passages"),
         (
@@ -631,7 +597,7 @@ MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
             ":1: unknown field 'negs', and no 'neg': rename it",
         ),
         ("sentence-transformers", "a.csv", "q,d,label\na,b,c\n", ":2: column 'label' is 'c'"),
-        ("msmarco", "a.csv", 'query,passages\nq,"[1, ..., 2]"\n', ": its middle was left out"),
+        ("msmarco", "a.csv", 'query,passages\nq,"[1, ..., 2]"\n', "has no 'passage_text'"),
         ("msmarco", "a.jsonl", '{"query": "q", "passages": [1]}', "has no 'passage_text'"),
         ("msmarco", "a.json", "[1]", "a.json: expected a list of records"),
         ("msmarco", "a.json", DEEP, "a.json: broken JSON"),
@@ -650,46 +616,35 @@ MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
             ":1: 'label' is one number for the 2 passages",
         ),
         ("sentence-transformers", "a.tsv", "wo ist er\tHier.\nwann\tDann.\n", ":1: 'wo ist er' is"),
-        ("groups", "a.jsonl", "{}", "--to: groups are groups already"),
+        ("groups", "a.jsonl", "{}", "--to: the data is groups already"),
     ],
 )
 def test_bad_input_is_one_line(
-    cli: Run, tmp_path: Path, source: str, name: str, content: str, expected: str
+    tmp_path: Path, source: str, name: str, content: str, expected: str
 ) -> None:
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
-    output = tmp_path / "o.jsonl"
-    code, out, err = cli("convert", "--from", source, "--data_path", path, "--output", output)
-    assert (code, out) == (2, "")
-    assert expected in err.strip().splitlines()[-1]
+    error = refused(source, path)
+    assert expected in error and "\n" not in error
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_other_encodings_are_told_with_their_line(cli: Run, tmp_path: Path) -> None:
+def test_other_encodings_are_told_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for text, line in (("query,passage,label\nq,p,1\nq,\xe9,0\n", 3), ("\xe9\n", 1)):
         path.write_bytes(text.encode("latin-1"))
-        code, _, err = cli(
-            *("convert", "--from", "table", "--data_path", path, "--output", tmp_path / "o.jsonl")
-        )
-        assert code == 2
-        assert f"{path}:{line}: not UTF-8" in err and "Traceback" not in err
+        assert f"{path}:{line}: not UTF-8" in refused("table", path)
 
 
-def test_bad_thresholds_and_several_data_sets(cli: Run, tmp_path: Path) -> None:
+def test_bad_thresholds_and_several_data_sets(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": datasets.Dataset.from_list([FLAG])}).save_to_disk(tmp_path / "d")
-    output = ("--output", tmp_path / "o.jsonl")
-    code, _, err = cli("convert", "--from", "table", "--data_path", tmp_path / "d", *output)
-    assert code == 2
-    assert f"several data sets are saved there: give one, as {tmp_path / 'd' / 'train'}" in err
-    code, _, err = cli(
-        *("convert", "--from", "table", "--data_path", "x.csv", "--threshold", "nan", *output)
-    )
-    assert code == 2
-    assert "--threshold: nan is not a finite number" in err
+    error = refused("table", tmp_path / "d")
+    assert f"several data sets are saved there: give one, as {tmp_path / 'd' / 'train'}" in error
+    error = refused("table", "x.csv", threshold=float("nan"))
+    assert "--threshold: nan is not a finite number" in error
 
 
-def test_copies_of_right_passages_are_not_wrong(cli: Run, tmp_path: Path) -> None:
+def test_copies_of_right_passages_are_not_wrong(tmp_path: Path) -> None:
     rows = [
         {"query": "q?", "passage": "The cat sat on the mat", "label": 1},
         {"query": "Q", "passage": "THE CAT, SAT ON THE MAT!", "label": 0},
@@ -699,33 +654,34 @@ def test_copies_of_right_passages_are_not_wrong(cli: Run, tmp_path: Path) -> Non
         {"query": "R?", "passage": "Q", "label": 0},
         {"query": "a dog", "passage": "a", "label": 1},
     ]
-    first, second, third = convert(cli, "table", write_lines(tmp_path / "t.jsonl", rows))
+    first, second, third = converted("table", write_lines(tmp_path / "t.jsonl", rows))
     assert first == {"query": "q?", "pos": ["The cat sat on the mat"], "neg": ["a dog"]}
     assert second == {"query": "r", "pos": ["R?"], "neg": ["Q"]}
     assert set(third["neg"]) == {"The cat sat on the mat", "R?", "Q"}
 
 
-def test_ids_are_no_queries(cli: Run, tmp_path: Path) -> None:
+def test_ids_are_no_queries(tmp_path: Path) -> None:
     rows = [{"id": f"q{place}", "anchor": f"a {place}", "positive": f"p {place}"} for place in "12"]
-    first, _ = convert(cli, "sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
+    first, _ = converted("sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
     assert first == {"query": "a 1", "pos": ["p 1"], "neg": ["p 2"]}
 
 
-def test_labels_of_other_types(cli: Run, tmp_path: Path) -> None:
+def test_labels_of_other_types(tmp_path: Path) -> None:
     rows = {"query": ["q", "q"], "passage": ["a", "b"], "label": [Decimal("0.9"), Decimal("0.1")]}
     pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
     frame = pandas.DataFrame({**rows, "label": [True, False]})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    for name, more in (("t.parquet", ("--threshold", 0.5)), ("t.csv", ())):
-        (group,) = convert(cli, "table", tmp_path / name, *more)
+    for name, options in (("t.parquet", {"threshold": 0.5}), ("t.csv", {})):
+        (group,) = converted("table", tmp_path / name, **options)
         assert group == {"query": "q", "pos": ["a"], "neg": ["b"]}
 
 
-def test_nothing_in_a_csv_is_run() -> None:
-    import ast
-
-    value = {"a": np.array(["x", "y"], object), "b": np.array([0, 1], np.int32)}
-    assert literal(ast.parse(repr(value), mode="eval").body) == {"a": ["x", "y"], "b": [0, 1]}
-    for text in ("__import__('os').getcwd()", "array([open('x')])", "[x for x in ()]"):
-        with pytest.raises(ValueError):
-            literal(ast.parse(text, mode="eval").body)
+def test_nothing_in_a_csv_is_run(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for text in ("__import__('os').getcwd()", "[open('x')]", "[x for x in ()]"):
+        path.write_text(f'query,passages\nq,"{text}"\n')
+        assert ":2: column 'passages' is neither JSON nor a Python literal" in refused(
+            "msmarco", path
+        )
+    path.write_text("query,passages\nq,\"{'passage_text': array(['p'], dtype=object)}\"\n")
+    assert "; numpy printed it: save the data as Parquet or JSON" in refused("msmarco", path)
