@@ -124,7 +124,7 @@ def small_model(folder: Path) -> Path:
 def measure(model: Path, files: dict[str, Path], log: Path) -> tuple[int, int]:
     """Evaluate, in a process of its own; its peak memory and that of its libraries."""
     write_to(log)
-    import rerank_plugin.finetune.commands.evaluate
+    import rerank_plugin.finetune.evaluation.evaluate
     import rerank_plugin.reranker  # noqa: F401
     from rerank_plugin.cli.main import main as command
 

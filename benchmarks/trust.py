@@ -119,7 +119,7 @@ class Bench:
         from rerank_plugin import Reranker
         from rerank_plugin.finetune.data.groups import read_groups
         from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
-        from rerank_plugin.finetune.evaluation.significance import comparison
+        from rerank_plugin.finetune.evaluation.significance import compare_metrics
         from rerank_plugin.io.atomic import write_json
 
         figures = self.model(case, seed).with_suffix(".json")
@@ -132,7 +132,7 @@ class Bench:
             transformers.set_seed(seed)
             before = evaluate_groups(start_scorer(self.start(case, seed)), test).values
             reranker = Reranker(self.model(case, seed), max_length=MAX_LEN)
-            record = comparison(before, evaluate_groups(reranker, test).values)
+            record = compare_metrics(before, evaluate_groups(reranker, test).values)
             trained = json.loads((self.model(case, seed) / "metrics.json").read_text())
             write_json(figures, {**record, "kept_step": trained["best_step"]})
         record = json.loads(figures.read_text())

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .check.result import CheckResult
     from .converters.convert import convert
     from .converters.result import ConversionResult
+    from .evaluation.evaluate import evaluate
+    from .evaluation.result import EvaluationResult
     from .mining.mine import mine_negatives
     from .mining.result import MiningResult
     from .training.finetune import FinetuneResult, finetune
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckResult",
     "ConversionResult",
+    "EvaluationResult",
     "FinetuneConfig",
     "FinetuneResult",
     "MiningResult",
     "check_groups",
     "convert",
+    "evaluate",
     "finetune",
     "mine_negatives",
 ]
@@ -31,10 +35,12 @@ __all__ = [
 MODULES = {
     "CheckResult": "check.result",
     "ConversionResult": "converters.result",
+    "EvaluationResult": "evaluation.result",
     "FinetuneResult": "training.finetune",
     "MiningResult": "mining.result",
     "check_groups": "check.check",
     "convert": "converters.convert",
+    "evaluate": "evaluation.evaluate",
     "finetune": "training.finetune",
     "mine_negatives": "mining.mine",
 }

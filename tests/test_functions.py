@@ -7,15 +7,21 @@ from typing import Any
 
 import pytest
 
-from rerank_plugin.finetune import check_groups, convert, mine_negatives
+from rerank_plugin.finetune import check_groups, convert, evaluate, mine_negatives
 from rerank_plugin.finetune.check.options import GroupCheckOptions
 from rerank_plugin.finetune.converters.options import ConvertOptions
+from rerank_plugin.finetune.evaluation.options import EvaluationOptions
 from rerank_plugin.finetune.mining.options import MineOptions
 
 
 @pytest.mark.parametrize(
     ("function", "options"),
-    [(mine_negatives, MineOptions), (check_groups, GroupCheckOptions), (convert, ConvertOptions)],
+    [
+        (mine_negatives, MineOptions),
+        (check_groups, GroupCheckOptions),
+        (convert, ConvertOptions),
+        (evaluate, EvaluationOptions),
+    ],
 )
 def test_parameters_are_the_options_of_the_command(
     function: Callable[..., Any], options: Any

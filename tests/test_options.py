@@ -13,7 +13,6 @@ from rerank_plugin.cli.parser import parse_options
 from rerank_plugin.cli.rerank import RerankOptions
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import FinetuneConfig, finetune
-from rerank_plugin.finetune.commands.compare import CompareOptions
 from rerank_plugin.finetune.commands.evaluate import EvaluateOptions
 from rerank_plugin.finetune.commands.trainer_options import EXTRAS
 from rerank_plugin.finetune.mining.options import MineOptions
@@ -124,7 +123,7 @@ def test_an_alias_is_its_option_and_the_command_line_wins(tmp_path: Path) -> Non
         parse("--path", "a", "--threshold", "1", "--cut", "2")
 
 
-@pytest.mark.parametrize("options", [RerankOptions, EvaluateOptions, CompareOptions, MineOptions])
+@pytest.mark.parametrize("options", [RerankOptions, EvaluateOptions, MineOptions])
 def test_every_command_loads_a_model_by_the_same_options(options: Any) -> None:
     model = ["--model_dir", "m", "--data_path", "d", "--baseline", "b"]
     mine = ["--corpus", "c", "--queries", "q", "--output", "o.jsonl", "--filter_model", "m"]

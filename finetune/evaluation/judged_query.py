@@ -1,11 +1,11 @@
-"""What a model is measured on: queries, what is ranked for them, and what that is worth."""
+"""Queries with graded candidates, on which models are evaluated."""
 
 from collections.abc import Iterator
 from typing import Protocol
 
 
 class JudgedQuery(Protocol):
-    """A query, its candidates and what they are worth: a `Group`, or what a retriever found."""
+    """A query with graded candidates: a `Group`, or a query of a retriever's run."""
 
     @property
     def query(self) -> str:
@@ -29,12 +29,12 @@ class JudgedQuery(Protocol):
 
     @property
     def teacher(self) -> list[float] | None:
-        """A teacher's score of every candidate, where there are some."""
+        """A teacher's score of every candidate; None without a teacher."""
         ...
 
 
 class JudgedQueries(Protocol):
-    """Any number of them, each read when it is asked for; a list is one too."""
+    """A sequence of judged queries, such as a list, or a dataset that reads them when needed."""
 
     def __len__(self) -> int: ...
 

@@ -83,7 +83,7 @@ def bootstrap_means(values: Values, samples: int) -> Values:
     return means
 
 
-def comparison(
+def compare_metrics(
     before: Mapping[str, Values], after: Mapping[str, Values], *, metric: str = METRIC
 ) -> dict[str, Any]:
     """Return the contents of `metrics.json`: `improved`, both means and their paired `difference`.

@@ -1,4 +1,4 @@
-"""What a retriever found, as TREC runs have it, with texts and judgements: what it would rerank."""
+"""TREC runs of a retriever, with texts and judgements, as queries to rerank."""
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ HIGHEST_SCORE = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Retrieved:
-    """A query, what was found for it, and what that is worth; see `judged_query.JudgedQuery`."""
+    """A query, its retrieved documents and their grades; a `judged_query.JudgedQuery`."""
 
     query: str
     documents: list[str]
@@ -50,44 +50,47 @@ class Retrieved:
 
 
 @dataclass
-class Found:
-    """What a run has for a query: places among its documents, and scores."""
+class RunQuery:
+    """The documents of a query in a run, as indices into all documents of the run, and scores."""
 
-    places: "array[int]" = field(default_factory=lambda: array("l"))
+    indices: "array[int]" = field(default_factory=lambda: array("l"))
     scores: "array[float]" = field(default_factory=lambda: array("f"))
 
-    def best(self, names: Sequence[str]) -> tuple[list[str], Logits]:
-        """Documents, of all `names`, and scores, the best first.
+    def ranked(self, names: Sequence[str]) -> tuple[list[str], Logits]:
+        """Return the ids of the documents and their scores, the best first.
 
-        Documents of one score stand as trec_eval has them, the last by name first.
+        Of documents with equal scores the last id comes first, as in trec_eval.
+
+        Args:
+            names: The ids of all documents of the run.
         """
-        documents = (names[place] for place in self.places)
-        found = sorted(zip(self.scores, documents, strict=True), reverse=True)
-        return [name for _, name in found], np.array([score for score, _ in found], np.float32)
+        documents = (names[index] for index in self.indices)
+        ranked = sorted(zip(self.scores, documents, strict=True), reverse=True)
+        return [name for _, name in ranked], np.array([score for score, _ in ranked], np.float32)
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """A query's part of a run, without texts."""
+class RunCandidates:
+    """The candidates of a query in a run, by their positions in the corpus."""
 
     query: str
-    places: Positions
+    positions: Positions
     scores: Logits
     labels: list[int]
     missed: list[int]
 
 
 class TrecRun:
-    """The judged queries of a run, each with its texts when it is asked for.
+    """The judged queries of a run; texts are read from the disk when a query is needed.
 
     Args:
-        candidates: Of every query.
-        corpus: Where the texts are.
-        counts: What is left out.
+        candidates: The candidates of every query.
+        corpus: Their texts.
+        counts: Counts of what is left out.
     """
 
     def __init__(
-        self, candidates: Sequence[Candidates], corpus: Corpus, counts: ReasonCounts
+        self, candidates: Sequence[RunCandidates], corpus: Corpus, counts: ReasonCounts
     ) -> None:
         self.candidates = candidates
         self.counts = counts
@@ -97,21 +100,19 @@ class TrecRun:
         return len(self.candidates)
 
     def __getitem__(self, index: int) -> Retrieved:
-        own = self.candidates[index]
-        texts = self._corpus.texts(own.places.tolist())
-        return Retrieved(own.query, texts, own.labels, own.missed)
+        query = self.candidates[index]
+        texts = self._corpus.texts(query.positions.tolist())
+        return Retrieved(query.query, texts, query.labels, query.missed)
 
     def __iter__(self) -> Iterator[Retrieved]:
         return (self[index] for index in range(len(self)))
 
     @property
-    def own_order(self) -> Evaluation:
-        """How well the run itself ranks; its scores stand for logits."""
-        rankings = [
-            ScoredQuery(own.scores, own.labels, own.missed, True) for own in self.candidates
-        ]
-        scores = [own.scores for own in self.candidates]
-        return Evaluation(query_metrics(rankings), 0.0, scores, in_order=True)
+    def run_order(self) -> Evaluation:
+        """The evaluation of the run's own order, with its scores as logits."""
+        queries = [ScoredQuery(q.scores, q.labels, q.missed, True) for q in self.candidates]
+        scores = [query.scores for query in self.candidates]
+        return Evaluation(query_metrics(queries), 0.0, scores, in_order=True)
 
 
 @contextmanager
@@ -122,21 +123,22 @@ def open_run(
     queries: DataPath,
     corpus: DataPath,
     top_k: int | None = None,
+    progress: bool = False,
 ) -> Iterator[TrecRun]:
-    """A run with its texts, which lie in a temporary folder while it is open.
+    """Open a run with its texts, which are in a temporary folder meanwhile.
 
-    As trec_eval does it, queries without a judgement and judged queries that the run lacks are
-    left out, documents without a judgement are not relevant, judged ones that the run lacks are
-    missed, and scores are float32. What cannot be ranked as its text is missing or blank is left
-    out and counted, and so is a query among its own documents, as BEIR does it. A bar on stderr
-    shows how the corpus is read.
+    As in trec_eval, queries without a judgement and judged queries that the run lacks are left
+    out, documents without a judgement are not relevant, judged documents that the run lacks count
+    as missed, and scores are float32. Documents without a text, and a query among its own
+    documents, are left out and counted, as in BEIR.
 
     Args:
-        run: Lines of `query Q0 document rank score tag`; the score says who comes first.
-        qrels: Judgements as `records.read_qrels` takes them, with whole grades.
-        queries: Texts of the queries.
-        corpus: Texts of the documents.
-        top_k: Only so many documents of a query, those that the run puts first.
+        run: Lines of `query Q0 document rank score tag`, ranked by score.
+        qrels: Judgements with whole grades, as `beir_files.read_qrels` reads them.
+        queries: The texts of the queries.
+        corpus: The texts of the documents.
+        top_k: The number of documents of a query at most, those that the run ranks first.
+        progress: Show a progress bar on stderr while the corpus is read.
 
     Raises:
         InputError: a line is bad, files do not belong together, or no query is left.
@@ -144,46 +146,46 @@ def open_run(
     counts = ReasonCounts()
     grades = read_whole_grades(qrels, counts)
     documents: dict[str, int] = {}
-    found = read_run(run, documents, counts)
-    check_match("query", run, found, qrels, grades)
+    run_queries = read_run(run, documents, counts)
+    check_match("query", run, run_queries, qrels, grades)
     texts = {query.id: query for query in read_queries(queries, counts)}
-    check_match("query", run, [query for query in found if query in grades], queries, texts)
+    check_match("query", run, [query for query in run_queries if query in grades], queries, texts)
     with TemporaryDirectory(prefix="rerank-run-") as folder:
-        judged = {name for query in found for name in grades.get(query, ())}
+        judged = {name for query in run_queries for name in grades.get(query, ())}
         wanted = judged.union(documents)
-        with bar("reading", "passage") as progress:
-            passages = Corpus.build(corpus, Path(folder), wanted, counts, progress.update)
+        with bar("reading", "passage", shown=progress) as read:
+            passages = Corpus.build(corpus, Path(folder), wanted, counts, read.update)
         if passages.positions.keys().isdisjoint(documents):
             raise no_match("document", run, next(iter(documents)), corpus, passages.first_id)
-        counts["queries of the qrels that the run lacks"] = len(grades.keys() - found)
-        chosen = Chosen(list(documents), passages, counts, top_k)
+        counts["queries of the qrels that the run lacks"] = len(grades.keys() - run_queries)
+        selector = CandidateSelector(list(documents), passages, counts, top_k)
         candidates = []
-        for query, of_query in found.items():
+        for query, run_query in run_queries.items():
             if query not in grades:
                 counts.add("queries of the run without a judgement, left out", repr(query))
             elif query not in texts:
                 counts.add("queries of the run that --queries does not have, left out", repr(query))
-            elif of_one := chosen.candidates(texts[query], of_query, grades[query]):
-                candidates.append(of_one)
+            elif selected := selector.select(texts[query], run_query, grades[query]):
+                candidates.append(selected)
         if not candidates:
             raise InputError(
                 f"{run}: none of its queries can be ranked ({', '.join(counts.lines())})"
             )
-        if not any(max([*own.labels, *own.missed]) > 0 for own in candidates):
+        if not any(max([*query.labels, *query.missed]) > 0 for query in candidates):
             raise InputError(f"{qrels}: no passage is judged relevant for a query of {run}")
         yield TrecRun(candidates, passages, counts)
         passages.close()
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Chooses what is ranked for a query among what a run has for it.
+class CandidateSelector:
+    """Selects the candidates of queries among the documents of a run.
 
     Args:
         names: The ids of all documents of the run.
         passages: The texts of those that have one.
         counts: Counts what is left out.
-        top_k: How many of them are ranked at most.
+        top_k: The number of candidates of a query at most.
     """
 
     names: Sequence[str]
@@ -191,11 +193,11 @@ class Chosen:
     counts: ReasonCounts
     top_k: int | None
 
-    def candidates(
-        self, query: Record, found: Found, grades: Mapping[str, int]
-    ) -> Candidates | None:
-        """The part of a run of one query; None where no document is left."""
-        ranked, scores = found.best(self.names)
+    def select(
+        self, query: Record, run_query: RunQuery, grades: Mapping[str, int]
+    ) -> RunCandidates | None:
+        """Return the candidates of one query; None where no document is left."""
+        ranked, scores = run_query.ranked(self.names)
         kept = [self._is_kept(query, name, grades) for name in ranked]
         ranked, scores = list(compress(ranked, kept))[: self.top_k], scores[kept][: self.top_k]
         if not ranked:
@@ -206,20 +208,20 @@ class Chosen:
                 reason = "relevant passages without a text in the corpus, which count as not found"
                 self.counts.add(reason, repr(name))
         judged = dict(grades)
-        places = np.array([self.passages.positions[name] for name in ranked], np.int64)
+        positions = np.array([self.passages.positions[name] for name in ranked], np.int64)
         labels = [judged.pop(name, 0) for name in ranked]
-        return Candidates(query.text, places, scores, labels, list(judged.values()))
+        return RunCandidates(query.text, positions, scores, labels, list(judged.values()))
 
     def _is_kept(self, query: Record, name: str, grades: Mapping[str, int]) -> bool:
-        place = self.passages.positions.get(name)
-        if place is None:
+        position = self.passages.positions.get(name)
+        if position is None:
             why = "are blank" if name in self.passages.blank_ids else "the corpus lacks"
             self.counts.add(
                 f"documents of the run that {why}, left out", f"{name!r} of {query.id!r}"
             )
             return False
         if name == query.id and name not in grades:
-            (text,) = self.passages.texts([place])
+            (text,) = self.passages.texts([position])
             if is_own_document(query, text):
                 self.counts.add("queries among their own documents, left out there", repr(name))
                 return False
@@ -228,35 +230,42 @@ class Chosen:
 
 def read_run(
     data_path: DataPath, documents: dict[str, int], counts: ReasonCounts
-) -> dict[str, Found]:
-    """What a run has for every query, by the query's id; `documents` get numbers as they come.
+) -> dict[str, RunQuery]:
+    """Return the documents of every query, by the query's id.
 
-    Of a document that comes twice for a query the best score counts, as of passages of one
-    document.
+    If a document comes twice for a query, the best score counts, as for passages of one document.
+
+    Args:
+        data_path: The run.
+        documents: Gets the index of every document by its id.
+        counts: Counts documents that come twice.
     """
-    found: dict[str, Found] = {}
+    queries: dict[str, RunQuery] = {}
     seen: dict[int, int] = {}
     last: str | None = None
     for line in read_lines(data_path):
-        query, document, score = run_fields(line)
-        own = found.setdefault(query, Found())
-        if query != last:
-            seen, last = {number: place for place, number in enumerate(own.places)}, query
-        number = documents.setdefault(document, len(documents))
-        if number in seen:
-            own.scores[seen[number]] = max(own.scores[seen[number]], score)
+        name, document, score = run_fields(line)
+        query = queries.setdefault(name, RunQuery())
+        if name != last:
+            seen, last = {index: row for row, index in enumerate(query.indices)}, name
+        index = documents.setdefault(document, len(documents))
+        if index in seen:
+            query.scores[seen[index]] = max(query.scores[seen[index]], score)
             counts.add(
                 "documents that come twice for a query: the best score counts", at(document, line)
             )
             continue
-        seen[number] = len(own.places)
-        own.places.append(number)
-        own.scores.append(score)
-    return found
+        seen[index] = len(query.indices)
+        query.indices.append(index)
+        query.scores.append(score)
+    return queries
 
 
 def run_fields(line: Line) -> tuple[str, str, float]:
-    """Query, document and score of a line, which may lack the tag; ids with spaces need tabs."""
+    """Return query, document and score of a line; the tag may be missing.
+
+    Ids with spaces need tabs between the columns.
+    """
     text = line.text().rstrip()
     fields = [field.strip() for field in text.split("\t")]
     if len(fields) not in (5, 6):
@@ -265,7 +274,7 @@ def run_fields(line: Line) -> tuple[str, str, float]:
         expected = "expected query, Q0, document, rank, score and tag"
         why = "; a column is blank" if len(fields) in (5, 6) else ""
         if len(fields) in (3, 4):
-            why = "; MS MARCO's form has no scores: write TREC's"
+            why = "; MS MARCO's format has no scores: use TREC's"
         elif len(fields) > 6:
             why = "; ids with spaces need tabs between the columns"
         raise line.error(f"{expected}, found {len(fields)} columns{why}")
@@ -279,7 +288,7 @@ def run_fields(line: Line) -> tuple[str, str, float]:
 
 
 def read_whole_grades(qrels: DataPath, counts: ReasonCounts) -> dict[str, dict[str, int]]:
-    """The grades of every query's judged documents, by their ids.
+    """Return the grades of every query's judged documents, by their ids.
 
     Raises:
         InputError: a grade is not whole.
@@ -297,5 +306,5 @@ def read_whole_grades(qrels: DataPath, counts: ReasonCounts) -> dict[str, dict[s
 
 
 def is_whole(grade: float) -> bool:
-    """Whether a grade is one that trec_eval takes."""
+    """Return whether trec_eval accepts a grade."""
     return abs(grade) <= HIGHEST_GRADE and grade % 1 == 0

@@ -1,108 +1,229 @@
-"""Pictures of a run and of what two models make of the same queries."""
+"""Plots of a training run and of two models on the same queries, as SVG and as PNG."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ..evaluation.calibration import Flags, Numbers, reliability
-from ..evaluation.metrics import METRICS
+from .verdict import metric_title
 
-#: Wide and low; letters stay readable on a telephone.
-SIZE = (5.4, 3.1)
+#: The palette on a light page, by the names of the variables that the page's style sheet sets.
+PALETTE = {
+    "ink": "#1c2330",
+    "muted": "#646d7a",
+    "line": "#dde1e6",
+    "first": "#8b93a0",
+    "blue": "#0b6e99",
+    "orange": "#c2571a",
+}
 
-#: The first model, and the second.
-COLOURS = ("#8a8f98", "#0b6e99")
+#: Inches: text stays readable on a telephone, where a plot is as wide as the screen.
+WIDTH, HEIGHT = 4.8, 2.9
 
-#: Characters of a name.
-LABEL = 40
+STYLE = {
+    "axes.edgecolor": PALETTE["muted"],
+    "axes.grid": True,
+    "axes.labelcolor": PALETTE["ink"],
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": PALETTE["ink"],
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.axisbelow": True,
+    "font.size": 9,
+    "grid.color": PALETTE["line"],
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.labelcolor": PALETTE["ink"],
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "text.color": PALETTE["ink"],
+    "xtick.color": PALETTE["muted"],
+    "xtick.labelcolor": PALETTE["ink"],
+    "ytick.color": PALETTE["muted"],
+    "ytick.labelcolor": PALETTE["ink"],
+    # Text stays text: the page's font, and something to search for.
+    "svg.fonttype": "none",
+}
 
-RELEVANT, NOT_RELEVANT = "#1a7f4b", "#b3402e"
+#: Characters of a model's name in a legend.
+LABEL = 32
+
+#: The smallest height of an axis of a metric: noise shall not look like progress.
+SMALLEST_RANGE = 0.1
+
+GROUP_ID = re.compile(r' id="[a-z0-9]+_\d+"')
+SIZE = re.compile(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>')
+
+
+def svg(figure: Figure, name: str, title: str) -> Markup:
+    """Return a figure as an SVG element for a page: colours are the page's variables.
+
+    Args:
+        figure: The figure.
+        name: What makes the ids inside it different from those of other figures of the page.
+        title: What a screen reader says.
+    """
+    contents = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(contents, format="svg", metadata=metadata, transparent=True)
+    text = contents.getvalue()
+    text = GROUP_ID.sub("", text[text.index("<svg") :]).replace("xlink:href", "href")
+    text = SIZE.sub(rf'<svg viewBox="\1" role="img" aria-label="{escape(title)}">', text, count=1)
+    for variable, colour in PALETTE.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return Markup(text)
 
 
 def png(figure: Figure) -> bytes:
-    """A picture as the contents of a file."""
+    """Return a figure as the contents of a PNG file."""
     contents = io.BytesIO()
     figure.savefig(contents, format="png", dpi=150)
     return contents.getvalue()
 
 
-def empty() -> tuple[Figure, Any]:
-    """A picture with one pair of axes."""
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes
+def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Any]]:
+    """Return a figure with axes below each other."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, list(figure.subplots(rows, 1, squeeze=False, **options)[:, 0])
 
 
-def curves(history: Sequence[dict[str, float]]) -> Figure:
-    """Loss and metrics over the steps of a run."""
-    figure = Figure(figsize=SIZE, layout="constrained")
-    loss, metrics = figure.subplots(1, 2)
-    lines = {"loss": (loss, "training", ""), "eval_loss": (loss, "held out", "o")}
-    lines |= {name: (metrics, name, "o") for name in METRICS}
-    for name, (axes, label, marker) in lines.items():
-        points = [(entry["step"], entry[name]) for entry in history if name in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
-    loss.set(title="loss", xlabel="step")
-    metrics.set(title="held-out queries", xlabel="step", ylim=(0, 1))
-    for axes in (loss, metrics):
-        axes.legend(fontsize="x-small")
-        axes.grid(alpha=0.3)
+@mpl.rc_context(STYLE)
+def training_curves(
+    history: Sequence[Mapping[str, float]], metric: str, kept_step: int | None = None
+) -> Figure:
+    """Plot training loss, validation loss and a metric over the steps, each on its own axis.
+
+    The training loss is that of sampled groups, the validation loss that of whole ones: they are
+    on different scales and cannot be compared.
+
+    Args:
+        history: The entries of `history.jsonl`.
+        metric: The metric of the validation queries that is shown.
+        kept_step: The step whose model was kept, marked by a line.
+    """
+    titles = {
+        "loss": "Training loss",
+        "eval_loss": "Validation loss",
+        metric: f"{metric_title(metric)} on validation queries",
+    }
+    found = {
+        name: [(entry["step"], entry[name]) for entry in history if name in entry]
+        for name in titles
+    }
+    found = {name: points for name, points in found.items() if points}
+    figure, axes = panels(len(found), 0.5 + 1.35 * len(found), sharex=True)
+    for panel, (name, points) in zip(axes, found.items(), strict=True):
+        marker = None if name == "loss" and len(points) > 20 else "o"
+        panel.plot(*zip(*points, strict=True), color=PALETTE["blue"], marker=marker)
+        if kept_step is not None:
+            panel.axvline(kept_step, color=PALETTE["orange"], linestyle="--", linewidth=1)
+        panel.set(title=titles[name])
+    if metric in found:
+        axes[-1].set_ylim(*metric_range([value for _, value in found[metric]]))
+    if kept_step is not None:
+        axes[-1].annotate(
+            "kept",
+            (kept_step, axes[-1].get_ylim()[0]),
+            (-3, 3),
+            textcoords="offset points",
+            ha="right",
+            color=PALETTE["orange"],
+            fontsize=8.5,
+        )
+    axes[-1].set(xlabel="step")
     return figure
 
 
+def metric_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the lowest and the highest value of an axis: not so narrow that noise looks large."""
+    low, high = min(values), max(values)
+    margin = max(0.08 * (high - low), (SMALLEST_RANGE - (high - low)) / 2)
+    return max(-0.005, low - margin), min(1.005, high + margin)
+
+
+@mpl.rc_context(STYLE)
+def differences(delta: Numbers, metric: str) -> Figure:
+    """Plot what every query gains or loses, in order; gains and losses have the same scale."""
+    figure, (axes,) = panels(1, HEIGHT)
+    ordered = np.sort(delta)[::-1]
+    # One area for any number of queries, as steps a query wide.
+    edges, heights = np.arange(len(ordered) + 1), np.append(ordered, ordered[-1:])
+    for kept, colour in ((heights > 0, "blue"), (heights < 0, "orange")):
+        bars = np.where(kept, heights, 0)
+        axes.fill_between(edges, bars, step="post", color=PALETTE[colour], linewidth=0)
+    axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
+    limit = max(SMALLEST_RANGE, 1.05 * float(np.abs(delta).max()))
+    axes.set(
+        xlabel="queries, sorted by their change",
+        ylabel=f"change of {metric}",
+        xlim=(0, len(ordered)),
+        ylim=(-limit, limit),
+    )
+    return figure
+
+
+@mpl.rc_context(STYLE)
 def distributions(scores: Mapping[str, Numbers], relevant: Flags) -> Figure:
-    """How the scores of relevant and not relevant documents lie, by names, one above the other."""
-    figure = Figure(figsize=(SIZE[0], 0.8 + 1.7 * len(scores)), layout="constrained")
-    edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), 40)
-    rows = figure.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (name, own) in zip(rows, scores.items(), strict=True):
+    """Plot the distribution of the scores of relevant and other documents, a panel a model."""
+    figure, axes = panels(len(scores), 0.75 + 1.35 * len(scores), sharex=True)
+    edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), 30)
+    for panel, (name, values) in zip(axes, scores.items(), strict=True):
         for flags, colour, label in (
-            (relevant, RELEVANT, "relevant"),
-            (~relevant, NOT_RELEVANT, "not relevant"),
+            (~relevant, "orange", "not relevant"),
+            (relevant, "blue", "relevant"),
         ):
-            weights = np.full(int(flags.sum()), 1 / max(1, flags.sum()))
-            axes.hist(own[flags], edges, weights=weights, color=colour, alpha=0.55, label=label)
-        axes.set(title=label_of(name), ylabel="share")
-        axes.legend()
-        axes.grid(alpha=0.3)
-    axes.set(xlabel="score")
+            weights = np.full(int(flags.sum()), 100 / max(1, flags.sum()))
+            panel.hist(
+                values[flags],
+                edges,
+                weights=weights,
+                color=PALETTE[colour],
+                alpha=0.6,
+                label=label,
+            )
+        panel.set(title=legible(name), ylabel="% of documents")
+    axes[0].legend()
+    axes[-1].set(xlabel="score")
     return figure
 
 
-def reliability_curves(found: Mapping[str, Numbers], relevant: Flags) -> Figure:
-    """How often documents of a score are relevant, beside what the score says, by names."""
-    figure, axes = empty()
-    axes.plot((0, 1), (0, 1), color="#8a8f98", linestyle=":", label="as it should be")
-    for name, probabilities in found.items():
-        means, shares, _ = zip(*reliability(probabilities, relevant), strict=True)
-        axes.plot(means, shares, marker="o", markersize=4, label=label_of(name))
-    axes.set(xlabel="score", ylabel="share of relevant documents", xlim=(0, 1), ylim=(0, 1))
+@mpl.rc_context(STYLE)
+def reliability_curves(
+    probabilities: Mapping[str, Numbers], relevant: Flags, colours: Sequence[str]
+) -> Figure:
+    """Plot how often documents of a score are relevant, beside what the score promises.
+
+    Args:
+        probabilities: Scores of all documents by the names of their curves.
+        relevant: Which documents are relevant.
+        colours: The curves' colours in the palette.
+    """
+    figure, (axes,) = panels(1, HEIGHT)
+    axes.plot((0, 1), (0, 1), color=PALETTE["muted"], linestyle=":", label="ideal")
+    for (name, values), colour in zip(probabilities.items(), colours, strict=True):
+        means, shares, counts = zip(*reliability(values, relevant), strict=True)
+        tint = PALETTE[colour]
+        axes.plot(means, shares, "o-", linewidth=1, markersize=2, color=tint, label=legible(name))
+        areas = 120 * np.sqrt(np.array(counts) / len(values))
+        axes.scatter(means, shares, areas, color=tint, alpha=0.5, linewidth=0)
+    axes.set(xlabel="score", ylabel="share of relevant documents", xlim=(0, 1), ylim=(0, 1.01))
     axes.legend()
     return figure
 
 
-def label_of(name: str) -> str:
-    """A name as a picture shows it: short, nothing of it taken for a formula or left out."""
+def legible(name: str) -> str:
+    """Return a name as matplotlib shows it: short, no formula, of letters that its font has."""
     shown = name if len(name) <= LABEL else f"…{name[1 - LABEL :]}"
-    # The font has Latin, Greek and Cyrillic letters.
     shown = "".join(letter if letter < "\u0530" or letter == "…" else "?" for letter in shown)
     # A legend leaves out what begins with an underscore.
     return shown.replace("$", r"\$").replace("_", "\u2009_", 1 if shown.startswith("_") else 0)
-
-
-def differences(delta: Numbers) -> Figure:
-    """What every query gains or loses, in order."""
-    figure, axes = empty()
-    ordered = np.sort(delta)[::-1]
-    # One area for any number of queries, as steps a query wide.
-    edges, heights = np.arange(len(ordered) + 1) - 0.5, np.append(ordered, ordered[-1:])
-    for kept, colour in ((heights > 0, RELEVANT), (heights < 0, NOT_RELEVANT)):
-        axes.fill_between(edges, np.where(kept, heights, 0), step="post", color=colour)
-    axes.axhline(0, color="#8a8f98", linewidth=0.8)
-    axes.set(xlabel="queries, by what they gain", ylabel="nDCG@10, after minus before")
-    return figure

@@ -1,4 +1,4 @@
-"""Figures and rankings on the terminal."""
+"""Metrics and rankings as tables on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,63 +9,89 @@ from rich.table import Table
 
 from rerank_plugin.cli.console import Stdout
 
-from ..evaluation.metrics import METRICS
+if TYPE_CHECKING:
+    from ..evaluation.compared_queries import ComparedQuery
+    from ..evaluation.evaluate import EvaluationResult
 
-#: For rich, which asks a file for no more than this one has.
+#: A file for rich, which needs only some of a file's methods.
 STDOUT: Any = Stdout()
 
-if TYPE_CHECKING:
-    from ..evaluation.judged_query import JudgedQueries
-    from ..evaluation.scoring import Evaluation
+
+def print_evaluation(result: "EvaluationResult", *, worst: int) -> None:
+    """Print the metrics of all models, and the queries that each of them hurt most.
+
+    Args:
+        result: The metrics, and comparisons with a baseline if there is one.
+        worst: The number of hurt queries at most.
+    """
+    models = {name: evaluation.means for name, evaluation in result.models.items()}
+    comparisons = result.comparisons
+    if len(models) > 1:
+        first = [one.evaluations[0].means for one in comparisons.values()][:1]
+        print_models({**{str(result.baseline): means for means in first}, **models})
+        differences = {name: one.difference for name, one in comparisons.items()}
+        if differences:
+            print_differences(str(result.baseline), differences, result.metric)
+    elif comparisons:
+        (one,) = comparisons.values()
+        print_comparison(*(evaluation.means for evaluation in one.evaluations), one.difference)
+    else:
+        print_metrics(result.metrics)
+    for one in comparisons.values():
+        print_queries(one.hurt_queries[:worst], one.names, one.metric)
 
 
 def print_comparison(
     before: Mapping[str, float], after: Mapping[str, float], difference: Mapping[str, Any]
 ) -> None:
-    """Before, after, and their paired difference with its interval, on stdout."""
+    """Print the metrics before and after, and their paired difference with its interval."""
     table = Table(title=f"{after['queries']} queries")
     for title in ("metric", "before", "after", "difference", "95% interval", "p", "won, lost"):
         table.add_column(title, justify="left" if title == "metric" else "right")
-    for name in METRICS:
+    for name in metric_names(after):
         figures = f"{before[name]:.4f}", f"{after[name]:.4f}"
         table.add_row(name, *figures, *difference_cells(difference, name))
     Console(file=STDOUT).print(table)
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
-    """The metrics of one model, on stdout."""
+    """Print the metrics of one model."""
     table = Table(title=f"{metrics['queries']} queries")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for name in METRICS:
+    for name in metric_names(metrics):
         table.add_row(name, f"{metrics[name]:.4f}")
     Console(file=STDOUT).print(table)
 
 
 def print_models(models: Mapping[str, Mapping[str, float]]) -> None:
-    """The metrics of several models by their names, on stdout."""
-    table = Table(title=f"{next(iter(models.values()))['queries']} queries")
+    """Print the metrics of several models, by their names."""
+    first = next(iter(models.values()))
+    names = metric_names(first)
+    table = Table(title=f"{first['queries']} queries")
     table.add_column("model", overflow="fold")
-    for name in METRICS:
+    for name in names:
         table.add_column(name, justify="right")
     for model, metrics in models.items():
-        table.add_row(escape(model), *(f"{metrics[name]:.4f}" for name in METRICS))
+        table.add_row(escape(model), *(f"{metrics[name]:.4f}" for name in names))
     Console(file=STDOUT).print(table)
 
 
-def print_differences(baseline: str, records: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """How several models differ from a baseline in one metric, on stdout."""
-    table = Table(title=f"{metric} beside {escape(baseline)}")
+def print_differences(
+    baseline: str, differences: Mapping[str, Mapping[str, Any]], metric: str
+) -> None:
+    """Print how several models differ from a baseline in one metric."""
+    table = Table(title=f"{metric}, compared with {escape(baseline)}")
     table.add_column("model", overflow="fold")
     for title in ("difference", "95% interval", "p", "won, lost"):
         table.add_column(title, justify="right")
-    for record in records:
-        table.add_row(escape(record["model"]), *difference_cells(record["difference"], metric))
+    for model, difference in differences.items():
+        table.add_row(escape(model), *difference_cells(difference, metric))
     Console(file=STDOUT).print(table)
 
 
 def difference_cells(difference: Mapping[str, Any], metric: str) -> tuple[str, str, str, str]:
-    """A paired difference in one metric, its interval, its p, and who wins how many queries."""
+    """Return difference, interval, p-value and the counts of queries won and lost."""
     low, high = difference["interval_95"][metric]
     return (
         f"{difference[metric]:+.4f}",
@@ -75,24 +101,21 @@ def difference_cells(difference: Mapping[str, Any], metric: str) -> tuple[str, s
     )
 
 
-def print_worst(
-    judged: "JudgedQueries",
-    evaluations: "tuple[Evaluation, Evaluation]",
-    names: tuple[str, str],
-    count: int,
-) -> None:
-    """The queries that lose most from the first model to the second, with passages, on stdout."""
-    from .side_by_side import first_relevant, most_hurt, shortened, side_by_side
-
+def print_queries(queries: "Sequence[ComparedQuery]", names: tuple[str, str], metric: str) -> None:
+    """Print queries with the best documents of two models."""
     console = Console(file=STDOUT, highlight=False, emoji=False, markup=False)
-    for own in side_by_side(judged, evaluations, most_hurt(evaluations, count)):
-        change = f"{own.before.value:.3f} → {own.after.value:.3f}"
-        console.print(f"\n{shortened(own.judged.query)}  nDCG@10 {change}", style="bold")
-        for name, ranked in zip(names, (own.before, own.after), strict=True):
-            console.print(f"  {name}: {first_relevant(ranked)}")
-            for place, index in enumerate(ranked.best, 1):
-                kind = "relevant" if own.judged.labels[index] > 0 else "not relevant"
-                text = shortened(own.judged.documents[index])
-                console.print(f"    {place}. {kind}: {text}")
-        for text in own.relevant:
+    for query in queries:
+        change = f"{query.before.value:.3f} → {query.after.value:.3f}"
+        console.print(f"\n{query.text}  {metric} {change}", style="bold")
+        for name, top in zip(names, (query.before, query.after), strict=True):
+            console.print(f"  {name}: {top.summary}")
+            for rank, document in enumerate(top.documents, 1):
+                label = "relevant" if document.relevant else "not relevant"
+                console.print(f"    {rank}. {label}: {document.text}")
+        for text in query.relevant:
             console.print(f"  relevant: {text}")
+
+
+def metric_names(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the metrics among means."""
+    return [name for name in metrics if name != "queries"]

@@ -34,8 +34,9 @@ from ..argument_names import OURS
 from ..config import FREE, FinetuneConfig
 from ..data.dataset import GroupDataset
 from ..evaluation.calibration import Calibration
+from ..evaluation.comparison import Comparison
 from ..evaluation.scoring import Evaluation
-from ..evaluation.significance import comparison
+from ..evaluation.significance import compare_metrics
 from ..export.hub import HubRepository
 from ..export.model_folder import (
     fold_calibration,
@@ -47,7 +48,8 @@ from ..export.model_folder import (
 from ..export.target import check_not_the_base
 from ..losses import DEFAULT_LOSS, make_loss
 from ..losses.base import Loss
-from ..report.report import Report
+from ..report.model_names import distinct_names
+from ..report.report import ComparisonReport
 from .arguments import plateau_warmup_steps, product_dtype, step_groups, training_arguments
 from .callbacks import History, LastStep, PlateauWarmup, ProgressLine
 from .checkpoint import RESUMES
@@ -274,10 +276,10 @@ class Run:
         self.best.settle()
         after = self.worth_of_the_kept(before)
         metrics = {
-            **comparison(before.values, after.values),
+            **compare_metrics(before.values, after.values),
             "improved": self.best.improved,
             "best_step": self.best.step,
-            "validation": comparison(self.best.before.values, self.best.kept.values),
+            "validation": compare_metrics(self.best.before.values, self.best.kept.values),
         }
         self.say_what_it_is_worth(metrics)
         if rank() == 0:
@@ -445,15 +447,15 @@ class Run:
         calibration: Calibration | None,
     ) -> None:
         """Write report.html and its pictures; a run without them is as good a run."""
-        report = Report(
-            title=f"Reranker fine-tuned from {Path(self.config.model_name_or_path).name}",
-            names=("before", "after"),
-            judged=self.data.test,
-            evaluations=evaluations,
-            difference=settings.metrics["difference"],
+        names = distinct_names(self.config.model_name_or_path, self.folder.target)
+        report = ComparisonReport(
+            title=f"{names[1]}, fine-tuned from {names[0]}",
+            names=names,
+            comparison=Comparison.from_evaluations(self.data.test, names, evaluations),
             normalize=settings.normalize,
             calibration=calibration,
             history=self.history.entries,
+            kept_step=self.best.step,
             facts={"data": settings.data, "run": self.facts, "options": settings.options},
         )
         try:

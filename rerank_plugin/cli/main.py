@@ -5,9 +5,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +35,8 @@ class Command:
     extras: str | None = None
     #: Options that the first arguments are, where they have no name.
     positional: tuple[str, ...] = ()
+    #: Values of options that are not given, in place of the defaults of their fields.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def named(self, argv: Sequence[str]) -> list[str]:
         """The same arguments, each with the name of its option."""
@@ -52,7 +54,11 @@ class Command:
             place, _, attribute = self.extras.partition(":")
             extras = getattr(import_module(place), attribute)
         options = parse_options(
-            getattr(module, self.options), self.named(argv), command=name, extras=extras
+            getattr(module, self.options),
+            self.named(argv),
+            command=name,
+            extras=extras,
+            defaults=self.defaults,
         )
         main: Callable[[Any], int] = module.main
         return main(options)
@@ -71,11 +77,13 @@ COMMANDS = {
         "rerank_plugin.finetune.commands.evaluate",
         "EvaluateOptions",
     ),
+    # Another spelling of evaluate --baseline A --model_dir B --report comparison.
     "compare": Command(
         "report on two models, A and B, on the same groups",
-        "rerank_plugin.finetune.commands.compare",
-        "CompareOptions",
+        "rerank_plugin.finetune.commands.evaluate",
+        "EvaluateOptions",
         positional=("baseline", "model_dir"),
+        defaults={"report": "comparison"},
     ),
     "mine": Command(
         "make groups out of a corpus, queries and judgements or answers",

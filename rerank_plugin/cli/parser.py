@@ -61,11 +61,16 @@ class OneOrMore(argparse.Action):
 
 
 def parse_options(
-    options: type[Options], argv: Sequence[str], *, command: str, extras: Extras | None = None
+    options: type[Options],
+    argv: Sequence[str],
+    *,
+    command: str,
+    extras: Extras | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Options:
     """Build an options dataclass from a command line and the `--config` file that it names.
 
-    Option names take `_` or `-`; the command line overrides the file.
+    Option names take `_` or `-`; the command line overrides the file, and the file `defaults`.
 
     Raises:
         InputError: an unknown option, a missing one, or a value of the wrong type.
@@ -80,7 +85,8 @@ def parse_options(
     if config is not None:
         arguments = rename_aliases(read_config(config, known), aliases) + arguments
     parsed, unknown = parser.parse_known_args(arguments)
-    values = {name: value for name, value in vars(parsed).items() if name != "config"}
+    given = {name: value for name, value in vars(parsed).items() if name != "config"}
+    values = {**(defaults or {}), **given}
     if unknown:
         check_unknown(unknown, known)
     if unknown and extras:

@@ -9,7 +9,7 @@ from rerank_plugin.finetune.evaluation.metrics import (
     mean_metrics,
     query_metrics,
 )
-from rerank_plugin.finetune.evaluation.significance import comparison
+from rerank_plugin.finetune.evaluation.significance import compare_metrics
 
 
 def one(scores: list[float], grades: list[int]) -> dict[str, float]:
@@ -68,18 +68,18 @@ def test_rounding_is_no_gain() -> None:
     values = np.random.default_rng(0).random(50)
     for seed in range(20):
         turned = np.random.default_rng(seed).permutation(values)
-        assert not comparison({"ndcg@10": values}, {"ndcg@10": turned})["improved"]
+        assert not compare_metrics({"ndcg@10": values}, {"ndcg@10": turned})["improved"]
 
 
 def test_the_comparison_is_paired() -> None:
     draws = np.random.default_rng(0)
     before = {name: draws.random(200) for name in METRICS}
     after = {name: values + 0.1 for name, values in before.items()}
-    found = comparison(before, after)
+    found = compare_metrics(before, after)
     assert found["improved"] is True
     assert found["difference"]["ndcg@10"] == pytest.approx(0.1)
     # Every query gains the same: the interval has no width, though queries differ widely.
     assert found["difference"]["interval_95"]["ndcg@10"] == pytest.approx([0.1, 0.1])
-    assert comparison(after, before)["improved"] is False
-    assert comparison(after, after)["improved"] is False
+    assert compare_metrics(after, before)["improved"] is False
+    assert compare_metrics(after, after)["improved"] is False
     assert found["before"]["queries"] == 200

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugin.engine.encoder import Pair
+from rerank_plugin.errors import OptionError
+from rerank_plugin.finetune import evaluate
 from rerank_plugin.finetune.data.groups import Group
 from rerank_plugin.finetune.evaluation.metrics import (
     METRICS,
@@ -109,7 +111,7 @@ def test_a_run_is_ranked_as_trec_eval_ranks_it(files: dict[str, Path]) -> None:
     found, grades = parsed(files)
     names: dict[str, Any] = {name: files[name] for name in ("qrels", "queries", "corpus")}
     with open_run(files["run"], **names) as run:
-        values = run.own_order.values
+        values = run.run_order.values
         assert run.counts.lines() == [
             "1 × queries of the qrels that the run lacks",
             "1 × queries of the run without a judgement, left out, for example 'q30'",
@@ -142,7 +144,7 @@ def test_models_are_measured_beside_the_run(
         assert record["queries"] == 30
         assert f"{record['difference']['ndcg@10']:+.4f}" in out
     # The query that a model hurt most, with the passages that it ranks and the positives.
-    assert out.count("first relevant document in place") >= 2
+    assert out.count("first relevant document at rank") >= 2
     assert "1 × queries of the run without a judgement, left out" in err
 
     report = tmp_path / "report"
@@ -150,7 +152,7 @@ def test_models_are_measured_beside_the_run(
     code, _, err = cli(*one, "--top_k", 5, "--report", report, "--output", output)
     assert code == 0, err
     html = (report / "report.html").read_text()
-    assert "no relevant document among the candidates" in html or "in place" in html
+    assert "no relevant document among the candidates" in html or "at rank" in html
     cut = json.loads(output.read_text())
     assert cut["before"]["recall@10"] < records[0]["before"]["recall@10"]
 
@@ -192,21 +194,19 @@ def test_judgements_without_a_right_passage_say_nothing(
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({"fail_below": float("nan")}, "fail_below: nan is not a finite number"),
-        ({"data_path": "x.jsonl"}, "data_path: either groups or a --run is needed"),
-        ({"qrels": None}, "qrels: is needed for a --run"),
-        ({"run": None, "data_path": "x.jsonl"}, "qrels: is for a --run"),
+        ({"worst": -1}, "worst: -1 is less than 0"),
+        ({"model_dir": ["m", "m"]}, "model_dir: the same model is given twice"),
+        ({"data_path": "x.jsonl"}, "data_path: give either groups or a --run"),
+        ({"qrels": None}, "qrels: required by --run"),
+        ({"run": None, "data_path": "x.jsonl"}, "qrels: only valid with --run"),
         ({"top_k": 0}, "top_k: 0 is less than 1"),
-        ({"on_bad_line": "skip"}, "on_bad_line: skip is for groups"),
+        ({"on_bad_line": "skip"}, "on_bad_line: skip is not valid with --run"),
     ],
 )
 def test_options_that_do_not_fit(more: dict[str, Any], problem: str) -> None:
-    from rerank_plugin.errors import OptionError
-    from rerank_plugin.finetune.commands.evaluate import EvaluateOptions
-
     given = {name: name for name in ("run", "qrels", "queries", "corpus")}
     with pytest.raises(OptionError, match=problem):
-        EvaluateOptions(**({"model_dir": "m"} | given | more))
+        evaluate(**({"model_dir": "m"} | given | more))
 
 
 class Counted(Group):
@@ -230,7 +230,7 @@ def test_texts_are_not_kept() -> None:
             return np.array([len(text) for _, text in pairs], np.float32)
 
     count = 5 * QUERIES_AT_ONCE
-    groups = (Counted(f"q{i}", [f"right {i}"], ["wrong", "w"]) for i in range(count))
+    groups = (Counted(f"q{i}", [f"positive {i}"], ["negative", "n"]) for i in range(count))
     found = evaluate_groups(Lengths(), groups)
     assert found.means["queries"] == count
     assert Counted.most <= QUERIES_AT_ONCE + 1

@@ -1,4 +1,4 @@
-"""The report: one file that needs nothing else, and says what the evaluations say."""
+"""The report: one self-contained page with the figures of the evaluations."""
 
 import html
 import json
@@ -14,16 +14,18 @@ import pytest
 
 from rerank_plugin.cli.main import main
 from rerank_plugin.finetune.data.groups import Group
-from rerank_plugin.finetune.evaluation.calibration import Calibration, ScoredPairs
+from rerank_plugin.finetune.evaluation.calibration import Calibration
+from rerank_plugin.finetune.evaluation.comparison import Comparison
 from rerank_plugin.finetune.evaluation.metrics import ScoredQuery, query_metrics
 from rerank_plugin.finetune.evaluation.scoring import Evaluation
-from rerank_plugin.finetune.evaluation.significance import paired_difference
-from rerank_plugin.finetune.report.report import Report
+from rerank_plugin.finetune.report.model_names import distinct_names, model_name
+from rerank_plugin.finetune.report.report import ComparisonReport, shown_fact
+from rerank_plugin.finetune.report.verdict import verdict
 from rerank_plugin.model.settings import RerankSettings
 
 from ..factories import build_model, easy_groups, write_lines
 
-PICTURES = {"training_curves", "differences", "scores", "reliability"}
+PLOTS = {"training_curves", "differences", "scores", "reliability"}
 
 
 def evaluation(groups: list[Group], seed: int, gain: float) -> Evaluation:
@@ -32,34 +34,37 @@ def evaluation(groups: list[Group], seed: int, gain: float) -> Evaluation:
         (random.normal(0, 1, len(group.documents)) + gain * np.array(group.labels)).astype("f4")
         for group in groups
     ]
-    rankings = [ScoredQuery(own, group.labels) for own, group in zip(logits, groups, strict=True)]
-    return Evaluation(query_metrics(rankings), 0.0, logits)
+    queries = [ScoredQuery(row, group.labels) for row, group in zip(logits, groups, strict=True)]
+    return Evaluation(query_metrics(queries), 0.0, logits)
 
 
 @pytest.fixture(scope="module")
 def groups() -> list[Group]:
     return [
-        Group(f"what is <b>{i}</b> & more?", [f"right {i} <script>alert(1)</script>"], ["w"] * 9)
+        Group(f"what is <b>{i}</b> & more?", [f"relevant {i} <script>alert(1)</script>"], ["w"] * 9)
         for i in range(40)
     ]
 
 
 @pytest.fixture(scope="module")
 def folder(groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    before, after = evaluation(groups, 0, 0.5), evaluation(groups, 1, 2.0)
-    assert after.logits is not None
     folder = tmp_path_factory.mktemp("report")
-    Report(
+    compared = comparison(groups)
+    ComparisonReport(
         title="A report <of> mine",
-        names=("before", "after"),
-        judged=groups,
-        evaluations=(before, after),
-        difference=paired_difference(before.values, after.values),
-        calibration=Calibration.fit(ScoredPairs.from_queries(after.logits, groups)),
+        names=("base", "tuned"),
+        comparison=compared,
+        calibration=Calibration.fit(compared.pairs[1]),
         history=[{"step": 1, "loss": 2.0}, {"step": 1, "ndcg@10": 0.5}],
-        facts={"options": {"lr": 2e-4, "note": "<i>"}},
+        kept_step=1,
+        facts={"options": {"lr": 2e-4, "note": "<i>", "data": "/home/me/secret/a.jsonl"}},
     ).write(folder)
     return folder
+
+
+def comparison(groups: list[Group], gains: tuple[float, float] = (0.5, 2.0)) -> Comparison:
+    evaluations = evaluation(groups, 0, gains[0]), evaluation(groups, 1, gains[1])
+    return Comparison.from_evaluations(groups, ("base", "tuned"), evaluations)
 
 
 class Page(HTMLParser):
@@ -83,33 +88,35 @@ class Page(HTMLParser):
 def test_nothing_is_missing_and_nothing_is_fetched(folder: Path) -> None:
     text = (folder / "report.html").read_text("utf-8")
     page = Page(text)
-    assert {path.stem for path in folder.glob("*.png")} == PICTURES
-    assert page.tags.count("img") == len(PICTURES)
-    assert all(reference.startswith("data:") for reference in page.references)
-    assert not re.search(r"https?://|@import|url\(", text)
+    assert {path.stem for path in folder.glob("*.png")} == PLOTS
+    assert page.tags.count("svg") == len(PLOTS)
+    assert all(reference.startswith(("data:", "#")) for reference in page.references)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
     assert not {"script", "i", "b"} & set(page.tags)
     assert "what is <b>" in page.text and "A report <of> mine" in page.text
-    assert "better beyond chance" in page.text
+    assert "tuned ranks better than base:" in page.text
+    assert "/home/me" not in text and "a.jsonl" in page.text
     # Ten most improved, and what is hurt.
     assert page.tags.count("details") >= 10
     assert "Expected calibration error" in page.text
 
 
 def test_the_figures_are_the_evaluations(folder: Path, groups: list[Group]) -> None:
-    before, after = evaluation(groups, 0, 0.5), evaluation(groups, 1, 2.0)
+    before, after = comparison(groups).evaluations
     page = Page((folder / "report.html").read_text("utf-8"))
-    for name in ("ndcg@10", "map"):
-        cells = f"{name}{before.means[name]:.4f}{after.means[name]:.4f}"
+    for name, title in (("ndcg@10", "nDCG@10"), ("map", "map")):
+        cells = f"{title}{before.means[name]:.4f}{after.means[name]:.4f}"
         assert cells in page.text
 
 
 #: A page around another one, since a window cannot be as narrow as a telephone; it tells how wide
-#: the inner one is, and how many of its pictures are seen.
+#: the inner one is, and how many of its plots are seen.
 AROUND = """<iframe width="{width}" height="6000" style="border: 0" srcdoc="{page}"></iframe>
 <script>
 onload = () => {{
   const page = document.querySelector("iframe").contentDocument;
-  const seen = [...page.images].filter((image) => image.naturalWidth && image.width > 250);
+  const plots = [...page.querySelectorAll("svg")];
+  const seen = plots.filter((plot) => plot.getBoundingClientRect().width > 250);
   document.body.dataset.width = page.documentElement.scrollWidth;
   document.body.dataset.seen = seen.length;
 }};
@@ -128,8 +135,35 @@ def test_a_browser_shows_it_without_a_complaint(folder: Path, tmp_path: Path, wi
     command = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     done = subprocess.run([*command, around.as_uri()], capture_output=True, text=True, check=False)
     assert f'data-width="{width}"' in done.stdout
-    assert f'data-seen="{len(PICTURES)}"' in done.stdout
+    assert f'data-seen="{len(PLOTS)}"' in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_the_verdict_names_the_better_model(groups: list[Group]) -> None:
+    names = ("base", "tuned")
+    better, worse = comparison(groups, (0.5, 2.0)), comparison(groups, (2.0, 0.5))
+    assert verdict(better, names).headline == "tuned ranks better than base:"
+    assert verdict(worse, names).headline == "tuned ranks worse than base:"
+    same = comparison(groups, (1.0, 1.0))
+    assert verdict(same, names).headline == "No significant difference between base and tuned:"
+    kept = verdict(same, names, kept_step=0)
+    assert kept.headline == "No checkpoint ranked better than base, so tuned contains the base:"
+
+
+def test_names_of_models_are_short_and_tell_them_apart(tmp_path: Path) -> None:
+    for name in ("ferry", "bge/model", "models--BAAI--bge-reranker-base/snapshots/0ab1"):
+        (tmp_path / name).mkdir(parents=True)
+    assert model_name("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
+    assert model_name(tmp_path / "ferry") == "ferry"
+    assert model_name(tmp_path / "bge" / "model") == "bge/model"
+    snapshot = tmp_path / "models--BAAI--bge-reranker-base" / "snapshots" / "0ab1"
+    assert model_name(snapshot) == "BAAI/bge-reranker-base"
+    assert distinct_names("a", "a") == ("a (first)", "a (second)")
+
+
+def test_facts_have_no_absolute_paths() -> None:
+    assert shown_fact(["/data/a.jsonl", "b.jsonl"]) == "a.jsonl, b.jsonl"
+    assert shown_fact({"output_dir": "/home/me/out", "steps": 3}) == "output_dir: out, steps: 3"
 
 
 def test_compare_writes_a_report_and_figures(tmp_path: Path, capsys: Any) -> None:
@@ -147,11 +181,11 @@ def test_compare_writes_a_report_and_figures(tmp_path: Path, capsys: Any) -> Non
     assert won + lost <= 30
     assert 0 < difference["p_value"]["ndcg@10"] <= 1
     page = Page((report / "report.html").read_text("utf-8"))
-    assert "a and b" in page.text and "30 queries" in page.text
+    assert "b compared with a" in page.text and "30 queries" in page.text
     assert "The calibration that b carries has an expected calibration error of" in page.text
-    assert len(record["of_queries"]["ndcg@10"]) == 30
+    assert len(record["per_query"]["ndcg@10"]) == 30
     assert main(["compare", str(models[0]), "--data_path", str(data)]) == 2
     assert "missing option: --model_dir" in capsys.readouterr().err
     one = ["evaluate", "--model_dir", str(models[0]), "--data_path", str(data)]
     assert main([*one, "--report", str(report)]) == 2
-    assert "--report: needs a --baseline" in capsys.readouterr().err
+    assert "--report: requires --baseline" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError, OptionError, SavingError
 from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.export import model_folder
-from rerank_plugin.finetune.report.report import Report
+from rerank_plugin.finetune.report.report import ComparisonReport
 from rerank_plugin.finetune.training import lora
 from rerank_plugin.finetune.training.lora import add_adapter
 from rerank_plugin.model.families import FAMILIES as TABLE
@@ -550,17 +550,17 @@ def test_a_merge_that_fails_is_done_again(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = logits(lora_run(tiny_model, tmp_path / "a", merge=True))
-    write = Report.write
+    write = ComparisonReport.write
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Report, "write", full)
+    monkeypatch.setattr(ComparisonReport, "write", full)
     with pytest.raises(SavingError, match="No space left on device"):
         lora_run(tiny_model, tmp_path / "b", merge=True)
     # What is kept is still what was trained.
     assert (tmp_path / "b.run" / "model" / "adapter_model.safetensors").is_file()
-    monkeypatch.setattr(Report, "write", write)
+    monkeypatch.setattr(ComparisonReport, "write", write)
     np.testing.assert_array_equal(
         logits(lora_run(tiny_model, tmp_path / "b", merge=True)), expected
     )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError, OptionError, SavingError
 from rerank_plugin.finetune import FinetuneConfig, finetune
-from rerank_plugin.finetune.report.report import Report
+from rerank_plugin.finetune.report.report import ComparisonReport
 from rerank_plugin.finetune.training import run_dir
 from rerank_plugin.finetune.training.checkpoint import read_optimizer, write_optimizer
 from rerank_plugin.finetune.training.interrupt import Interruption
@@ -338,7 +338,7 @@ def die_publishing(run: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(SavingError, match="No space left"):
-        patched.setattr(Report, "write", full)
+        patched.setattr(ComparisonReport, "write", full)
         finetune(run)
 
 
@@ -496,7 +496,7 @@ def test_what_comes_into_the_place_meanwhile_is_kept(
     overwrite: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, write = tmp_path / "out", Report.write
+    folder, write = tmp_path / "out", ComparisonReport.write
     run = config(tiny_model, data, folder, overwrite=overwrite, trainer={"max_steps": 2})
 
     def late(*arguments: Any) -> None:
@@ -508,7 +508,7 @@ def test_what_comes_into_the_place_meanwhile_is_kept(
             (folder / ("rerank.json" if made == "a model" else "notes.txt")).write_text("kept")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Report, "write", late)
+        patched.setattr(ComparisonReport, "write", late)
         if made == "a model" and overwrite:
             assert finetune(run).model_dir.joinpath("config.json").is_file()
             return

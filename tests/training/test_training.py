@@ -461,7 +461,7 @@ def test_a_report_that_cannot_be_drawn_loses_no_model(
     def broken(*_: object) -> None:
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("rerank_plugin.finetune.report.report.Report.write", broken)
+    monkeypatch.setattr("rerank_plugin.finetune.report.report.ComparisonReport.write", broken)
     result = run(tiny_model, groups_file, tmp_path / "out")
     assert (result.model_dir / "model.safetensors").is_file()
     assert (result.model_dir / "rerank.json").is_file()

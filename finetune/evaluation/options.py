@@ -1,0 +1,80 @@
+"""The options of an evaluation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rerank_plugin.errors import OptionError
+from rerank_plugin.options import ModelOptions, check_options, option
+
+#: The file for skipped lines if no other is given.
+SKIPPED_LINES = "evaluate.skipped_lines.jsonl"
+
+
+@dataclass(kw_only=True)
+class EvaluationOptions(ModelOptions):
+    """What is evaluated on what; see `evaluate`."""
+
+    model_dir: str | list[str] = option(help="model(s): hub ids, folders or adapter folders")
+    data_path: str | list[str] | None = option(
+        None, help="groups: .jsonl or .jsonl.gz files, folders or globs"
+    )
+    baseline: str | None = option(None, help="a model to compare with, query by query")
+    run: str | None = option(
+        None,
+        help="the TREC run of a retriever in place of groups; without --baseline its own order is "
+        "the baseline",
+    )
+    qrels: str | None = option(
+        None,
+        help="judgements of --run in TREC's or BEIR's format; documents without one are not "
+        "relevant",
+    )
+    queries: str | None = option(None, help="the queries of --run: .jsonl or .tsv")
+    corpus: str | None = option(None, help="the documents of --run: .jsonl or .tsv")
+    top_k: int | None = option(
+        None, minimum=1, help="rerank only this many documents of a query of --run; default: all"
+    )
+    worst: int = option(3, minimum=0, help="show this many of the queries that lose most")
+    on_bad_line: str = option(
+        "error",
+        choices=("error", "skip"),
+        help="stop at a bad line of groups, or skip, count and save it",
+    )
+    skipped_lines: str | None = option(
+        None, help=f"the file for skipped lines; default: beside --output, else {SKIPPED_LINES}"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if len(set(self.models)) < len(self.models):
+            raise OptionError("model_dir", "the same model is given twice")
+        if (self.data_path is None) == (self.run is None):
+            raise OptionError("data_path", "give either groups or a --run")
+        for name, value in self.run_files.items():
+            if self.run is None and value is not None:
+                raise OptionError(name, "only valid with --run")
+            if self.run is not None and value is None and name != "top_k":
+                raise OptionError(name, "required by --run")
+        if self.run is not None and self.on_bad_line == "skip":
+            raise OptionError("on_bad_line", "skip is not valid with --run")
+
+    @property
+    def models(self) -> list[str]:
+        """The models, one or several."""
+        return [self.model_dir] if isinstance(self.model_dir, str) else self.model_dir
+
+    @property
+    def run_files(self) -> dict[str, Any]:
+        """The options that belong to a run, as `open_run` takes them."""
+        return {name: getattr(self, name) for name in ("qrels", "queries", "corpus", "top_k")}
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a baseline."""
+        return self.baseline is not None or self.run is not None
+
+    @property
+    def skipped_file(self) -> Path | None:
+        """The file for skipped lines; None where a bad line is an error."""
+        return Path(self.skipped_lines or SKIPPED_LINES) if self.on_bad_line == "skip" else None
