@@ -116,7 +116,8 @@ class Bm25:
         self._index = bm25s.BM25(method="lucene", backend="numba" if self.compiled else "numpy")
         if self.compiled:
             self._index.compile(activate_numba=True)
-        self._index.index(Tokenized(ids, self.vocabulary), create_empty_token=False)
+        tokens = Tokenized(ids, self.vocabulary)
+        self._index.index(tokens, create_empty_token=False, show_progress=False)
         ids.path.unlink()
 
     def search(self, queries: Sequence[str], count: int) -> list[Hits]:

@@ -1,14 +1,15 @@
-"""Words of a text: what BM25 counts, and what two texts are compared by."""
+"""Normal forms of texts: words for BM25, and keys that equal texts share."""
 
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 
-#: Scripts written without spaces between words, as ranges of code points: Thai, Lao, Myanmar,
-#: Khmer, and what Lucene's CJK analysis takes in (Kana, Han, Hangul).
+#: Scripts without spaces between words, as ranges of code points: Thai, Lao, Myanmar, Khmer, and
+#: those of Lucene's CJK analysis (Kana, Han, Hangul).
 UNSPACED = (
     (0x0E00, 0x0EFF),
     (0x1000, 0x109F),
@@ -26,44 +27,54 @@ UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 
-#: Signs that tell texts apart where punctuation does not: C from C#, 5 from 5%.
+#: Signs that are kept wherever they are, as they change a meaning: C is not C#, 5 is not 5%.
 SIGNS = "#%&@$+<=>"
 
-#: Other signs that do so where they stand in certain places: a minus before a number and behind no
-#: word, operators and separators between words or numbers (6*3, 6/3), marks between digits (1.5,
-#: 5-3, 12:30), and what negates (!=). Where a space stands beside one of them makes no difference,
-#: but for stars and tildes, which also stand around words.
-IN_PLACE = (
-    r"(?=[-*/^\\|~.,:!])(?:(?<!{word})-(?={digit})"
-    r"|(?<={word})[*~](?={word})|(?<={word} )[*~](?= {word})"
-    r"|(?:(?<={word})|(?<={word} ))[/^\\|](?= ?{word})"
-    r"|(?<={digit})[.,](?={digit})|(?:(?<={digit})|(?<={digit} ))[-:](?= ?{digit})|!(?==))"
+#: Marks that are kept in some positions only; elsewhere they are punctuation. White space beside
+#: them makes no difference, except for stars and tildes, which are also put around words.
+MARKS = (
+    # A minus: -5 is not 5.
+    r"(?<!{word})-(?={digit})",
+    # A product or an approximation: 6*3, 6 * 3.
+    r"(?<={word})[*~](?={word})",
+    r"(?<={word} )[*~](?= {word})",
+    # Alternatives, quotients and powers: either/or, 6 / 3, 2^8.
+    r"(?:(?<={word})|(?<={word} ))[/^\\|](?= ?{word})",
+    # Decimals and thousands: 1.5 is not 15.
+    r"(?<={digit})[.,](?={digit})",
+    # Ranges, times and ratios: 5-3, 12:30.
+    r"(?:(?<={digit})|(?<={digit} ))[-:](?= ?{digit})",
+    # A negation: != is not =.
+    r"!(?==)",
 )
+
+#: Looking for one of their first characters first makes the search several times as fast.
+MARK = rf"(?=[-*/^\\|~.,:!])(?:{'|'.join(MARKS)})"
 
 ASCII_WORD = re.compile(r"[a-z0-9]+")
 ASCII_TOKEN = re.compile(
-    f"{ASCII_WORD.pattern}|[{SIGNS}]|{IN_PLACE.format(word='[a-z0-9]', digit='[0-9]')}"
+    f"{ASCII_WORD.pattern}|[{SIGNS}]|{MARK.format(word='[a-z0-9]', digit='[0-9]')}"
 )
 
-#: Raised digits behind a digit: 10⁵ is not 105. Elsewhere they are only written in another way.
-RAISED = re.compile(r"(?<=\d)(?=[⁰¹²³⁴-⁹])")
+#: The position before an exponent, which NFKC would append to its base: 10⁵ is not 105.
+EXPONENT = re.compile(r"(?<=\d)(?=[⁰¹²³⁴-⁹])")
 
-#: Dashes, which are written for one another.
+#: Dashes, all of which are used as a minus.
 DASHES = re.compile("[\u2010-\u2015\u2212]")
 
 
 def normalize_text(text: str) -> str:
-    """A text without case, width and characters that nobody sees: NFKC, then case folding."""
+    """Return a text without case, width and invisible characters: NFKC, then case folding."""
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFKC", invisible().sub("", text)).casefold()
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in their order, without case, width and punctuation.
+    """Return the words of a text in their order, without case, width and punctuation.
 
-    A run of a script without spaces gives the pairs of its neighbouring characters, as Lucene's
-    `CJKBigramFilter` does; a character alone gives itself.
+    A run of a script without spaces becomes the pairs of its neighbouring characters, as in
+    Lucene's `CJKBigramFilter`; a single character remains one.
     """
     text = normalize_text(text)
     if text.isascii():
@@ -73,30 +84,32 @@ def words(text: str) -> list[str]:
     runs: list[str] = word.findall(text.replace("_", " "))
     if not unspaced.search(text):
         return runs
-    found: list[str] = []
-    for run in runs:
-        if run.isascii() or not unspaced.search(run):
-            found.append(run)
-            continue
-        # With one group in the pattern, every second part is an unspaced run.
-        for place, part in enumerate(unspaced.split(run)):
-            if place % 2 and len(part) > 1:
-                found += (first + second for first, second in pairwise(part))
-            elif part:
-                found.append(part)
-    return found
+    return [word for run in runs for word in split_run(run, unspaced)]
+
+
+def split_run(run: str, unspaced: re.Pattern[str]) -> Iterator[str]:
+    """Yield the words of a run of letters, and the bigrams of scripts without spaces in it."""
+    if run.isascii():
+        yield run
+        return
+    # With one group in the pattern, every second piece is of a script without spaces.
+    for index, piece in enumerate(unspaced.split(run)):
+        if index % 2 and len(piece) > 1:
+            yield from (first + second for first, second in pairwise(piece))
+        elif piece:
+            yield piece
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether a text has characters of a script without spaces."""
+    """Return whether a text has characters of a script without spaces."""
     return not text.isascii() and patterns()[1].search(text) is not None
 
 
 @cache
 def patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What a word is, and what a run of a script without spaces is.
+    """Return the patterns of a word, and of a run of a script without spaces.
 
-    Combining marks belong to words: without them those of many scripts would fall apart.
+    Combining marks are part of words: without them the words of many scripts would be split.
     """
     marks = "".join(
         character
@@ -109,36 +122,36 @@ def patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 @cache
 def invisible() -> re.Pattern[str]:
-    """Soft hyphens, zero-width spaces and others of category Cf, and variation selectors."""
-    # Up to 0xFFFF: with others the pattern would take several times as long.
+    """Return the pattern of invisible characters: category Cf, and variation selectors."""
+    # Up to 0xFFFF: beyond it the pattern would be several times as slow.
     characters = map(chr, range(0x80, 0x10000))
-    found = "".join(c for c in characters if unicodedata.category(c) == "Cf")
-    return re.compile(f"[{found}\ufe00-\ufe0f]")
+    formats = "".join(c for c in characters if unicodedata.category(c) == "Cf")
+    return re.compile(f"[{formats}\ufe00-\ufe0f]")
 
 
 @cache
 def token_patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What a word or a sign is, and a space between characters of scripts without spaces.
+    """Return the patterns of a word or sign, and of a space inside scripts without spaces.
 
-    Of other symbols boxes and bullets are none: they only decorate.
+    Symbols are signs, except boxes and bullets, which only decorate.
     """
     word, unspaced = patterns()
     characters = [*map(chr, range(0x80, 0x2500)), *map(chr, range(0x2600, 0x3000))]
     symbols = "".join(c for c in characters if unicodedata.category(c) in ("Sc", "Sm", "So"))
     between = f"(?<={unspaced.pattern[1:-2]}) (?={unspaced.pattern[1:-2]})"
-    in_place = IN_PLACE.format(word=word.pattern.removesuffix("+"), digit=r"\d")
+    mark = MARK.format(word=word.pattern.removesuffix("+"), digit=r"\d")
     signs = f"[{SIGNS}{symbols}\U0001f000-\U0001faff]"
-    return re.compile(f"{word.pattern}|{signs}|{in_place}"), re.compile(between)
+    return re.compile(f"{word.pattern}|{signs}|{mark}"), re.compile(between)
 
 
 def text_key(text: str) -> str:
-    """What makes two texts the same: neither case, width, spacing nor punctuation.
+    """Return the key that a text shares with its copies in another case, width or punctuation.
 
-    Its words and signs with a space between them, and none between characters of scripts without
-    spaces, whatever stands between them.
+    The key is the text's words and signs, separated by a space, with no space between characters
+    of scripts without spaces. A text without words and signs is its own key.
     """
     if not text.isascii():
-        text = RAISED.sub("^", text)
+        text = EXPONENT.sub("^", text)
     text = " ".join(normalize_text(text).split())
     if text.isascii():
         return " ".join(ASCII_TOKEN.findall(text)) or text.replace(" ", "")
@@ -150,20 +163,22 @@ def text_key(text: str) -> str:
 
 
 def key_words(key: str) -> list[str]:
-    """The words and signs of a `text_key`, taken apart as `words` does."""
+    """Return the words and signs of a `text_key`, split as by `words`."""
     tokens = key.split()
-    return tokens if key.isascii() else [part for own in tokens for part in words(own) or [own]]
+    return (
+        tokens if key.isascii() else [word for token in tokens for word in words(token) or [token]]
+    )
 
 
 def digest(text: str) -> int:
-    """64 bits of a text, the same on every machine: millions of them fit in memory.
+    """Return 64 bits of a text, the same on every machine; millions of them fit in memory.
 
-    Of 30 million sets of a million texts each, one has two different texts that share a number.
+    One in 30 million sets of a million texts has two different texts with the same number.
     """
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
 
 
 @lru_cache(maxsize=1 << 16)
 def text_digest(text: str) -> int:
-    """The digest of a text's key: that of its copies in another case, width or punctuation too."""
+    """Return the digest of a text's key, which its copies share."""
     return digest(text_key(text))
