@@ -22,9 +22,9 @@ class EvaluateOptions(EvaluationOptions):
     report: str | None = option(
         None, help="a folder for report.html and its plots, on one model and its baseline"
     )
-    fail_below: float | None = option(None, help="exit code 3 if a model's ndcg@10 is below this")
+    fail_below: float | None = option(None, help="exit code 3 if a first metric is below this")
     fail_if_not_better: bool = option(
-        False, help="exit code 3 if a model's ndcg@10 is not above the baseline's"
+        False, help="exit code 3 if a first metric is not above the baseline's"
     )
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.io.jsonl import SkippedLines, fingerprint
@@ -14,7 +15,6 @@ from ..data.dataset import GroupDataset
 from ..data.index_cache import cache_folder
 from .comparison import SHOWN, Comparison
 from .judged_query import JudgedQueries
-from .metrics import METRIC
 from .options import EvaluationOptions
 from .result import EvaluationResult
 from .scoring import Evaluation, evaluate_groups
@@ -38,6 +38,7 @@ def evaluate(
     queries: FilePath | None = None,
     corpus: FilePath | None = None,
     top_k: int | None = None,
+    metrics: str | list[str] | None = None,
     worst: int = 3,
     on_bad_line: str = "error",
     skipped_lines: FilePath | None = None,
@@ -67,6 +68,9 @@ def evaluate(
         queries: The queries of `run`: `.jsonl` or `.tsv`.
         corpus: The documents of `run`: `.jsonl` or `.tsv`.
         top_k: Rerank only this many documents of each query of `run`, by default all.
+        metrics: Metrics in ir-measures' spelling, such as `["nDCG@10", "RR@10", "AP"]`; models are
+            compared by the first one. By default `ndcg@10`, `mrr@10`, `map`, `hit@1`, `hit@3` and
+            `recall@10`.
         worst: Keep at least this many of the queries that lose most, with texts.
         on_bad_line: `error` to stop at a bad line of groups, `skip` to skip, count and save it.
         skipped_lines: The file for skipped lines, by default `evaluate.skipped_lines.jsonl`.
@@ -101,7 +105,7 @@ def run_evaluation(options: EvaluationOptions, *, progress: bool) -> EvaluationR
             model: evaluate_model(model, judged, options, progress=progress)
             for model in options.models
         }
-        comparisons = compare_models(judged, baseline, evaluations, max(SHOWN, options.worst))
+        comparisons = compare_models(judged, baseline, evaluations, options)
         data = {
             "data_path": options.data_path,
             "run": options.run,
@@ -110,7 +114,8 @@ def run_evaluation(options: EvaluationOptions, *, progress: bool) -> EvaluationR
             **options.loading,
         }
     name = baseline[0] if baseline else None
-    return EvaluationResult(evaluations, comparisons, METRIC, name, data)
+    metric = options.metric_names[0]
+    return EvaluationResult(evaluations, comparisons, metric, name, data)
 
 
 @contextmanager
@@ -137,7 +142,9 @@ def evaluate_model(
     reranker = options.load_reranker(model)
     pairs = sum(len(query.documents) for query in judged) if progress else None
     with bar(Path(model).name, "pair", pairs, shown=progress) as scored:
-        return evaluate_groups(reranker, judged, progress=scored.update)
+        return evaluate_groups(
+            reranker, judged, progress=scored.update, metrics=options.metric_names
+        )
 
 
 def baseline_evaluation(
@@ -147,21 +154,27 @@ def baseline_evaluation(
     if options.baseline is not None:
         evaluation = evaluate_model(options.baseline, judged, options, progress=progress)
         return options.baseline, evaluation
-    return (RUN_ORDER, judged.run_order) if isinstance(judged, TrecRun) else None
+    if isinstance(judged, TrecRun):
+        return RUN_ORDER, judged.run_order(options.metric_names)
+    return None
 
 
 def compare_models(
     judged: JudgedQueries,
     baseline: tuple[str, Evaluation] | None,
     evaluations: dict[str, Evaluation],
-    shown: int,
+    options: EvaluationOptions,
 ) -> dict[str, Comparison]:
     """Compare every model with the baseline, if there is one."""
     if baseline is None:
         return {}
     name, first = baseline
+    settings: Any = {
+        "metric": options.metric_names[0],
+        "shown": max(SHOWN, options.worst),
+    }
     return {
-        model: Comparison.from_evaluations(judged, (name, model), (first, second), shown=shown)
+        model: Comparison.from_evaluations(judged, (name, model), (first, second), **settings)
         for model, second in evaluations.items()
     }
 

@@ -1,27 +1,33 @@
-"""Ranking metrics of every query, by trec_eval."""
+"""Ranking metrics of every query, by ir-measures and trec_eval."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
+import ir_measures
 import numpy as np
 import numpy.typing as npt
-import pytrec_eval
+from ir_measures.measures.base import MeanAgg
+from ir_measures.providers import FallbackProvider
 
-#: Our names, and trec_eval's.
-METRICS = {
-    "ndcg@10": "ndcg_cut_10",
-    "mrr@10": "recip_rank",
-    "map": "map",
-    "hit@1": "success_1",
-    "hit@3": "success_3",
-    "recall@10": "recall_10",
-}
+from rerank_plugin.errors import OptionError
 
-#: What trec_eval is asked for, cuts after a dot.
-TREC_MEASURES = {"ndcg_cut.10", "recip_rank", "map", "success.1,3", "recall.10"}
+from ..data.batched import batched
+
+#: The metrics of an evaluation, if no others are given.
+METRICS = ("ndcg@10", "mrr@10", "map", "hit@1", "hit@3", "recall@10")
 
 #: The metric by which models are compared.
 METRIC = "ndcg@10"
+
+#: Spellings that ir-measures has under other names.
+ALIASES = {"ndcg": "nDCG", "mrr": "RR", "map": "AP", "hit": "Success", "recall": "R"}
+
+#: Both compute metrics in this process; trec_eval has no cut-off for the reciprocal rank.
+PROVIDER = FallbackProvider([ir_measures.pytrec_eval, ir_measures.msmarco])
+
+#: Queries that are scored and measured together; enough for their pairs to sort well by length.
+QUERIES_AT_ONCE = 256
 
 Values = npt.NDArray[np.float64]
 
@@ -50,21 +56,52 @@ def ranked_indices(query: ScoredQuery) -> npt.NDArray[np.intp]:
     return np.lexsort((np.asarray(query.grades), -query.scores))
 
 
-def query_metrics(queries: Iterable[ScoredQuery]) -> dict[str, Values]:
-    """Return every metric of every query, each an array `[queries]`."""
-    values: dict[str, list[float]] = {name: [] for name in METRICS}
-    for query in queries:
+@cache
+def parse_metric(name: str) -> Any:
+    """Return the measure of ir-measures that a name such as `nDCG@10` or `hit@1` means.
+
+    Raises:
+        OptionError: no such metric, or one that is no mean over queries.
+    """
+    kind, at, cut_off = name.partition("@")
+    try:
+        measure = ir_measures.parse_measure(f"{ALIASES.get(kind, kind)}{at}{cut_off}")
+        known = PROVIDER.supports(measure) and isinstance(measure.aggregator(), MeanAgg)
+    except (AssertionError, NameError, TypeError, ValueError):
+        known = False
+    if not known:
+        problem = f"unknown metric {name!r}; use names such as nDCG@10, RR@10, AP, P@1 or R@10"
+        raise OptionError("metrics", problem)
+    return measure
+
+
+def query_metrics(
+    queries: Iterable[ScoredQuery], names: Sequence[str] = METRICS
+) -> dict[str, Values]:
+    """Return metrics of every query, each an array `[queries]`.
+
+    Args:
+        queries: The queries.
+        names: The names of the metrics.
+    """
+    measures = {name: parse_metric(name) for name in names}
+    batches = [batch_metrics(batch, measures) for batch in batched(queries, QUERIES_AT_ONCE)]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+
+def batch_metrics(queries: Sequence[ScoredQuery], measures: Mapping[str, Any]) -> dict[str, Values]:
+    """Return metrics of some queries, each an array `[queries]`."""
+    run, grades = {}, {}
+    for number, query in enumerate(queries):
         # trec_eval breaks ties its own way: ranks in place of scores leave it none.
-        run = {str(index): float(-rank) for rank, index in enumerate(ranked_indices(query))}
-        grades = [*query.grades, *query.missed]
-        judged = {str(index): int(grade) for index, grade in enumerate(grades)}
-        evaluator = pytrec_eval.RelevanceEvaluator({"query": judged}, TREC_MEASURES)
-        found = evaluator.evaluate({"query": run})["query"]
-        # trec_eval has no cut-off for the reciprocal rank: below rank 10 it counts as 0.
-        found["recip_rank"] *= found["recip_rank"] >= 1 / 10
-        for name, trec_name in METRICS.items():
-            values[name].append(found[trec_name])
-    return {name: np.array(column) for name, column in values.items()}
+        ranks = enumerate(ranked_indices(query))
+        run[str(number)] = {str(index): float(-rank) for rank, index in ranks}
+        judged = enumerate([*query.grades, *query.missed])
+        grades[str(number)] = {str(index): int(grade) for index, grade in judged}
+    values = {measure: np.zeros(len(queries)) for measure in measures.values()}
+    for metric in PROVIDER.evaluator(list(values), grades).iter_calc(run):
+        values[metric.measure][int(metric.query_id)] = metric.value
+    return {name: values[measure] for name, measure in measures.items()}
 
 
 def mean_metrics(values: Mapping[str, Values]) -> dict[str, float]:

@@ -35,6 +35,11 @@ class EvaluationOptions(ModelOptions):
     top_k: int | None = option(
         None, minimum=1, help="rerank only this many documents of a query of --run; default: all"
     )
+    metrics: str | list[str] | None = option(
+        None,
+        help="metrics in ir-measures' spelling, such as nDCG@10 RR@10 AP P@1 R@10; the first one "
+        "compares models; default: ndcg@10 mrr@10 map hit@1 hit@3 recall@10",
+    )
     worst: int = option(3, minimum=0, help="show this many of the queries that lose most")
     on_bad_line: str = option(
         "error",
@@ -49,6 +54,14 @@ class EvaluationOptions(ModelOptions):
         check_options(self)
         if len(set(self.models)) < len(self.models):
             raise OptionError("model_dir", "the same model is given twice")
+        self._check_data()
+        if self.metrics is not None:
+            from .metrics import parse_metric
+
+            for name in self.metric_names:
+                parse_metric(name)
+
+    def _check_data(self) -> None:
         if (self.data_path is None) == (self.run is None):
             raise OptionError("data_path", "give either groups or a --run")
         for name, value in self.run_files.items():
@@ -63,6 +76,13 @@ class EvaluationOptions(ModelOptions):
     def models(self) -> list[str]:
         """The models, one or several."""
         return [self.model_dir] if isinstance(self.model_dir, str) else self.model_dir
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The names of the metrics; the first one compares models."""
+        from .metrics import METRICS
+
+        return [self.metrics] if isinstance(self.metrics, str) else list(self.metrics or METRICS)
 
     @property
     def run_files(self) -> dict[str, Any]:

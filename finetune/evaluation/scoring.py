@@ -13,10 +13,7 @@ from ..data.batched import batched
 from ..losses.base import Loss, teacher_scores
 from .calibration import ScoredPairs
 from .judged_query import JudgedQuery
-from .metrics import METRICS, ScoredQuery, Values, mean_metrics, query_metrics
-
-#: Queries whose pairs are scored together; enough for the pairs to sort well by length.
-QUERIES_AT_ONCE = 256
+from .metrics import METRICS, QUERIES_AT_ONCE, ScoredQuery, Values, mean_metrics, query_metrics
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ def evaluate_groups(
     judged: Iterable[JudgedQuery],
     loss: Loss | None = None,
     progress: Callable[[int], Any] | None = None,
+    metrics: Sequence[str] = METRICS,
 ) -> Evaluation:
     """Score all candidates of every query, and measure how well they are ranked.
 
@@ -80,6 +78,7 @@ def evaluate_groups(
             scored, whatever the size of groups in training.
         loss: A loss whose mean over queries is computed too, over all candidates of each.
         progress: Called with a number of pairs whenever that many more are scored.
+        metrics: The names of the metrics.
     """
     values: list[dict[str, Values]] = []
     logits: list[Logits] = []
@@ -95,8 +94,9 @@ def evaluate_groups(
         batch_logits = np.split(flat_logits, np.cumsum(sizes)[:-1])
         logits += batch_logits
         scored = zip(batch_logits, batch, strict=True)
-        values.append(query_metrics(ScoredQuery(row, q.labels, q.missed) for row, q in scored))
-    joined = {name: np.concatenate([batch[name] for batch in values]) for name in METRICS}
+        queries = [ScoredQuery(row, query.labels, query.missed) for row, query in scored]
+        values.append(query_metrics(queries, metrics))
+    joined = {name: np.concatenate([batch[name] for batch in values]) for name in metrics}
     return Evaluation(joined, loss_sum / len(logits), logits)
 
 

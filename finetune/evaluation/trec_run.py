@@ -28,7 +28,7 @@ from ..data.beir_files import (
 )
 from ..data.corpus import Corpus, Positions
 from ..data.reason_counts import ReasonCounts
-from .metrics import ScoredQuery, query_metrics
+from .metrics import METRICS, ScoredQuery, query_metrics
 from .scoring import Evaluation
 
 #: trec_eval counts documents of every grade up to the highest there is.
@@ -107,12 +107,11 @@ class TrecRun:
     def __iter__(self) -> Iterator[Retrieved]:
         return (self[index] for index in range(len(self)))
 
-    @property
-    def run_order(self) -> Evaluation:
-        """The evaluation of the run's own order, with its scores as logits."""
+    def run_order(self, metrics: Sequence[str] = METRICS) -> Evaluation:
+        """Evaluate the run's own order, with its scores as logits."""
         queries = [ScoredQuery(q.scores, q.labels, q.missed, True) for q in self.candidates]
         scores = [query.scores for query in self.candidates]
-        return Evaluation(query_metrics(queries), 0.0, scores, in_order=True)
+        return Evaluation(query_metrics(queries, metrics), 0.0, scores, in_order=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rerank_plugin.finetune.data.groups import read_groups
 from rerank_plugin.finetune.evaluation.metrics import METRICS
 from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 
+from ..conftest import Run
 from ..factories import build_model, easy_groups, write_lines
 
 
@@ -71,3 +72,17 @@ def test_bad_lines_are_skipped_and_saved(data: Path, tiny_model: Path, tmp_path:
     found = evaluate(model_dir=tiny_model, data_path=bad, on_bad_line="skip", skipped_lines=skipped)
     assert found.metrics["queries"] == 30
     assert json.loads(skipped.read_text())["line"] == 31
+
+
+def test_metrics_have_the_spelling_of_ir_measures(
+    cli: Run, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "metrics.json"
+    names = ["AP", "P@1", "nDCG@10", "RR@10", "hit@1", "ndcg@10"]
+    arguments = ["--model_dir", tiny_model, "--data_path", data, "--output", output]
+    assert cli("evaluate", *arguments, "--metrics", *names)[0] == 0
+    after = json.loads(output.read_text())["after"]
+    assert list(after) == [*names, "queries"]
+    assert (after["nDCG@10"], after["P@1"]) == (after["ndcg@10"], after["hit@1"])
+    code, _, err = cli("evaluate", *arguments, "--metrics", *names, "--fail_below", 1)
+    assert code == 3 and "--fail_below: AP 0." in err

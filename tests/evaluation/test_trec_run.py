@@ -18,11 +18,11 @@ from rerank_plugin.finetune import evaluate
 from rerank_plugin.finetune.data.groups import Group
 from rerank_plugin.finetune.evaluation.metrics import (
     METRICS,
-    TREC_MEASURES,
+    QUERIES_AT_ONCE,
     ScoredQuery,
     query_metrics,
 )
-from rerank_plugin.finetune.evaluation.scoring import QUERIES_AT_ONCE, evaluate_groups
+from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 from rerank_plugin.finetune.evaluation.trec_run import open_run
 
 from ..factories import Run, build_model, sample_texts, write_lines
@@ -30,6 +30,16 @@ from ..factories import Run, build_model, sample_texts, write_lines
 #: Of a query: documents that were found with their scores, and grades of judged ones.
 Found = dict[str, float]
 Grades = dict[str, int]
+
+#: The names of the metrics in trec_eval, and what it is asked for.
+TREC_NAMES = dict(
+    zip(
+        METRICS,
+        ("ndcg_cut_10", "recip_rank", "map", "success_1", "success_3", "recall_10"),
+        strict=True,
+    )
+)
+TREC_MEASURES = {"ndcg_cut.10", "recip_rank", "map", "success.1,3", "recall.10"}
 
 DOCUMENTS = [f"d{number}" for number in range(25)]
 SCORES = st.floats(-50, 50, width=32)
@@ -42,7 +52,7 @@ def trec_eval(found: Found, grades: Grades) -> dict[str, float]:
     values = evaluator.evaluate({"q": found})["q"]
     # It knows no cut for the reciprocal rank.
     values["recip_rank"] *= values["recip_rank"] >= 0.1
-    return {name: values[trec_name] for name, trec_name in METRICS.items()}
+    return {name: values[trec_name] for name, trec_name in TREC_NAMES.items()}
 
 
 def ours(found: Found, grades: Grades) -> dict[str, float]:
@@ -111,7 +121,7 @@ def test_a_run_is_ranked_as_trec_eval_ranks_it(files: dict[str, Path]) -> None:
     found, grades = parsed(files)
     names: dict[str, Any] = {name: files[name] for name in ("qrels", "queries", "corpus")}
     with open_run(files["run"], **names) as run:
-        values = run.run_order.values
+        values = run.run_order().values
         assert run.counts.lines() == [
             "1 × queries of the qrels that the run lacks",
             "1 × queries of the run without a judgement, left out, for example 'q30'",
@@ -194,6 +204,10 @@ def test_judgements_without_a_right_passage_say_nothing(
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
+        ({"metrics": ["nDCG@10", "foo@3"]}, "metrics: unknown metric 'foo@3'; use names such as"),
+        ({"metrics": "R"}, "metrics: unknown metric 'R'"),
+        ({"metrics": "NumRet"}, "metrics: unknown metric 'NumRet'"),
+        ({"metrics": "ERR@10"}, "metrics: unknown metric 'ERR@10'"),
         ({"worst": -1}, "worst: -1 is less than 0"),
         ({"model_dir": ["m", "m"]}, "model_dir: the same model is given twice"),
         ({"data_path": "x.jsonl"}, "data_path: give either groups or a --run"),

@@ -45,7 +45,7 @@ def execute(cli: Run, folder: Path, command: str) -> tuple[int, str]:
     if command == "evaluate":
         try:
             with open_run(folder / RUN, **files) as run:
-                write_json(folder / "output.jsonl", run.run_order.means)
+                write_json(folder / "output.jsonl", run.run_order().means)
                 return 0, "\n".join(run.counts.lines())
         except InputError as error:
             return 2, str(error)
