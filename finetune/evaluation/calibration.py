@@ -41,7 +41,7 @@ STEPS = 100
 class ScoredPairs:
     """Logits of all candidates of some queries, their relevance and their query, `[pairs]`.
 
-    Every query counts as one, whatever groups it stands in.
+    A query that is in several groups counts once.
     """
 
     logits: Numbers
@@ -181,7 +181,7 @@ def thresholds(scored: ScoredPairs) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the logits of a model become probabilities, and how good these are."""
+    """A scaling of logits to probabilities, its quality, and score thresholds."""
 
     scaling: PlattScaling
     #: The share of relevant documents among those that it was fitted on.

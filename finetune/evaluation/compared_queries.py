@@ -42,7 +42,7 @@ class TopDocuments:
 
     @property
     def summary(self) -> str:
-        """Where the first relevant document is, in words."""
+        """The rank of the first relevant document, in words."""
         if self.first_relevant is None:
             return "no relevant document among the candidates"
         return f"first relevant document at rank {self.first_relevant}"

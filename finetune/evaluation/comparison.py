@@ -73,7 +73,7 @@ class Comparison:
 
     @property
     def queries(self) -> int:
-        """How many queries there are."""
+        """The number of queries."""
         count: int = self.difference["queries"]
         return count
 

@@ -96,7 +96,7 @@ def evaluate(
 
 def run_evaluation(options: EvaluationOptions, *, progress: bool) -> EvaluationResult:
     """Evaluate as options say; see `evaluate`."""
-    # A wrong name is reported at once, not after the evaluation of the models before it.
+    # An unknown model is reported at once, not after the evaluation of those before it.
     for model in filter(None, (*options.models, options.baseline)):
         check_model(model, revision=options.revision, trust_remote_code=options.trust_remote_code)
     with open_judged(options, progress=progress) as judged:

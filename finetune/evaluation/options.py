@@ -13,7 +13,7 @@ SKIPPED_LINES = "evaluate.skipped_lines.jsonl"
 
 @dataclass(kw_only=True)
 class EvaluationOptions(ModelOptions):
-    """What is evaluated on what; see `evaluate`."""
+    """Models, data and metrics; see `evaluate`."""
 
     model_dir: str | list[str] = option(help="model(s): hub ids, folders or adapter folders")
     data_path: str | list[str] | None = option(
@@ -91,7 +91,7 @@ class EvaluationOptions(ModelOptions):
 
     @property
     def compares(self) -> bool:
-        """Whether there is a baseline."""
+        """True if there is a baseline."""
         return self.baseline is not None or self.run is not None
 
     @property

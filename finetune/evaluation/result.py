@@ -31,7 +31,7 @@ class EvaluationResult:
 
     @property
     def improved(self) -> bool:
-        """Whether every model is better than the baseline."""
+        """True if every model is better than the baseline."""
         return bool(self.comparisons) and all(one.improved for one in self.comparisons.values())
 
     def to_dict(self) -> dict[str, Any]:

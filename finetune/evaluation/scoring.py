@@ -102,15 +102,17 @@ def evaluate_groups(
 
 def interleaved(parts: Sequence[Evaluation | None]) -> Evaluation:
     """Join the evaluations of n processes, each of which took every n-th query."""
-    evaluations = [part for part in parts if part is not None]
-    counts = [len(next(iter(part.values.values()))) for part in evaluations]
+    evaluations = [evaluation for evaluation in parts if evaluation is not None]
+    counts = [len(next(iter(evaluation.values.values()))) for evaluation in evaluations]
     order = np.argsort(
         np.concatenate([np.arange(count) * len(parts) + i for i, count in enumerate(counts)])
     )
     values = {
-        name: np.concatenate([part.values[name] for part in evaluations])[order]
+        name: np.concatenate([evaluation.values[name] for evaluation in evaluations])[order]
         for name in evaluations[0].values
     }
-    losses = [part.loss * count for part, count in zip(evaluations, counts, strict=True)]
-    logits = [row for part in evaluations for row in part.logits or ()]
+    losses = [
+        evaluation.loss * count for evaluation, count in zip(evaluations, counts, strict=True)
+    ]
+    logits = [row for evaluation in evaluations for row in evaluation.logits or ()]
     return Evaluation(values, sum(losses) / sum(counts), [logits[index] for index in order])

@@ -116,20 +116,20 @@ def training_curves(
         "eval_loss": "Validation loss",
         metric: f"{metric_title(metric)} on validation queries",
     }
-    found = {
+    curves = {
         name: [(entry["step"], entry[name]) for entry in history if name in entry]
         for name in titles
     }
-    found = {name: points for name, points in found.items() if points}
-    figure, axes = panels(len(found), 0.5 + 1.35 * len(found), sharex=True)
-    for panel, (name, points) in zip(axes, found.items(), strict=True):
+    curves = {name: points for name, points in curves.items() if points}
+    figure, axes = panels(len(curves), 0.5 + 1.35 * len(curves), sharex=True)
+    for panel, (name, points) in zip(axes, curves.items(), strict=True):
         marker = None if name == "loss" and len(points) > 20 else "o"
         panel.plot(*zip(*points, strict=True), color=PALETTE["blue"], marker=marker)
         if kept_step is not None:
             panel.axvline(kept_step, color=PALETTE["orange"], linestyle="--", linewidth=1)
         panel.set(title=titles[name])
-    if metric in found:
-        axes[-1].set_ylim(*metric_range([value for _, value in found[metric]]))
+    if metric in curves:
+        axes[-1].set_ylim(*metric_range([value for _, value in curves[metric]]))
     if kept_step is not None:
         axes[-1].annotate(
             "kept",

@@ -145,7 +145,7 @@ class ComparisonReport:
 
     @property
     def subtitle(self) -> str:
-        """How many queries were ranked with how many candidates."""
+        """The line below the title: the number of queries and of their candidates."""
         queries = self.comparison.queries
         candidates = len(self.comparison.pairs[1].logits) / queries
         return f"{queries} queries with {candidates:.3g} candidates each on average"
@@ -160,7 +160,7 @@ class ComparisonReport:
 
     @property
     def calibration_text(self) -> str:
-        """What calibrated scores are and how good they are here; empty without a calibration."""
+        """A sentence about calibrated scores and their error; empty without a calibration."""
         if self.carried:
             assert self.calibrated is not None
             pairs = self.comparison.pairs[1]
@@ -202,9 +202,9 @@ def page_template() -> jinja2.Template:
 def shown_fact(value: Any) -> Any:
     """Return an option's value as a reader of another machine may see it: no absolute path."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {shown_fact(item)}" for name, item in value.items())
+        return ", ".join(f"{name}: {shown_fact(inner)}" for name, inner in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(str(shown_fact(item)) for item in value)
+        return ", ".join(str(shown_fact(inner)) for inner in value)
     if isinstance(value, str | Path) and Path(value).is_absolute():
         return Path(value).name
     return value

@@ -62,12 +62,12 @@ def tiles(comparison: Comparison) -> list[Tile]:
     before, after = (evaluation.means for evaluation in comparison.evaluations)
     better, worse = (comparison.difference[name][metric] for name in ("better", "worse"))
     change = f"{before[metric]:.3f} → {after[metric]:.3f}"
-    found = [Tile(metric_title(metric), change, f"mean over {queries} queries; 1 is perfect")]
+    shown = [Tile(metric_title(metric), change, f"mean over {queries} queries; 1 is perfect")]
     if "hit@1" in after:
         change = f"{before['hit@1']:.0%} → {after['hit@1']:.0%}"
-        found.append(Tile("Relevant document on top", change, "of the queries"))
+        shown.append(Tile("Relevant document on top", change, "of the queries"))
     unchanged = f"{queries - better - worse} unchanged"
-    return [*found, Tile("Queries better / worse", f"{better} / {worse}", unchanged)]
+    return [*shown, Tile("Queries better / worse", f"{better} / {worse}", unchanged)]
 
 
 def metric_rows(comparison: Comparison) -> list[dict[str, Any]]:

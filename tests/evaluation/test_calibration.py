@@ -44,9 +44,9 @@ def drawn(queries: int, *, scale: float, bias: float, seed: int = 0, each: int =
 
 @pytest.mark.parametrize(("scale", "bias"), [(0.4, -2.0), (1.0, 0.0), (3.0, -5.0)])
 def test_what_was_drawn_is_found(scale: float, bias: float) -> None:
-    found = fit_scaling(drawn(1000, scale=scale, bias=bias))
-    assert found is not None
-    assert (found.scale, found.bias) == pytest.approx((scale, bias), rel=0.1, abs=0.1)
+    scaling = fit_scaling(drawn(1000, scale=scale, bias=bias))
+    assert scaling is not None
+    assert (scaling.scale, scaling.bias) == pytest.approx((scale, bias), rel=0.1, abs=0.1)
 
 
 @given(
@@ -54,12 +54,12 @@ def test_what_was_drawn_is_found(scale: float, bias: float) -> None:
 )
 def test_a_fit_never_turns_the_order(pairs: list[tuple[float, bool]]) -> None:
     logits, relevant = (np.array(column) for column in zip(*pairs, strict=True))
-    found = fit_scaling(
+    scaling = fit_scaling(
         ScoredPairs(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64))
     )
-    if found is not None:
-        assert found.scale > 0
-        assert np.isfinite([found.scale, found.bias]).all()
+    if scaling is not None:
+        assert scaling.scale > 0
+        assert np.isfinite([scaling.scale, scaling.bias]).all()
 
 
 def test_no_fit_where_relevant_documents_score_lower() -> None:
@@ -81,18 +81,18 @@ def test_the_error_of_probabilities() -> None:
 
 
 def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> None:
-    found = Calibration.fit(drawn(500, scale=0.3, bias=-2.0))
-    assert found is not None
-    assert found.error_after < found.error_before / 5
+    calibration = Calibration.fit(drawn(500, scale=0.3, bias=-2.0))
+    assert calibration is not None
+    assert calibration.error_after < calibration.error_before / 5
     scored = drawn(60, scale=0.3, bias=-2.0)
     expected = cross_fitted(scored)
-    own, _ = halves(scored.queries, seed=0)
+    half, _ = halves(scored.queries, seed=0)
     changed = replace(scored, relevant=scored.relevant.copy())
-    changed.relevant[own[:50]] = True
+    changed.relevant[half[:50]] = True
     again = cross_fitted(changed)
     assert expected is not None and again is not None
-    np.testing.assert_array_equal(again[own], expected[own])
-    assert (np.delete(again, own) != np.delete(expected, own)).all()
+    np.testing.assert_array_equal(again[half], expected[half])
+    assert (np.delete(again, half) != np.delete(expected, half)).all()
 
 
 @given(
@@ -105,16 +105,16 @@ def test_thresholds_hold_what_they_promise(pairs: list[tuple[int, bool]]) -> Non
         kind, _, share = name.partition("@")
         kept = scored.relevant[scored.logits >= logit]
         assert len(kept) >= FEWEST_KEPT
-        found = kept.mean() if kind == "precision" else kept.sum() / scored.relevant.sum()
-        assert found >= float(share)
+        value = kept.mean() if kind == "precision" else kept.sum() / scored.relevant.sum()
+        assert value >= float(share)
         assert logit not in scored.logits
 
 
 @pytest.fixture(scope="module")
 def settings() -> RerankSettings:
-    found = Calibration.fit(drawn(300, scale=0.5, bias=-1.0))
-    assert found is not None
-    return RerankSettings(**found.settings(folded=False))
+    calibration = Calibration.fit(drawn(300, scale=0.5, bias=-1.0))
+    assert calibration is not None
+    return RerankSettings(**calibration.settings(folded=False))
 
 
 def test_a_threshold_keeps_the_same_documents_on_every_scale(
@@ -129,9 +129,9 @@ def test_a_threshold_keeps_the_same_documents_on_every_scale(
     kept = {}
     for name in ("sigmoid", "none", "calibrated"):
         reranker = Reranker(model, normalize=name, dtype="float32", device="cpu")
-        found = normalize(logits, name, read)
-        assert (np.diff(found) >= 0).all()
-        kept[name] = [int((found >= reranker.threshold(t)).sum()) for t in read.thresholds]
+        scores = normalize(logits, name, read)
+        assert (np.diff(scores) >= 0).all()
+        kept[name] = [int((scores >= reranker.threshold(t)).sum()) for t in read.thresholds]
     assert kept["sigmoid"] == pytest.approx(kept["none"], abs=1)
     assert kept["calibrated"] == pytest.approx(kept["none"], abs=1)
     with pytest.raises(InputError, match=r"no calibrated threshold 'precision@0\.99'"):
@@ -187,8 +187,8 @@ def test_a_run_leaves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
     raw = Reranker(folder, dtype="float32", normalize="none").score(PAIRS)
     scale, bias = settings.calibration["scale"], settings.calibration["bias"]
     expected = sigmoid(scale * raw.astype(np.float64) + bias)
-    found = Reranker(folder, dtype="float32", normalize="calibrated").score(PAIRS)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    scores = Reranker(folder, dtype="float32", normalize="calibrated").score(PAIRS)
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
     card = (folder / "README.md").read_text()
     assert "Expected calibration error" in card and "`precision@0.9`" in card
 
@@ -206,8 +206,8 @@ def test_folded_it_is_there_for_every_loader(labels: int, tmp_path: Path) -> Non
     before, after = RerankSettings.read(plain), RerankSettings.read(folded)
     assert before.calibration and after.calibration
     assert after.calibration == {**before.calibration, "scale": 1.0, "bias": 0.0}
-    found = Reranker(folded, dtype="float32", normalize="calibrated").score(PAIRS)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    scores = Reranker(folded, dtype="float32", normalize="calibrated").score(PAIRS)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
     calibrated = Reranker(plain, normalize="calibrated")
     for name in before.thresholds:
         assert reranker.threshold(name) == pytest.approx(calibrated.threshold(name), abs=1e-4)
@@ -218,8 +218,8 @@ def test_folded_it_is_there_for_every_loader(labels: int, tmp_path: Path) -> Non
     )
     with torch.inference_mode():
         logits = stock(**inputs).logits
-    found = logits[:, 0].sigmoid()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    scores = logits[:, 0].sigmoid()
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
 def test_an_adapter_cannot_carry_a_folded_calibration() -> None:

@@ -69,8 +69,10 @@ def test_bad_lines_are_skipped_and_saved(data: Path, tiny_model: Path, tmp_path:
     with pytest.raises(InputError, match=r"bad\.jsonl:31: "):
         evaluate(model_dir=tiny_model, data_path=bad)
     skipped = tmp_path / "skipped.jsonl"
-    found = evaluate(model_dir=tiny_model, data_path=bad, on_bad_line="skip", skipped_lines=skipped)
-    assert found.metrics["queries"] == 30
+    result = evaluate(
+        model_dir=tiny_model, data_path=bad, on_bad_line="skip", skipped_lines=skipped
+    )
+    assert result.metrics["queries"] == 30
     assert json.loads(skipped.read_text())["line"] == 31
 
 

@@ -36,7 +36,7 @@ def test_known_values() -> None:
     assert behind_ten["map"] == pytest.approx(1 / 11)
 
 
-def test_a_collapsed_model_looks_as_bad_as_it_is() -> None:
+def test_a_collapsed_model_gets_no_credit() -> None:
     same = one([0.5] * 12, [1] + [0] * 11)
     assert same["hit@3"] == same["ndcg@10"] == same["mrr@10"] == same["recall@10"] == 0
     assert same["map"] == pytest.approx(1 / 12)
@@ -51,20 +51,20 @@ RANKINGS = st.lists(
 def test_agrees_with_the_definitions(rows: list[tuple[float, int]]) -> None:
     scores, grades = zip(*rows, strict=True)
     ranked = [grade for _, grade in sorted(rows, key=lambda row: (-row[0], row[1]))]
-    gain = sum(grade / np.log2(place + 2) for place, grade in enumerate(ranked[:10]))
-    ideal = sum(1 / np.log2(place + 2) for place in range(min(10, sum(grades))))
-    places = [place for place, grade in enumerate(ranked, 1) if grade]
-    found = one(list(scores), list(grades))
-    assert found["ndcg@10"] == pytest.approx(gain / ideal, abs=1e-6)
-    assert found["mrr@10"] == pytest.approx(1 / places[0] if places[0] <= 10 else 0, abs=1e-6)
-    assert found["map"] == pytest.approx(
-        np.mean([n / place for n, place in enumerate(places, 1)]), abs=1e-6
+    gain = sum(grade / np.log2(rank + 1) for rank, grade in enumerate(ranked[:10], 1))
+    ideal = sum(1 / np.log2(rank + 1) for rank in range(1, min(10, sum(grades)) + 1))
+    ranks = [rank for rank, grade in enumerate(ranked, 1) if grade]
+    means = one(list(scores), list(grades))
+    assert means["ndcg@10"] == pytest.approx(gain / ideal, abs=1e-6)
+    assert means["mrr@10"] == pytest.approx(1 / ranks[0] if ranks[0] <= 10 else 0, abs=1e-6)
+    assert means["map"] == pytest.approx(
+        np.mean([n / rank for n, rank in enumerate(ranks, 1)]), abs=1e-6
     )
-    assert found["hit@1"] == ranked[0]
-    assert found["recall@10"] == pytest.approx(sum(ranked[:10]) / sum(grades), abs=1e-6)
+    assert means["hit@1"] == ranked[0]
+    assert means["recall@10"] == pytest.approx(sum(ranked[:10]) / sum(grades), abs=1e-6)
 
 
-def test_rounding_is_no_gain() -> None:
+def test_rounding_is_not_a_gain() -> None:
     values = np.random.default_rng(0).random(50)
     for seed in range(20):
         turned = np.random.default_rng(seed).permutation(values)
@@ -75,11 +75,11 @@ def test_the_comparison_is_paired() -> None:
     draws = np.random.default_rng(0)
     before = {name: draws.random(200) for name in METRICS}
     after = {name: values + 0.1 for name, values in before.items()}
-    found = compare_metrics(before, after)
-    assert found["improved"] is True
-    assert found["difference"]["ndcg@10"] == pytest.approx(0.1)
+    compared = compare_metrics(before, after)
+    assert compared["improved"] is True
+    assert compared["difference"]["ndcg@10"] == pytest.approx(0.1)
     # Every query gains the same: the interval has no width, though queries differ widely.
-    assert found["difference"]["interval_95"]["ndcg@10"] == pytest.approx([0.1, 0.1])
+    assert compared["difference"]["interval_95"]["ndcg@10"] == pytest.approx([0.1, 0.1])
     assert compare_metrics(after, before)["improved"] is False
     assert compare_metrics(after, after)["improved"] is False
-    assert found["before"]["queries"] == 200
+    assert compared["before"]["queries"] == 200

@@ -1,4 +1,4 @@
-"""Evaluating what a retriever found: TREC runs, judgements, and what the metrics make of them."""
+"""Evaluating TREC runs with judgements, and metrics like those of trec_eval."""
 
 import itertools
 import json
@@ -27,8 +27,8 @@ from rerank_plugin.finetune.evaluation.trec_run import open_run
 
 from ..factories import Run, build_model, sample_texts, write_lines
 
-#: Of a query: documents that were found with their scores, and grades of judged ones.
-Found = dict[str, float]
+#: Of a query: documents that were ranked with their scores, and grades of judged ones.
+RunScores = dict[str, float]
 Grades = dict[str, int]
 
 #: The names of the metrics in trec_eval, and what it is asked for.
@@ -47,37 +47,37 @@ FOUND = st.dictionaries(st.sampled_from(DOCUMENTS), SCORES, min_size=1)
 GRADES = st.dictionaries(st.sampled_from(DOCUMENTS), st.integers(-1, 3), min_size=1)
 
 
-def trec_eval(found: Found, grades: Grades) -> dict[str, float]:
+def trec_eval(ranked: RunScores, grades: Grades) -> dict[str, float]:
     evaluator = pytrec_eval.RelevanceEvaluator({"q": grades}, TREC_MEASURES)
-    values = evaluator.evaluate({"q": found})["q"]
+    values = evaluator.evaluate({"q": ranked})["q"]
     # It knows no cut for the reciprocal rank.
     values["recip_rank"] *= values["recip_rank"] >= 0.1
     return {name: values[trec_name] for name, trec_name in TREC_NAMES.items()}
 
 
-def ours(found: Found, grades: Grades) -> dict[str, float]:
-    scores = np.array(list(found.values()), np.float32)
-    missed = [grade for name, grade in grades.items() if name not in found]
-    ranking = ScoredQuery(scores, [grades.get(name, 0) for name in found], missed)
+def ours(ranked: RunScores, grades: Grades) -> dict[str, float]:
+    scores = np.array(list(ranked.values()), np.float32)
+    missed = [grade for name, grade in grades.items() if name not in ranked]
+    ranking = ScoredQuery(scores, [grades.get(name, 0) for name in ranked], missed)
     return {name: float(values[0]) for name, values in query_metrics([ranking]).items()}
 
 
-@given(FOUND.filter(lambda found: len(set(found.values())) == len(found)), GRADES)
-def test_metrics_are_those_of_trec_eval(found: Found, grades: Grades) -> None:
-    """With graded judgements, documents without one, and judged ones that were not found."""
-    assert ours(found, grades) == pytest.approx(trec_eval(found, grades), abs=1e-6)
+@given(FOUND.filter(lambda ranked: len(set(ranked.values())) == len(ranked)), GRADES)
+def test_metrics_are_those_of_trec_eval(ranked: RunScores, grades: Grades) -> None:
+    """With graded judgements, documents without one, and judged ones that were not ranked."""
+    assert ours(ranked, grades) == pytest.approx(trec_eval(ranked, grades), abs=1e-6)
 
 
 @given(st.dictionaries(st.sampled_from(DOCUMENTS), st.sampled_from((1.0, 2.0)), max_size=5), GRADES)
-def test_a_tie_is_as_bad_as_its_worst_order(found: Found, grades: Grades) -> None:
-    found = found or {"d0": 1.0}
+def test_a_tie_is_as_bad_as_its_worst_order(ranked: RunScores, grades: Grades) -> None:
+    ranked = ranked or {"d0": 1.0}
     orders = [
-        {name: found[name] + 0.1 * place for place, name in enumerate(order)}
-        for order in itertools.permutations(found)
+        {name: ranked[name] + 0.1 * rank for rank, name in enumerate(order)}
+        for order in itertools.permutations(ranked)
     ]
     every = [trec_eval(order, grades) for order in orders]
     worst = {name: min(values[name] for values in every) for name in METRICS}
-    assert ours(found, grades) == pytest.approx(worst, abs=1e-6)
+    assert ours(ranked, grades) == pytest.approx(worst, abs=1e-6)
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def files(tmp_path: Path) -> dict[str, Any]:
     write_lines(tmp_path / "queries.jsonl", queries)
     runs, judged = [], []
     for number in range(31):
-        for place, document in enumerate(random.permutation(60)[:20]):
+        for rank, document in enumerate(random.permutation(60)[:20]):
             # Three of a score.
-            runs.append(f"q{number} Q0 d{document} {place + 1} {20 - place // 3} bm25")
+            runs.append(f"q{number} Q0 d{document} {rank + 1} {20 - rank // 3} bm25")
     for number in [*range(30), 31]:
         for document in random.permutation(60)[:15]:
             judged.append(f"q{number}\t0\td{document}\t{random.integers(0, 4)}")
@@ -105,20 +105,20 @@ def files(tmp_path: Path) -> dict[str, Any]:
     return {name: tmp_path / file for name, file in names.items()}
 
 
-def parsed(files: dict[str, Path]) -> tuple[dict[str, Found], dict[str, Grades]]:
-    found: dict[str, Found] = {}
+def parsed(files: dict[str, Path]) -> tuple[dict[str, RunScores], dict[str, Grades]]:
+    ranked: dict[str, RunScores] = {}
     grades: dict[str, Grades] = {}
     for line in files["run"].read_text().splitlines():
         query, _, document, _, score, _ = line.split()
-        found.setdefault(query, {})[document] = float(score)
+        ranked.setdefault(query, {})[document] = float(score)
     for line in files["qrels"].read_text().splitlines():
         query, _, document, grade = line.split()
         grades.setdefault(query, {})[document] = int(grade)
-    return found, grades
+    return ranked, grades
 
 
 def test_a_run_is_ranked_as_trec_eval_ranks_it(files: dict[str, Path]) -> None:
-    found, grades = parsed(files)
+    ranked, grades = parsed(files)
     names: dict[str, Any] = {name: files[name] for name in ("qrels", "queries", "corpus")}
     with open_run(files["run"], **names) as run:
         values = run.run_order().values
@@ -129,9 +129,9 @@ def test_a_run_is_ranked_as_trec_eval_ranks_it(files: dict[str, Path]) -> None:
         first = run[0]
     assert len(first.documents) == 20
     assert first.query == sample_texts()[0][:40]
-    for place, query in enumerate(query for query in found if query in grades):
-        expected = trec_eval(found[query], grades[query])
-        assert {name: values[name][place] for name in METRICS} == pytest.approx(expected, abs=1e-6)
+    for index, query in enumerate(query for query in ranked if query in grades):
+        expected = trec_eval(ranked[query], grades[query])
+        assert {name: values[name][index] for name in METRICS} == pytest.approx(expected, abs=1e-6)
 
 
 def options(files: dict[str, Path]) -> list[object]:
@@ -245,6 +245,6 @@ def test_texts_are_not_kept() -> None:
 
     count = 5 * QUERIES_AT_ONCE
     groups = (Counted(f"q{i}", [f"positive {i}"], ["negative", "n"]) for i in range(count))
-    found = evaluate_groups(Lengths(), groups)
-    assert found.means["queries"] == count
+    ranked = evaluate_groups(Lengths(), groups)
+    assert ranked.means["queries"] == count
     assert Counted.most <= QUERIES_AT_ONCE + 1
