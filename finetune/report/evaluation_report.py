@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugin.io.paths import expanded
+from rerank_plugin.model.names import distinct_names
 from rerank_plugin.model.settings import RerankSettings
 
 from ..evaluation.evaluate import RUN_ORDER
 from ..evaluation.result import EvaluationResult
-from .model_names import distinct_names
 from .report import ComparisonReport
 
 

@@ -57,6 +57,9 @@ STYLE = {
 #: Characters of a model's name in a legend.
 LABEL = 32
 
+#: Documents of a point in the reliability plot at least: the share of fewer is mostly chance.
+FEWEST_DOCUMENTS = 10
+
 #: The smallest height of an axis of a metric: noise shall not look like progress.
 SMALLEST_RANGE = 0.1
 
@@ -211,7 +214,9 @@ def reliability_curves(
     figure, (axes,) = panels(1, HEIGHT)
     axes.plot((0, 1), (0, 1), color=PALETTE["muted"], linestyle=":", label="ideal")
     for (name, values), colour in zip(probabilities.items(), colours, strict=True):
-        means, shares, counts = zip(*reliability(values, relevant), strict=True)
+        bins = reliability(values, relevant)
+        bins = [bin_ for bin_ in bins if bin_[2] >= FEWEST_DOCUMENTS] or bins
+        means, shares, counts = zip(*bins, strict=True)
         tint = PALETTE[colour]
         axes.plot(means, shares, "o-", linewidth=1, markersize=2, color=tint, label=legible(name))
         areas = 120 * np.sqrt(np.array(counts) / len(values))

@@ -49,7 +49,7 @@ PLOTS = {
     "reliability": (
         "Reliability of scores",
         "On the dotted line, of all documents with a score of 0.8, 80% are relevant. Larger points "
-        "have more documents.",
+        "have more documents; points of fewer than 10 are left out.",
     ),
     "training_curves": (
         "Training",

@@ -3,9 +3,12 @@
 from typing import Any, NamedTuple
 
 from ..evaluation.comparison import Comparison
+from ..evaluation.metrics import parse_metric
 
 #: A difference with a p-value of at least this may be chance.
 LEVEL = 0.05
+
+TITLES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP"}
 
 
 class Verdict(NamedTuple):
@@ -77,6 +80,7 @@ def metric_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "name": metric_title(name),
+            "description": parse_metric(name).SHORT_DESC,
             "before": before[name],
             "after": after[name],
             "difference": difference[name],
@@ -92,4 +96,5 @@ def metric_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def metric_title(metric: str) -> str:
     """Return the name of a metric as the literature spells it."""
-    return metric.replace("ndcg", "nDCG")
+    kind, at, cut_off = metric.partition("@")
+    return f"{TITLES.get(kind, kind)}{at}{cut_off}"

@@ -28,6 +28,7 @@ from rerank_plugin.model.families import usable_dtype
 from rerank_plugin.model.head import keep_one_label
 from rerank_plugin.model.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.model.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
+from rerank_plugin.model.names import distinct_names
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 
 from ..argument_names import OURS
@@ -48,7 +49,6 @@ from ..export.model_folder import (
 from ..export.target import check_not_the_base
 from ..losses import DEFAULT_LOSS, make_loss
 from ..losses.base import Loss
-from ..report.model_names import distinct_names
 from ..report.report import ComparisonReport
 from .arguments import plateau_warmup_steps, product_dtype, step_groups, training_arguments
 from .callbacks import History, LastStep, PlateauWarmup, ProgressLine

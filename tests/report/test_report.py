@@ -18,9 +18,9 @@ from rerank_plugin.finetune.evaluation.calibration import Calibration
 from rerank_plugin.finetune.evaluation.comparison import Comparison
 from rerank_plugin.finetune.evaluation.metrics import ScoredQuery, query_metrics
 from rerank_plugin.finetune.evaluation.scoring import Evaluation
-from rerank_plugin.finetune.report.model_names import distinct_names, model_name
 from rerank_plugin.finetune.report.report import ComparisonReport, shown_fact
 from rerank_plugin.finetune.report.verdict import verdict
+from rerank_plugin.model.names import distinct_names, short_name
 from rerank_plugin.model.settings import RerankSettings
 
 from ..factories import build_model, easy_groups, write_lines
@@ -104,7 +104,7 @@ def test_nothing_is_missing_and_nothing_is_fetched(folder: Path) -> None:
 def test_the_figures_are_the_evaluations(folder: Path, groups: list[Group]) -> None:
     before, after = comparison(groups).evaluations
     page = Page((folder / "report.html").read_text("utf-8"))
-    for name, title in (("ndcg@10", "nDCG@10"), ("map", "map")):
+    for name, title in (("ndcg@10", "nDCG@10"), ("map", "MAP")):
         cells = f"{title}{before.means[name]:.4f}{after.means[name]:.4f}"
         assert cells in page.text
 
@@ -153,11 +153,11 @@ def test_the_verdict_names_the_better_model(groups: list[Group]) -> None:
 def test_names_of_models_are_short_and_tell_them_apart(tmp_path: Path) -> None:
     for name in ("ferry", "bge/model", "models--BAAI--bge-reranker-base/snapshots/0ab1"):
         (tmp_path / name).mkdir(parents=True)
-    assert model_name("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
-    assert model_name(tmp_path / "ferry") == "ferry"
-    assert model_name(tmp_path / "bge" / "model") == "bge/model"
+    assert short_name("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
+    assert short_name(tmp_path / "ferry") == short_name(tmp_path / "later" / "ferry") == "ferry"
+    assert short_name(tmp_path / "bge" / "model") == "bge/model"
     snapshot = tmp_path / "models--BAAI--bge-reranker-base" / "snapshots" / "0ab1"
-    assert model_name(snapshot) == "BAAI/bge-reranker-base"
+    assert short_name(snapshot) == "BAAI/bge-reranker-base"
     assert distinct_names("a", "a") == ("a (first)", "a (second)")
 
 

@@ -14,7 +14,7 @@ GENERIC = re.compile(
 )
 
 
-def model_name(model: str | Path) -> str:
+def short_name(model: str | Path) -> str:
     """Return a short name of a model: its hub id, or its folder's name without the path to it.
 
     A folder such as `bge/model` keeps its parent's name, since `model` alone says nothing.
@@ -23,7 +23,7 @@ def model_name(model: str | Path) -> str:
     if snapshot:
         return snapshot[1].replace("--", "/")
     folder = expanded(model)
-    if not folder.is_dir():
+    if not (folder.is_dir() or folder.is_absolute()):
         return str(model)
     folder = folder.absolute()
     if GENERIC.match(folder.name) and folder.parent.name:
@@ -33,5 +33,5 @@ def model_name(model: str | Path) -> str:
 
 def distinct_names(first: str | Path, second: str | Path) -> tuple[str, str]:
     """Return short names of two models that differ from each other."""
-    names = model_name(first), model_name(second)
+    names = short_name(first), short_name(second)
     return names if names[0] != names[1] else (f"{names[0]} (first)", f"{names[1]} (second)")
