@@ -26,7 +26,7 @@ PALETTE = {
 #: Inches: text stays readable on a telephone, where a plot is as wide as the screen.
 WIDTH, HEIGHT = 4.8, 2.9
 
-STYLE = {
+STYLE: Any = {
     "axes.edgecolor": PALETTE["muted"],
     "axes.grid": True,
     "axes.labelcolor": PALETTE["ink"],

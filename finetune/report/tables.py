@@ -11,7 +11,7 @@ from rerank_plugin.cli.console import Stdout
 
 if TYPE_CHECKING:
     from ..evaluation.compared_queries import ComparedQuery
-    from ..evaluation.evaluate import EvaluationResult
+    from ..evaluation.result import EvaluationResult
 
 #: A file for rich, which needs only some of a file's methods.
 STDOUT: Any = Stdout()
@@ -34,7 +34,8 @@ def print_evaluation(result: "EvaluationResult", *, worst: int) -> None:
             print_differences(str(result.baseline), differences, result.metric)
     elif comparisons:
         (one,) = comparisons.values()
-        print_comparison(*(evaluation.means for evaluation in one.evaluations), one.difference)
+        before, after = (evaluation.means for evaluation in one.evaluations)
+        print_comparison(before, after, one.difference)
     else:
         print_metrics(result.metrics)
     for one in comparisons.values():

@@ -12,8 +12,7 @@ from rerank_plugin.finetune.data.groups import read_groups
 from rerank_plugin.finetune.evaluation.metrics import METRICS
 from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 
-from ..conftest import Run
-from ..factories import build_model, easy_groups, write_lines
+from ..factories import Run, build_model, easy_groups, write_lines
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugin.engine.encoder import Pair
-from rerank_plugin.errors import OptionError
+from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import evaluate
 from rerank_plugin.finetune.data.groups import Group
 from rerank_plugin.finetune.evaluation.metrics import (
@@ -182,23 +183,20 @@ def test_models_are_measured_beside_the_run(
     ],
 )
 def test_bad_lines_are_named(
-    cli: Run, files: dict[str, Path], tiny_model: Path, name: str, line: str, problem: str
+    files: dict[str, Path], tiny_model: Path, name: str, line: str, problem: str
 ) -> None:
     text = files[name].read_text().replace("q0\t0\td0\t", "q0\t0\td59\t")
     files[name].write_text(text + line + "\n")
-    code, _, err = cli("evaluate", "--model_dir", tiny_model, *options(files))
-    assert code == 2
-    assert problem in err
-    assert "Traceback" not in err
+    with pytest.raises(InputError, match=re.escape(problem)):
+        evaluate(model_dir=tiny_model, **files)
 
 
-def test_judgements_without_a_right_passage_say_nothing(
-    cli: Run, files: dict[str, Path], tiny_model: Path
+def test_judgements_without_a_relevant_passage_are_an_error(
+    files: dict[str, Path], tiny_model: Path
 ) -> None:
     files["qrels"].write_text("".join(f"q{i}\t0\td0\t0\n" for i in range(30)))
-    code, _, err = cli("evaluate", "--model_dir", tiny_model, *options(files))
-    assert code == 2
-    assert "qrels.tsv: no passage is judged relevant for a query of" in err
+    with pytest.raises(InputError, match=r"qrels\.tsv: no passage is judged relevant for a query"):
+        evaluate(model_dir=tiny_model, **files)
 
 
 @pytest.mark.parametrize(
