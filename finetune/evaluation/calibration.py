@@ -5,7 +5,7 @@ a fit is measured on other queries than it was fitted on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -60,10 +60,6 @@ class ScoredPairs:
             np.concatenate(relevant),
             np.concatenate(queries),
         )
-
-    def with_logits(self, logits: Sequence[Logits]) -> "ScoredPairs":
-        """Return the same pairs with the logits of another model, those of every query."""
-        return replace(self, logits=np.concatenate(logits).astype(np.float64))
 
     def select(self, indices: npt.NDArray[np.int64]) -> "ScoredPairs":
         """Return the pairs at some indices."""

@@ -1,15 +1,21 @@
 """The comparison of two models on the same queries."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
-from .calibration import ScoredPairs
+import numpy as np
+
+from ..data.splits import Hashes
+from ..text.normalize import text_digest
+from .calibration import Flags, ScoredPairs
 from .compared_queries import ComparedQuery, compared_queries, most_hurt, most_improved
-from .judged_query import JudgedQueries
+from .judged_query import GradedQuery, JudgedQueries
 from .metrics import METRIC
 from .scoring import Evaluation
 from .significance import compare_metrics
+from .trec_run import TrecRun
 
 #: Queries that are kept with texts, of the most improved ones and of the most hurt ones each.
 SHOWN = 10
@@ -22,8 +28,9 @@ class Comparison:
     #: The first model, or a retriever's run, and the second.
     names: tuple[str, str]
     evaluations: tuple[Evaluation, Evaluation]
-    #: The logits of both, with the relevance of all documents.
-    pairs: tuple[ScoredPairs, ScoredPairs]
+    #: Whether each candidate is relevant, `[pairs]`, and the digest of every query, `[queries]`.
+    relevant: Flags
+    digests: Hashes
     #: The metric by which they are compared.
     metric: str
     #: Whether the second has the higher mean.
@@ -59,16 +66,30 @@ class Comparison:
             compared_queries(judged, evaluations, metric, select(evaluations, metric, shown))
             for select in (most_improved, most_hurt)
         )
-        pairs = second.scored_pairs(judged)
+        labels, digests = [], []
+        for query in graded_queries(judged):
+            labels.append(np.array(query.labels) > 0)
+            digests.append(text_digest(query.query))
         return cls(
             names,
             evaluations,
-            (pairs.with_logits(first.logits or ()), pairs),
+            np.concatenate(labels),
+            np.array(digests, np.uint64),
             metric,
             compared["improved"],
             compared["difference"],
             improved,
             hurt,
+        )
+
+    @cached_property
+    def pairs(self) -> tuple[ScoredPairs, ScoredPairs]:
+        """The logits of each model, with the relevance of all candidates."""
+        first, second = (evaluation.logits or [] for evaluation in self.evaluations)
+        queries = np.repeat(self.digests, list(map(len, second)))
+        return (
+            ScoredPairs(np.concatenate(first).astype(np.float64), self.relevant, queries),
+            ScoredPairs(np.concatenate(second).astype(np.float64), self.relevant, queries),
         )
 
     @property
@@ -86,3 +107,8 @@ class Comparison:
             "after": after,
             "difference": dict(self.difference),
         }
+
+
+def graded_queries(judged: JudgedQueries) -> Iterable[GradedQuery]:
+    """Return the same queries, without reading the texts of documents where that can be avoided."""
+    return judged.candidates if isinstance(judged, TrecRun) else judged

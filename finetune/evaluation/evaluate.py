@@ -13,7 +13,7 @@ from rerank_plugin.model.loading import check_model
 
 from ..data.dataset import GroupDataset
 from ..data.index_cache import cache_folder
-from .comparison import SHOWN, Comparison
+from .comparison import SHOWN, Comparison, graded_queries
 from .judged_query import JudgedQueries
 from .options import EvaluationOptions
 from .result import EvaluationResult
@@ -140,7 +140,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Load and evaluate one model."""
     reranker = options.load_reranker(model)
-    pairs = sum(len(query.documents) for query in judged) if progress else None
+    pairs = sum(len(query.labels) for query in graded_queries(judged)) if progress else None
     with bar(Path(model).name, "pair", pairs, shown=progress) as scored:
         return evaluate_groups(
             reranker, judged, progress=scored.update, metrics=options.metric_names

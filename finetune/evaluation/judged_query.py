@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 
-class JudgedQuery(Protocol):
-    """A query with graded candidates: a `Group`, or a query of a retriever's run."""
+class GradedQuery(Protocol):
+    """A query with the grades of its candidates."""
 
     @property
     def query(self) -> str:
@@ -13,13 +13,17 @@ class JudgedQuery(Protocol):
         ...
 
     @property
-    def documents(self) -> list[str]:
-        """The candidates."""
-        ...
-
-    @property
     def labels(self) -> list[int]:
         """The grade of every candidate: 0 for a negative, 1 or more for a positive."""
+        ...
+
+
+class JudgedQuery(GradedQuery, Protocol):
+    """A query with graded candidates: a `Group`, or a query of a retriever's run."""
+
+    @property
+    def documents(self) -> list[str]:
+        """The candidates."""
         ...
 
     @property
