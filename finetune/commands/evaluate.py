@@ -20,11 +20,15 @@ class EvaluateOptions(EvaluationOptions):
         None, help="a JSON file for the metrics; /dev/stdout prints them in place of the tables"
     )
     report: str | None = option(
-        None, help="a folder for report.html and its plots, on one model and its baseline"
+        None,
+        help="a folder for report.html and its plots, on one model and its baseline; default of "
+        "compare: comparison",
     )
-    fail_below: float | None = option(None, help="exit code 3 if a first metric is below this")
+    fail_below: float | None = option(
+        None, help="exit code 3 if the first metric of a model is below this"
+    )
     fail_if_not_better: bool = option(
-        False, help="exit code 3 if a first metric is not above the baseline's"
+        False, help="exit code 3 if the first metric of a model is not above the baseline's"
     )
 
     def __post_init__(self) -> None:
