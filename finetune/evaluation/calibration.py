@@ -18,7 +18,7 @@ from ..data.splits import Hashes, halves
 from ..text.normalize import text_digest
 from .judged_query import JudgedQuery
 
-Numbers = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
 #: Fewer queries are not enough for a fit.
@@ -44,7 +44,7 @@ class ScoredPairs:
     A query that is in several groups counts once.
     """
 
-    logits: Numbers
+    logits: Floats
     relevant: Flags
     queries: Hashes
 
@@ -73,7 +73,7 @@ class PlattScaling:
     scale: float
     bias: float
 
-    def probabilities(self, logits: Numbers) -> Numbers:
+    def probabilities(self, logits: Floats) -> Floats:
         """Return the probabilities that documents are relevant, `[pairs]`."""
         return sigmoid(self.scale * logits + self.bias)
 
@@ -112,7 +112,7 @@ def fit_scaling(scored: ScoredPairs) -> PlattScaling | None:
     return PlattScaling(scale, float(weights[1]) - scale * middle)
 
 
-def calibration_error(probabilities: Numbers, relevant: Flags) -> float:
+def calibration_error(probabilities: Floats, relevant: Flags) -> float:
     """Return the expected calibration error over bins of equal width.
 
     sum over bins of (share of pairs) |mean probability - share of positives|; Naeini et al. 2015,
@@ -122,7 +122,7 @@ def calibration_error(probabilities: Numbers, relevant: Flags) -> float:
     return sum(count * abs(mean - share) for mean, share, count in bins) / len(relevant)
 
 
-def reliability(probabilities: Numbers, relevant: Flags) -> list[tuple[float, float, int]]:
+def reliability(probabilities: Floats, relevant: Flags) -> list[tuple[float, float, int]]:
     """Return mean probability, share of positives and count of pairs of every non-empty bin."""
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     masks = [bins == number for number in range(BINS)]
@@ -133,7 +133,7 @@ def reliability(probabilities: Numbers, relevant: Flags) -> list[tuple[float, fl
     ]
 
 
-def cross_fitted(scored: ScoredPairs, seed: int = 0) -> Numbers | None:
+def cross_fitted(scored: ScoredPairs, seed: int = 0) -> Floats | None:
     """Return probabilities by two-fold cross-fitting; None where one half has no fit.
 
     One half of the queries is scored by the scaling that was fitted on the other half.

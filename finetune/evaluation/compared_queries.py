@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .judged_query import JudgedQueries, JudgedQuery
-from .metrics import Values, ranked_indices
+from .metrics import QueryValues, ranked_indices
 from .scoring import Evaluation
 from .significance import EQUAL
 
@@ -17,7 +17,7 @@ DOCUMENTS, CHARACTERS = 3, 400
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-Pair = tuple[Evaluation, Evaluation]
+Evaluations = tuple[Evaluation, Evaluation]
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,27 @@ class ComparedQuery:
     relevant: list[str]
 
 
-def gains(evaluations: Pair, metric: str) -> Values:
+def gains(evaluations: Evaluations, metric: str) -> QueryValues:
     """Return what every query gains in a metric from the first model to the second, `[queries]`."""
     before, after = evaluations
     return after.values[metric] - before.values[metric]
 
 
-def most_improved(evaluations: Pair, metric: str, count: int) -> npt.NDArray[np.intp]:
+def most_improved(evaluations: Evaluations, metric: str, count: int) -> npt.NDArray[np.intp]:
     """Return the indices of the queries that gain most, at most `count`."""
     delta = gains(evaluations, metric)
     best = np.argsort(-delta, kind="stable")[:count]
     return best[delta[best] > EQUAL]
 
 
-def most_hurt(evaluations: Pair, metric: str, count: int) -> npt.NDArray[np.intp]:
+def most_hurt(evaluations: Evaluations, metric: str, count: int) -> npt.NDArray[np.intp]:
     """Return the indices of the queries that lose most, at most `count`."""
     return most_improved((evaluations[1], evaluations[0]), metric, count)
 
 
 def compared_queries(
     judged: JudgedQueries,
-    evaluations: Pair,
+    evaluations: Evaluations,
     metric: str,
     indices: Sequence[int] | npt.NDArray[np.intp],
 ) -> list[ComparedQuery]:
@@ -95,14 +95,14 @@ def compared_queries(
 
 
 def compared_query(
-    judged: JudgedQueries, evaluations: Pair, metric: str, index: int
+    judged: JudgedQueries, evaluations: Evaluations, metric: str, index: int
 ) -> ComparedQuery:
     """Return one query as two models rank it."""
     query = judged[index]
     before, after = (top_documents(model, metric, index, query) for model in evaluations)
     pairs = zip(query.documents, query.labels, strict=True)
-    relevant = [shortened(text) for text, label in pairs if label > 0]
-    return ComparedQuery(shortened(query.query), before, after, relevant)
+    relevant = [excerpt(text) for text, label in pairs if label > 0]
+    return ComparedQuery(excerpt(query.query), before, after, relevant)
 
 
 def top_documents(
@@ -113,14 +113,14 @@ def top_documents(
     order = ranked_indices(scored).tolist()
     relevant = [label > 0 for label in query.labels]
     documents = [
-        TopDocument(shortened(query.documents[i]), relevant[i], float(scored.scores[i]))
+        TopDocument(excerpt(query.documents[i]), relevant[i], float(scored.scores[i]))
         for i in order[:DOCUMENTS]
     ]
     first = next((rank for rank, i in enumerate(order, 1) if relevant[i]), None)
     return TopDocuments(float(evaluation.values[metric][index]), documents, first)
 
 
-def shortened(text: str) -> str:
+def excerpt(text: str) -> str:
     """Return a text as it is shown, without control characters, which a terminal would obey."""
     text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= CHARACTERS else text[:CHARACTERS] + "…"

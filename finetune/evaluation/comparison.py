@@ -18,7 +18,7 @@ from .significance import compare_metrics
 from .trec_run import TrecRun
 
 #: Queries that are kept with texts, of the most improved ones and of the most hurt ones each.
-SHOWN = 10
+SHOWN_QUERIES = 10
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Comparison:
         evaluations: tuple[Evaluation, Evaluation],
         *,
         metric: str = METRIC,
-        shown: int = SHOWN,
+        shown: int = SHOWN_QUERIES,
     ) -> Self:
         """Compare two evaluations of the same queries.
 

@@ -13,7 +13,7 @@ from rerank_plugin.model.loading import check_model
 
 from ..data.dataset import GroupDataset
 from ..data.index_cache import cache_folder
-from .comparison import SHOWN, Comparison, graded_queries
+from .comparison import SHOWN_QUERIES, Comparison, graded_queries
 from .judged_query import JudgedQueries
 from .options import EvaluationOptions
 from .result import EvaluationResult
@@ -171,7 +171,7 @@ def compare_models(
     name, first = baseline
     settings: Any = {
         "metric": options.metric_names[0],
-        "shown": max(SHOWN, options.worst),
+        "shown": max(SHOWN_QUERIES, options.worst),
     }
     return {
         model: Comparison.from_evaluations(judged, (name, model), (first, second), **settings)

@@ -27,9 +27,9 @@ ALIASES = {"ndcg": "nDCG", "mrr": "RR", "map": "AP", "hit": "Success", "recall":
 PROVIDER = FallbackProvider([ir_measures.pytrec_eval, ir_measures.msmarco])
 
 #: Queries that are scored and measured together; enough for their pairs to sort well by length.
-QUERIES_AT_ONCE = 256
+BATCH_QUERIES = 256
 
-Values = npt.NDArray[np.float64]
+QueryValues = npt.NDArray[np.float64]
 
 
 class ScoredQuery(NamedTuple):
@@ -77,7 +77,7 @@ def parse_metric(name: str) -> Any:
 
 def query_metrics(
     queries: Iterable[ScoredQuery], names: Sequence[str] = METRICS
-) -> dict[str, Values]:
+) -> dict[str, QueryValues]:
     """Return metrics of every query, each an array `[queries]`.
 
     Args:
@@ -85,11 +85,13 @@ def query_metrics(
         names: The names of the metrics.
     """
     measures = {name: parse_metric(name) for name in names}
-    batches = [batch_metrics(batch, measures) for batch in batched(queries, QUERIES_AT_ONCE)]
+    batches = [batch_metrics(batch, measures) for batch in batched(queries, BATCH_QUERIES)]
     return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
 
 
-def batch_metrics(queries: Sequence[ScoredQuery], measures: Mapping[str, Any]) -> dict[str, Values]:
+def batch_metrics(
+    queries: Sequence[ScoredQuery], measures: Mapping[str, Any]
+) -> dict[str, QueryValues]:
     """Return metrics of some queries, each an array `[queries]`."""
     run, grades = {}, {}
     for number, query in enumerate(queries):
@@ -104,7 +106,7 @@ def batch_metrics(queries: Sequence[ScoredQuery], measures: Mapping[str, Any]) -
     return {name: values[measure] for name, measure in measures.items()}
 
 
-def mean_metrics(values: Mapping[str, Values]) -> dict[str, float]:
+def mean_metrics(values: Mapping[str, QueryValues]) -> dict[str, float]:
     """Return the means over queries, and the number of `queries`."""
     means = {name: float(column.mean()) for name, column in values.items()}
     return {**means, "queries": len(next(iter(values.values())))}

@@ -13,7 +13,7 @@ from ..data.batched import batched
 from ..losses.base import Loss, teacher_scores
 from .calibration import ScoredPairs
 from .judged_query import JudgedQuery
-from .metrics import METRICS, QUERIES_AT_ONCE, ScoredQuery, Values, mean_metrics, query_metrics
+from .metrics import BATCH_QUERIES, METRICS, QueryValues, ScoredQuery, mean_metrics, query_metrics
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Evaluation:
     """The metrics of one model on some queries."""
 
     #: Every metric of every query, `[queries]`.
-    values: dict[str, Values]
+    values: dict[str, QueryValues]
     #: The mean loss over queries; 0 without a loss.
     loss: float
     #: The logits of every query's candidates, `[candidates]` each; not in every record.
@@ -80,10 +80,10 @@ def evaluate_groups(
         progress: Called with a number of pairs whenever that many more are scored.
         metrics: The names of the metrics.
     """
-    values: list[dict[str, Values]] = []
+    values: list[dict[str, QueryValues]] = []
     logits: list[Logits] = []
     loss_sum = 0.0
-    for batch in batched(judged, QUERIES_AT_ONCE):
+    for batch in batched(judged, BATCH_QUERIES):
         pairs = [(query.query, document) for query in batch for document in query.documents]
         flat_logits = scorer.logits(pairs, progress)
         sizes = [len(query.documents) for query in batch]

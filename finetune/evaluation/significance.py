@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import METRIC, Values, mean_metrics
+from .metrics import METRIC, QueryValues, mean_metrics
 
 #: Sums of the same numbers in another order may differ in their last bits.
 EQUAL = 1e-9
 
 
 def paired_difference(
-    before: Mapping[str, Values], after: Mapping[str, Values], *, samples: int = 10_000
+    before: Mapping[str, QueryValues], after: Mapping[str, QueryValues], *, samples: int = 10_000
 ) -> dict[str, Any]:
     """Return the mean of after - before over the same queries, with 95% bootstrap intervals.
 
@@ -34,7 +34,7 @@ def paired_difference(
     }
 
 
-def permutation_p_values(delta: Values, samples: int) -> Values:
+def permutation_p_values(delta: QueryValues, samples: int) -> QueryValues:
     """Return the two-sided p-value of the mean of each row of differences, `[rows]`.
 
     It is the share of random swaps of the two models, query by query, whose mean is at least as
@@ -50,11 +50,13 @@ def permutation_p_values(delta: Values, samples: int) -> Values:
     for _ in range(samples):
         signs = draws.integers(0, 2, delta.shape[1]) * 2.0 - 1
         extreme += np.abs(delta @ signs) / delta.shape[1] >= observed
-    p_values: Values = extreme / (samples + 1)
+    p_values: QueryValues = extreme / (samples + 1)
     return p_values
 
 
-def improvement_probability(before: Values, after: Values, *, samples: int = 2_000) -> float:
+def improvement_probability(
+    before: QueryValues, after: QueryValues, *, samples: int = 2_000
+) -> float:
     """Return the share of bootstrap samples of queries on which `after` has the higher mean.
 
     Queries are paired; values are those of one metric, `[queries]`.
@@ -63,28 +65,28 @@ def improvement_probability(before: Values, after: Values, *, samples: int = 2_0
     return float((means > EQUAL).mean())
 
 
-def bootstrap_interval(values: Values, samples: int = 10_000) -> Values:
+def bootstrap_interval(values: QueryValues, samples: int = 10_000) -> QueryValues:
     """Return the 95% interval of each row's mean over queries, `[rows, queries]` to `[2, rows]`."""
-    interval: Values = np.percentile(bootstrap_means(values, samples), (2.5, 97.5), axis=0)
+    interval: QueryValues = np.percentile(bootstrap_means(values, samples), (2.5, 97.5), axis=0)
     return interval
 
 
-def bootstrap_means(values: Values, samples: int) -> Values:
+def bootstrap_means(values: QueryValues, samples: int) -> QueryValues:
     """Return means over queries drawn with replacement, `[rows, queries]` to `[samples, rows]`."""
     queries = values.shape[1]
     draws = np.random.default_rng(0)
 
-    def counts() -> Values:
+    def counts() -> QueryValues:
         """Draw queries; a product with counts is faster than a mean of what is drawn."""
         drawn = draws.integers(queries, size=queries)
         return np.bincount(drawn, minlength=queries).astype(np.float64)
 
-    means: Values = np.stack([values @ counts() for _ in range(samples)]) / queries
+    means: QueryValues = np.stack([values @ counts() for _ in range(samples)]) / queries
     return means
 
 
 def compare_metrics(
-    before: Mapping[str, Values], after: Mapping[str, Values], *, metric: str = METRIC
+    before: Mapping[str, QueryValues], after: Mapping[str, QueryValues], *, metric: str = METRIC
 ) -> dict[str, Any]:
     """Return the contents of `metrics.json`: `improved`, both means and their paired `difference`.
 

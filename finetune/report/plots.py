@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from ..evaluation.calibration import Flags, Numbers, reliability
+from ..evaluation.calibration import Flags, Floats, reliability
 from .verdict import metric_title
 
 #: The palette on a light page, by the names of the variables that the page's style sheet sets.
@@ -101,7 +101,7 @@ def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Any]]
 
 
 @mpl.rc_context(STYLE)
-def training_curves(
+def plot_training(
     history: Sequence[Mapping[str, float]], metric: str, kept_step: int | None = None
 ) -> Figure:
     """Plot training loss, validation loss and a metric over the steps, each on its own axis.
@@ -155,7 +155,7 @@ def metric_range(values: Sequence[float]) -> tuple[float, float]:
 
 
 @mpl.rc_context(STYLE)
-def differences(delta: Numbers, metric: str) -> Figure:
+def plot_differences(delta: Floats, metric: str) -> Figure:
     """Plot what every query gains or loses, in order; gains and losses have the same scale."""
     figure, (axes,) = panels(1, HEIGHT)
     ordered = np.sort(delta)[::-1]
@@ -176,7 +176,7 @@ def differences(delta: Numbers, metric: str) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def distributions(scores: Mapping[str, Numbers], relevant: Flags) -> Figure:
+def plot_scores(scores: Mapping[str, Floats], relevant: Flags) -> Figure:
     """Plot the distribution of the scores of relevant and other documents, a panel a model."""
     figure, axes = panels(len(scores), 0.75 + 1.35 * len(scores), sharex=True)
     edges = np.histogram_bin_edges(np.concatenate(list(scores.values())), 30)
@@ -201,8 +201,8 @@ def distributions(scores: Mapping[str, Numbers], relevant: Flags) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def reliability_curves(
-    probabilities: Mapping[str, Numbers], relevant: Flags, colours: Sequence[str]
+def plot_reliability(
+    probabilities: Mapping[str, Floats], relevant: Flags, colours: Sequence[str]
 ) -> Figure:
     """Plot how often documents of a score are relevant, beside what the score promises.
 

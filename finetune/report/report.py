@@ -22,14 +22,14 @@ from rerank_plugin.model.settings import RerankSettings
 
 from ..evaluation.calibration import (
     Calibration,
-    Numbers,
+    Floats,
     PlattScaling,
     calibration_error,
     cross_fitted,
     describe_calibration,
 )
 from ..evaluation.compared_queries import gains
-from ..evaluation.comparison import SHOWN, Comparison
+from ..evaluation.comparison import SHOWN_QUERIES, Comparison
 from . import plots
 from .verdict import metric_rows, metric_title, tiles, verdict
 
@@ -112,8 +112,8 @@ class ComparisonReport:
             plots=shown,
             calibration=self.calibration_text,
             thresholds=self.thresholds,
-            improved=self.comparison.improved_queries[:SHOWN],
-            hurt=self.comparison.hurt_queries[:SHOWN],
+            improved=self.comparison.improved_queries[:SHOWN_QUERIES],
+            hurt=self.comparison.hurt_queries[:SHOWN_QUERIES],
             scales=(self.first_scale, self.scale),
             tables={**self.facts, "environment": environment_facts()},
             version=version("rerank-plugin"),
@@ -133,12 +133,12 @@ class ComparisonReport:
         colours = ("first", "blue", "orange")[self.retrieved_first :][: len(curves)]
         delta = gains(self.comparison.evaluations, self.comparison.metric)
         figures = {
-            "differences": plots.differences(delta, metric_title(self.comparison.metric)),
-            "scores": plots.distributions(scores, relevant),
-            "reliability": plots.reliability_curves(curves, relevant, colours),
+            "differences": plots.plot_differences(delta, metric_title(self.comparison.metric)),
+            "scores": plots.plot_scores(scores, relevant),
+            "reliability": plots.plot_reliability(curves, relevant, colours),
         }
         if self.history:
-            figures["training_curves"] = plots.training_curves(
+            figures["training_curves"] = plots.plot_training(
                 self.history, self.comparison.metric, self.kept_step
             )
         return figures
@@ -151,7 +151,7 @@ class ComparisonReport:
         return f"{queries} queries with {candidates:.3g} candidates each on average"
 
     @cached_property
-    def calibrated(self) -> Numbers | None:
+    def calibrated(self) -> Floats | None:
         """The second model's calibrated scores, fitted on other queries than each; None without."""
         if self.carried:
             scaling = PlattScaling(self.carried["scale"], self.carried["bias"])

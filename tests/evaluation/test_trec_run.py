@@ -18,8 +18,8 @@ from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import evaluate
 from rerank_plugin.finetune.data.groups import Group
 from rerank_plugin.finetune.evaluation.metrics import (
+    BATCH_QUERIES,
     METRICS,
-    QUERIES_AT_ONCE,
     ScoredQuery,
     query_metrics,
 )
@@ -241,8 +241,8 @@ def test_texts_are_not_kept() -> None:
         def logits(self, pairs: Sequence[Pair], progress: Any = None) -> Any:
             return np.array([len(text) for _, text in pairs], np.float32)
 
-    count = 5 * QUERIES_AT_ONCE
+    count = 5 * BATCH_QUERIES
     groups = (Counted(f"q{i}", [f"positive {i}"], ["negative", "n"]) for i in range(count))
     ranked = evaluate_groups(Lengths(), groups)
     assert ranked.means["queries"] == count
-    assert Counted.most <= QUERIES_AT_ONCE + 1
+    assert Counted.most <= BATCH_QUERIES + 1
