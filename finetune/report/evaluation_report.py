@@ -23,7 +23,7 @@ def write_evaluation_report(result: EvaluationResult, folder: Path) -> Path:
     baseline, model = comparison.names
     names = distinct_names(baseline, model)
     retrieved = baseline == RUN_ORDER
-    facts = {"data": result.data}
+    facts = {"Data": result.data}
     if not retrieved:
         facts[names[0]] = model_facts(baseline)
     facts[names[1]] = model_facts(model)

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.calibration import Flags, Floats, reliability
 from .verdict import metric_title
@@ -165,6 +166,7 @@ def plot_differences(delta: Floats, metric: str) -> Figure:
         bars = np.where(kept, heights, 0)
         axes.fill_between(edges, bars, step="post", color=PALETTE[colour], linewidth=0)
     axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     limit = max(SMALLEST_RANGE, 1.05 * float(np.abs(delta).max()))
     axes.set(
         xlabel="queries, sorted by their change",

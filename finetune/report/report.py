@@ -115,7 +115,7 @@ class ComparisonReport:
             improved=self.comparison.improved_queries[:SHOWN_QUERIES],
             hurt=self.comparison.hurt_queries[:SHOWN_QUERIES],
             scales=(self.first_scale, self.scale),
-            tables={**self.facts, "environment": environment_facts()},
+            tables={**self.facts, "Environment": environment_facts()},
             version=version("rerank-plugin"),
             date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )

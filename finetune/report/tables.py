@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rerank_plugin.cli.console import Stdout
+from rerank_plugin.model.names import distinct_names
 
 if TYPE_CHECKING:
     from ..evaluation.compared_queries import ComparedQuery
@@ -35,7 +36,7 @@ def print_evaluation(result: "EvaluationResult", *, worst: int) -> None:
     elif comparisons:
         (one,) = comparisons.values()
         before, after = (evaluation.means for evaluation in one.evaluations)
-        print_comparison(before, after, one.difference)
+        print_comparison(before, after, one.difference, distinct_names(*one.names))
     else:
         print_metrics(result.metrics)
     for one in comparisons.values():
@@ -43,11 +44,22 @@ def print_evaluation(result: "EvaluationResult", *, worst: int) -> None:
 
 
 def print_comparison(
-    before: Mapping[str, float], after: Mapping[str, float], difference: Mapping[str, Any]
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    difference: Mapping[str, Any],
+    names: tuple[str, str] = ("before", "after"),
 ) -> None:
-    """Print the metrics before and after, and their paired difference with its interval."""
+    """Print the metrics of two models, and their paired difference with its interval.
+
+    Args:
+        before: The means of the first model.
+        after: The means of the second model.
+        difference: The difference, as `significance.paired_difference` describes it.
+        names: The titles of both columns.
+    """
     table = Table(title=f"{after['queries']} queries")
-    for title in ("metric", "before", "after", "difference", "95% interval", "p", "won, lost"):
+    names = escape(names[0]), escape(names[1])
+    for title in ("metric", *names, "difference", "95% interval", "p", "won, lost"):
         table.add_column(title, justify="left" if title == "metric" else "right")
     for name in metric_names(after):
         figures = f"{before[name]:.4f}", f"{after[name]:.4f}"

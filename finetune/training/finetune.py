@@ -456,7 +456,7 @@ class Run:
             calibration=calibration,
             history=self.history.entries,
             kept_step=self.best.step,
-            facts={"data": settings.data, "run": self.facts, "options": settings.options},
+            facts={"Data": settings.data, "Run": self.facts, "Options": settings.options},
         )
         try:
             report.write(model)
