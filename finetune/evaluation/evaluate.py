@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.io.jsonl import SkippedLines, fingerprint
@@ -169,12 +168,11 @@ def compare_models(
     if baseline is None:
         return {}
     name, first = baseline
-    settings: Any = {
-        "metric": options.metric_names[0],
-        "shown": max(SHOWN_QUERIES, options.worst),
-    }
+    metric, shown = options.metric_names[0], max(SHOWN_QUERIES, options.worst)
     return {
-        model: Comparison.from_evaluations(judged, (name, model), (first, second), **settings)
+        model: Comparison.from_evaluations(
+            judged, (name, model), (first, second), metric=metric, shown=shown
+        )
         for model, second in evaluations.items()
     }
 

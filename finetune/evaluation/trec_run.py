@@ -158,18 +158,10 @@ def open_run(
             raise no_match("document", run, next(iter(documents)), corpus, passages.first_id)
         counts["queries of the qrels that the run lacks"] = len(grades.keys() - run_queries)
         selector = CandidateSelector(list(documents), passages, counts, top_k)
-        candidates = []
-        for query, run_query in run_queries.items():
-            if query not in grades:
-                counts.add("queries of the run without a judgement, left out", repr(query))
-            elif query not in texts:
-                counts.add("queries of the run that --queries does not have, left out", repr(query))
-            elif selected := selector.select(texts[query], run_query, grades[query]):
-                candidates.append(selected)
+        candidates = selector.select_all(run_queries, texts, grades)
         if not candidates:
-            raise InputError(
-                f"{run}: none of its queries can be ranked ({', '.join(counts.lines())})"
-            )
+            reasons = ", ".join(counts.lines())
+            raise InputError(f"{run}: none of its queries can be ranked ({reasons})")
         if not any(max([*query.labels, *query.missed]) > 0 for query in candidates):
             raise InputError(f"{qrels}: no passage is judged relevant for a query of {run}")
         yield TrecRun(candidates, passages, counts)
@@ -191,6 +183,24 @@ class CandidateSelector:
     passages: Corpus
     counts: ReasonCounts
     top_k: int | None
+
+    def select_all(
+        self,
+        run_queries: Mapping[str, RunQuery],
+        texts: Mapping[str, Record],
+        grades: Mapping[str, Mapping[str, int]],
+    ) -> list[RunCandidates]:
+        """Return the candidates of all judged queries that have a text and a document."""
+        selected = []
+        for name, run_query in run_queries.items():
+            if name not in grades:
+                self.counts.add("queries of the run without a judgement, left out", repr(name))
+            elif name not in texts:
+                reason = "queries of the run that --queries does not have, left out"
+                self.counts.add(reason, repr(name))
+            elif candidates := self.select(texts[name], run_query, grades[name]):
+                selected.append(candidates)
+        return selected
 
     def select(
         self, query: Record, run_query: RunQuery, grades: Mapping[str, int]
