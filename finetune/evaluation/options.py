@@ -62,15 +62,17 @@ class EvaluationOptions(ModelOptions):
                 parse_metric(name)
 
     def _check_data(self) -> None:
-        if (self.data_path is None) == (self.run is None):
-            raise OptionError("data_path", "give either groups or a --run")
+        if self.data_path is None and self.run is None:
+            raise OptionError("data_path", "one of --data_path and --run is required")
+        if self.data_path is not None and self.run is not None:
+            raise OptionError("data_path", "not allowed with --run")
         for name, value in self.run_files.items():
             if self.run is None and value is not None:
                 raise OptionError(name, "only valid with --run")
             if self.run is not None and value is None and name != "top_k":
                 raise OptionError(name, "required by --run")
         if self.run is not None and self.on_bad_line == "skip":
-            raise OptionError("on_bad_line", "skip is not valid with --run")
+            raise OptionError("on_bad_line", "skip is not allowed with --run")
 
     @property
     def models(self) -> list[str]:

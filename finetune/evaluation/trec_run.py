@@ -292,7 +292,7 @@ def run_fields(line: Line) -> tuple[str, str, float]:
     except ValueError:
         score = float("nan")
     if not abs(score) <= HIGHEST_SCORE:
-        raise line.error(f"the score {fields[4][:40]!r} is no finite number")
+        raise line.error(f"the score {fields[4][:40]!r} is not a finite number")
     return fields[0], fields[2], score
 
 

@@ -136,7 +136,7 @@ def test_a_run_is_ranked_as_trec_eval_ranks_it(files: dict[str, Path]) -> None:
 
 
 def options(files: dict[str, Path]) -> list[object]:
-    return [part for name, file in files.items() for part in (f"--{name}", file)]
+    return [word for name, file in files.items() for word in (f"--{name}", file)]
 
 
 def test_models_are_measured_beside_the_run(
@@ -175,9 +175,9 @@ def test_models_are_measured_beside_the_run(
         ("run", "q0 d1 1", ":621: expected query, Q0, document, rank, score and tag, found 3"),
         ("run", "q0 Q0 a doc 1 2.0 bm25", "found 7 columns; ids with spaces need tabs"),
         ("run", "q0\tQ0\t\t1\t2.0\tbm25", "found 6 columns; a column is blank"),
-        ("run", "q0 Q0 d1 1 1e39 bm25", ":621: the score '1e39' is no finite number"),
-        ("run", "q0 Q0 d1 1 nan bm25", ":621: the score 'nan' is no finite number"),
-        ("run", "q0 Q0 d1 1 high bm25", "run.trec:621: the score 'high' is no finite number"),
+        ("run", "q0 Q0 d1 1 1e39 bm25", ":621: the score '1e39' is not a finite number"),
+        ("run", "q0 Q0 d1 1 nan bm25", ":621: the score 'nan' is not a finite number"),
+        ("run", "q0 Q0 d1 1 high bm25", "run.trec:621: the score 'high' is not a finite number"),
         ("qrels", "q0\t0\td0\t0.5", "qrels.tsv:466: the grade 0.5 is not a whole number"),
         ("qrels", "q0\t0\td0\t3000000000", "the grade 3e+09 is not a whole number up to 1000"),
     ],
@@ -208,11 +208,12 @@ def test_judgements_without_a_relevant_passage_are_an_error(
         ({"metrics": "ERR@10"}, "metrics: unknown metric 'ERR@10'"),
         ({"worst": -1}, "worst: -1 is less than 0"),
         ({"model_dir": ["m", "m"]}, "model_dir: the same model is given twice"),
-        ({"data_path": "x.jsonl"}, "data_path: give either groups or a --run"),
+        ({"data_path": "x.jsonl"}, "data_path: not allowed with --run"),
+        ({"run": None}, "data_path: one of --data_path and --run is required"),
         ({"qrels": None}, "qrels: required by --run"),
         ({"run": None, "data_path": "x.jsonl"}, "qrels: only valid with --run"),
         ({"top_k": 0}, "top_k: 0 is less than 1"),
-        ({"on_bad_line": "skip"}, "on_bad_line: skip is not valid with --run"),
+        ({"on_bad_line": "skip"}, "on_bad_line: skip is not allowed with --run"),
     ],
 )
 def test_options_that_do_not_fit(more: dict[str, Any], problem: str) -> None:
