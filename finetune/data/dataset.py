@@ -1,4 +1,4 @@
-"""The groups of a data path: any number of them at flat memory, each at hand by its index."""
+"""A data set of groups, read one by one from its files: memory does not grow with its size."""
 
 import hashlib
 import logging
@@ -22,25 +22,25 @@ Indices = npt.NDArray[np.int64]
 
 
 class GroupDataset:
-    """The groups of a data path, in the order of its lines; each is read when it is asked for.
+    """The groups of a data path, in the order of its lines, each read when it is accessed.
 
     Args:
-        files: Where they stand, one file behind the other.
-        places: Which of the files' groups these are; default all.
-        teacher_margin: Negatives that the teacher puts less than this below the worst right
-            one are left out.
+        files: The files, in their order.
+        rows: The groups of this data set, by their row in all files; default all.
+        teacher_margin: Negatives are left out if their teacher score is not at least this far below
+            that of every positive.
     """
 
     def __init__(
         self,
         files: Sequence[GroupFile],
-        places: Indices | None = None,
+        rows: Indices | None = None,
         teacher_margin: float | None = None,
     ) -> None:
         self.files = list(files)
         self.teacher_margin = teacher_margin
         self._ends = np.cumsum([len(file) for file in self.files])
-        self.places = np.arange(self._ends[-1]) if places is None else places
+        self.rows = np.arange(self._ends[-1]) if rows is None else rows
 
     @classmethod
     def build(
@@ -51,12 +51,12 @@ class GroupDataset:
         *,
         progress: bool = False,
     ) -> "GroupDataset":
-        """Check all lines and index them under `cache`, or find there what an earlier run found.
+        """Check and index all lines, or take the index of an earlier run from the cache.
 
         Args:
             data_path: A file, a folder or a glob, or several.
             cache: The folder of all indices.
-            skipped: Where bad lines are written down; without it the first bad line is an error.
+            skipped: Records bad lines; without it the first bad line is an error.
             progress: Show a progress bar for every file that is read.
 
         Raises:
@@ -77,17 +77,17 @@ class GroupDataset:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the contents of all files."""
+        """Return a hash of the contents of all files."""
         hashes = [file.fingerprint for file in self.files]
         several = hashlib.sha256("".join(hashes).encode()).hexdigest()
         return (hashes[0] if len(hashes) == 1 else several)[:16]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Group:
-        file, place = self._find(index)
-        group = file[place]
+        file, row = self._find(index)
+        group = file[row]
         margin = self.teacher_margin
         return group if margin is None else group.without_false_negatives(margin)
 
@@ -96,17 +96,17 @@ class GroupDataset:
 
     @property
     def query_hashes(self) -> npt.NDArray[np.uint64]:
-        """`text_digest` of every group's query, `[groups]`."""
+        """Return `text_digest` of every group's query, `[groups]`."""
         return self._column("query")
 
     @property
     def teacher_gaps(self) -> npt.NDArray[np.float64]:
-        """`Group.teacher_gap` of every group `[groups]`; NaN where it has no teacher scores."""
+        """Return `Group.teacher_gap` of every group, `[groups]`; NaN without teacher scores."""
         return self._column("teacher_gap")
 
     def select(self, indices: Sequence[int] | Indices) -> "GroupDataset":
-        """Some of the groups, in the order of their indices."""
-        chosen = self.places[np.asarray(indices, np.int64)]
+        """Return some of the groups, in the order of their indices."""
+        chosen = self.rows[np.asarray(indices, np.int64)]
         return GroupDataset(self.files, chosen, self.teacher_margin)
 
     def require_teacher(self, option: str, what: str) -> None:
@@ -121,40 +121,40 @@ class GroupDataset:
         """
         without = np.flatnonzero(np.isnan(self.teacher_gaps))
         if len(without):
-            file, place = self._find(int(without[0]))
+            file, row = self._find(int(without[0]))
             raise OptionError(
                 option,
                 f"{what} needs teacher scores: {len(without)} of {len(self)} groups lack "
-                f"'pos_scores' or 'neg_scores', the first is {file.place(place)}",
+                f"'pos_scores' or 'neg_scores', the first is {file.where(row)}",
             )
 
     def without_false_negatives(self, margin: float) -> "GroupDataset":
-        """The groups without negatives that the teacher puts among the positives.
+        """Return the groups without negatives that the teacher scores like positives.
 
-        A negative stays if its score is at least `margin` below those of all positives.
-        Groups that keep none are left out, and counted in a warning.
+        A negative is kept if its score is at least `margin` below those of all positives. Groups
+        that keep none are left out, and counted in a warning.
 
         Raises:
             OptionError: a group has no teacher scores, or no group keeps a negative.
         """
         self.require_teacher("teacher_margin", f"{margin:g}")
-        stays = np.flatnonzero(self.teacher_gaps >= margin)
-        if not len(stays):
+        kept = np.flatnonzero(self.teacher_gaps >= margin)
+        if not len(kept):
             raise OptionError("teacher_margin", f"{margin:g} leaves no group a negative")
-        if len(stays) < len(self):
+        if len(kept) < len(self):
             logger.warning(
                 "--teacher_margin %g leaves %d of %d training groups without a negative: "
                 "they are left out",
                 margin,
-                len(self) - len(stays),
+                len(self) - len(kept),
                 len(self),
             )
-        return GroupDataset(self.files, self.places[stays], margin)
+        return GroupDataset(self.files, self.rows[kept], margin)
 
     def _find(self, index: int) -> tuple[GroupFile, int]:
-        place = int(self.places[index])
-        file = int(np.searchsorted(self._ends, place, side="right"))
-        return self.files[file], place - (int(self._ends[file - 1]) if file else 0)
+        row = int(self.rows[index])
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        return self.files[file], row - (int(self._ends[file - 1]) if file else 0)
 
     def _column(self, name: str) -> npt.NDArray[Any]:
-        return np.concatenate([file.rows[name] for file in self.files])[self.places]
+        return np.concatenate([file.rows[name] for file in self.files])[self.rows]

@@ -21,10 +21,10 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import Line, reading
 
 from ..text.normalize import text_digest
-from .groups import Group, parse_group
+from .groups import Group, checked_group, parse_group
 
-#: What is known of a line without reading it again: where it stands in bytes, its number, its
-#: query, and how far the teacher puts the worst negative below the worst positive.
+#: The index of a line: its offset and length in bytes, its number, `text_digest` of its query, and
+#: `Group.teacher_gap`.
 ROW = np.dtype(
     [
         ("offset", "<i8"),
@@ -40,17 +40,17 @@ Rows = npt.NDArray[np.void]
 #: Bytes that are read, hashed and checked at a time.
 BLOCK = 1 << 20
 
-#: Files of an index: rows of usable and of bad lines, and the lines themselves if they were packed.
+#: Files of an index: rows of usable lines, rows of bad lines, and the lines of a gzipped file.
 GOOD, BAD, LINES = "good.rows", "bad.rows", "lines.jsonl"
 
-#: Size and time of the last change of a file: another pair, another content.
+#: Size and modification time of a file, which change with its contents.
 Stamp = tuple[int, int]
 
 
 class GroupFile:
     """One file of groups and the index of its lines.
 
-    Travels to other processes as what it is made from, not as what it has read.
+    Pickled as its arguments, without what it has read.
 
     Args:
         path: The file, plain or gzipped.
@@ -76,18 +76,18 @@ class GroupFile:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the file's contents."""
+        """Return a hash of the file's contents."""
         return self.entry.name.partition("-")[2]
 
     def __getitem__(self, index: int) -> Group:
-        return parse_group(self._line(self.rows[index]))
+        return checked_group(self._line(self.rows[index]))
 
-    def place(self, index: int) -> str:
-        """File and line of a group, for messages."""
+    def where(self, index: int) -> str:
+        """Return file and line of a group, for messages."""
         return f"{self.path}:{self.rows['line'][index]}"
 
     def bad_lines(self) -> Iterator[tuple[Line, InputError]]:
-        """The lines that are no groups, and what is wrong with each."""
+        """Yield the lines that are not groups, and the problem of each."""
         for row in read_rows(self.entry / BAD):
             line = self._line(row)
             try:
@@ -106,28 +106,28 @@ class GroupFile:
 
 
 def read_rows(path: Path) -> Rows:
-    """Rows as they stand on disk, read when they are looked at."""
-    # Nothing can be mapped of an empty file.
+    """Return the rows of a file, mapped into memory."""
+    # An empty file cannot be mapped.
     return np.memmap(path, ROW, mode="r") if path.stat().st_size else np.empty(0, ROW)
 
 
 def stamp_of(file: Path | FileIO) -> Stamp:
-    """The stamp of a file."""
-    found = file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
-    return found.st_size, found.st_mtime_ns
+    """Return the stamp of a file."""
+    status = file.stat() if isinstance(file, Path) else os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def changed(path: Path) -> InputError:
-    """What is said of a file that is another one than it was."""
+    """Return the error of a file that was changed after it was indexed."""
     return InputError(f"{path}: the file was changed while it was in use: start again")
 
 
-# Open, so that a file which is replaced or cleared away in the middle of a run stays readable; not
-# all at once, as a process may have few files open and a data set many. Under another stamp it is
-# another file.
+# Files are kept open so that one that is replaced or removed during a run remains readable; only
+# some of them, as a process may open few files and a data set may have many. With another stamp a
+# path is another file.
 @lru_cache(maxsize=128)
 def opened(path: Path, stamp: Stamp) -> FileIO:  # noqa: ARG001
-    """A file, open for reading."""
+    """Return a file, open for reading."""
     try:
         return path.open("rb", buffering=0)
     except OSError as error:
@@ -135,17 +135,17 @@ def opened(path: Path, stamp: Stamp) -> FileIO:  # noqa: ARG001
 
 
 def read_at(file: FileIO, offset: int, length: int) -> bytes:
-    """Bytes from an offset on, whatever else reads the same open file in other processes."""
+    """Return bytes of a file from an offset on, without the offset that forked processes share."""
     if hasattr(os, "pread"):
         return os.pread(file.fileno(), length, offset)
-    with Path(file.name).open("rb") as own:
-        own.seek(offset)
-        return own.read(length)
+    with Path(file.name).open("rb") as reopened:
+        reopened.seek(offset)
+        return reopened.read(length)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some lines of a file, one behind the other."""
+    """Some consecutive lines of a file."""
 
     path: Path
     #: Number and offset of the first line.
@@ -154,7 +154,7 @@ class Block:
     raw: list[bytes]
 
     def line(self, number: int) -> Line:
-        """A line by its number in the file."""
+        """Return a line by its number in the file."""
         return Line(self.path, number, self.raw[number - self.number].rstrip(b"\r\n"))
 
 
@@ -188,9 +188,9 @@ def index_file(path: Path, folder: Path, *, stop_at_bad: bool, progress: bool = 
                 lines.write(contents)
             usable, others = check_block(block)
             if stop_at_bad and len(others):
-                # Says what is wrong with it.
+                # Raises the problem of the line.
                 parse_group(block.line(int(others[0]["line"])))
-            # Not by `tofile`, which says nothing of a disk that is full.
+            # Not by `tofile`, which ignores a full disk.
             good.write(usable.tobytes())
             bad.write(others.tobytes())
             shown.update(len(contents))
@@ -205,7 +205,7 @@ def index_file(path: Path, folder: Path, *, stop_at_bad: bool, progress: bool = 
 
 
 def blocks(path: Path) -> Iterator[Block]:
-    """A plain or gzipped file in blocks of whole lines."""
+    """Yield a plain or gzipped file in blocks of whole lines."""
     number, offset = 1, 0
     with reading(path) as file:
         while lines := file.readlines(BLOCK):
@@ -215,7 +215,7 @@ def blocks(path: Path) -> Iterator[Block]:
 
 
 def check_block(block: Block) -> tuple[Rows, Rows]:
-    """The rows of usable lines and those of bad ones; blank lines have none."""
+    """Return the rows of usable lines and those of bad ones; blank lines have none."""
     good: list[tuple[int, int, int, int, float]] = []
     bad: list[tuple[int, int, int, int, float]] = []
     offset = block.offset

@@ -13,7 +13,7 @@ from rerank_plugin.io.jsonl import DataPath, Line, SkippedLines, json_type, read
 from ..text.normalize import text_key
 from .other_formats import other_format
 
-#: What a line is read for, as its bytes have it.
+#: The fields of a group, as a line spells them.
 FIELDS = tuple(f'"{name}"'.encode() for name in ("query", "pos", "neg", "pos_scores", "neg_scores"))
 
 
@@ -31,29 +31,29 @@ class Group:
 
     @property
     def documents(self) -> list[str]:
-        """All candidates, the positives first."""
+        """Return all candidates, the positives first."""
         return self.pos + self.neg
 
     @property
     def labels(self) -> list[int]:
-        """1 for a positive and 0 for a negative, in the order of `documents`."""
+        """Return 1 for a positive and 0 for a negative, in the order of `documents`."""
         return [1] * len(self.pos) + [0] * len(self.neg)
 
     @property
     def missed(self) -> list[int]:
-        """A group has all its positives."""
+        """Return the grades of positives that are not candidates: none, a group has all of them."""
         return []
 
     @property
     def teacher(self) -> list[float] | None:
-        """The teacher's scores in the order of `documents`, where all of them have one."""
+        """Return the teacher's scores in the order of `documents`, where all of them have one."""
         if self.pos_scores is None or self.neg_scores is None:
             return None
         return self.pos_scores + self.neg_scores
 
     @property
     def teacher_gap(self) -> float:
-        """How far the worst negative is below the worst positive for the teacher.
+        """Return the teacher's lowest score of a positive minus its lowest score of a negative.
 
         NaN where the group has no teacher scores.
         """
@@ -62,35 +62,37 @@ class Group:
         return float(min(self.pos_scores)) - float(min(self.neg_scores))
 
     def without_false_negatives(self, margin: float) -> "Group":
-        """The group without negatives that the teacher takes for positives.
+        """Return the group without negatives that the teacher scores like positives.
 
-        A negative stays if its score is at least `margin` below that of every positive.
+        A negative is kept if its score is at least `margin` below that of every positive.
         """
         assert self.pos_scores is not None and self.neg_scores is not None, "no teacher scores"
         lowest = float(min(self.pos_scores))
-        stays = [lowest - float(score) >= margin for score in self.neg_scores]
+        kept = [lowest - float(score) >= margin for score in self.neg_scores]
         return replace(
             self,
-            neg=list(compress(self.neg, stays)),
-            neg_scores=list(compress(self.neg_scores, stays)),
+            neg=list(compress(self.neg, kept)),
+            neg_scores=list(compress(self.neg_scores, kept)),
         )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a record: which kind of mistake, and the line that the user reads."""
+    """A problem of a record that keeps it from being a group."""
 
+    #: The kind of mistake, for counting.
     kind: str
+    #: The message to the user, without file and line.
     message: str
 
 
 def query_hash(query: str, seed: int) -> str:
-    """A number for a query that depends on its key and the seed alone, as sortable text."""
+    """Return a hash of a query's key and a seed, as sortable text."""
     return hashlib.sha256(f"{seed}:{text_key(query)}".encode()).hexdigest()
 
 
 def find_problems(record: dict[str, object]) -> list[Problem]:
-    """Everything that keeps a record from being a group, worst first."""
+    """Return everything that keeps a record from being a group, worst first."""
     problems = query_problems(record)
     for name in ("pos", "neg"):
         problems += texts_problems(record, name) or scores_problems(record, name)
@@ -100,14 +102,14 @@ def find_problems(record: dict[str, object]) -> list[Problem]:
     assert isinstance(pos, list) and isinstance(neg, list)
     both = set(pos) & set(neg)
     if both:
-        place = next(i for i, text in enumerate(neg) if text in both)
-        message = f"neg[{place}] stands in 'pos' too: take it out of one of the two"
+        index = next(i for i, text in enumerate(neg) if text in both)
+        message = f"neg[{index}] is in 'pos' too: remove it from one of the two"
         problems.append(Problem("a text in both 'pos' and 'neg'", message))
     return problems
 
 
 def query_problems(record: dict[str, object]) -> list[Problem]:
-    """What is wrong with `query` and `id`."""
+    """Return the problems of `query` and `id`."""
     query, name = record.get("query"), record.get("id")
     problems = []
     if "query" not in record:
@@ -125,7 +127,7 @@ def query_problems(record: dict[str, object]) -> list[Problem]:
 
 
 def texts_problems(record: dict[str, object], name: str) -> list[Problem]:
-    """What is wrong with the passages under a field."""
+    """Return the problems of the passages under a field."""
     texts = record.get(name)
     expected = "expected a list of texts"
     if name not in record:
@@ -136,29 +138,30 @@ def texts_problems(record: dict[str, object], name: str) -> list[Problem]:
         return [Problem(f"wrong type of '{name}'", message)]
     if not texts:
         return [Problem(f"empty '{name}'", f"field '{name}' is empty, expected at least one text")]
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         if not isinstance(text, str):
-            message = f"{name}[{place}] is {json_type(text)}, expected a text"
+            message = f"{name}[{index}] is {json_type(text)}, expected a text"
             return [Problem(f"wrong type in '{name}'", message)]
         if not text.strip():
-            return [Problem(f"blank text in '{name}'", f"{name}[{place}] is blank")]
+            return [Problem(f"blank text in '{name}'", f"{name}[{index}] is blank")]
     return []
 
 
 def scores_problems(record: dict[str, object], name: str) -> list[Problem]:
-    """What is wrong with the teacher scores of a field's passages."""
+    """Return the problems of the teacher scores of a field's passages."""
     field = f"{name}_scores"
     scores, texts = record.get(field), record[name]
     assert isinstance(texts, list)
     if scores is None:
         return []
     if not isinstance(scores, list):
-        message = f"field '{field}' is {json_type(scores)}, not a list of finite numbers"
+        message = f"field '{field}' is {json_type(scores)}, expected a list of finite numbers"
         return [Problem(f"wrong type of '{field}'", message)]
-    for place, score in enumerate(scores):
+    for index, score in enumerate(scores):
         if not is_finite_number(score):
-            found = ascii(score)[:40] if isinstance(score, str | int | float) else json_type(score)
-            message = f"{field}[{place}] is {found}, expected a finite number"
+            is_shown = isinstance(score, str | int | float)
+            value = ascii(score)[:40] if is_shown else json_type(score)
+            message = f"{field}[{index}] is {value}, expected a finite number"
             return [Problem(f"wrong type of '{field}'", message)]
     if len(scores) != len(texts):
         message = f"field '{field}' has {len(scores)} numbers for {len(texts)} texts"
@@ -167,19 +170,19 @@ def scores_problems(record: dict[str, object], name: str) -> list[Problem]:
 
 
 def is_finite_number(value: object) -> bool:
-    """Whether a JSON value is a number that a float can hold."""
+    """Return whether a JSON value is a number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= sys.float_info.max
 
 
 def parse_group(line: Line) -> Group:
-    """The group on a line.
+    """Check a line, and return its group.
 
     Raises:
-        InputError: anything is wrong with it; the message names file, line and field.
+        InputError: the line is not a group; the message names file, line and field.
     """
-    # The quick parser keeps the last of two values without a word.
+    # The quick parser silently keeps the last of two values.
     repeated = any(line.raw.count(name) > 1 for name in FIELDS)
     record = None if repeated else line.quick_record()
     if record is None or find_problems(record):
@@ -190,8 +193,14 @@ def parse_group(line: Line) -> Group:
     return group_of(record)
 
 
+def checked_group(line: Line) -> Group:
+    """Return the group of a line that was checked before."""
+    record = line.quick_record()
+    return group_of(line.record() if record is None else record)
+
+
 def group_of(record: dict[str, object]) -> Group:
-    """The group of a record in which nothing is wrong."""
+    """Return the group of a record without problems."""
     values = {name: record.get(name) for name in ("query", "pos", "neg")}
     scores = {name: record.get(name) for name in ("pos_scores", "neg_scores")}
     name = record.get("id")
@@ -199,13 +208,16 @@ def group_of(record: dict[str, object]) -> Group:
 
 
 def read_groups(data_path: DataPath, skipped: SkippedLines | None = None) -> Iterator[Group]:
-    """The groups of a file, folder or glob, one at a time.
+    """Check and yield the groups of a file, folder or glob, one at a time.
 
     Args:
-        data_path: Where they are.
-        skipped: Where bad lines are written down; without it the first bad line is an error.
+        data_path: The files.
+        skipped: Records bad lines; without it the first bad line is an error.
+
+    Raises:
+        InputError: a file is missing or unreadable, a line is bad, or there is no group.
     """
-    good = False
+    is_empty = True
     for line in read_lines(data_path):
         try:
             group = parse_group(line)
@@ -214,13 +226,13 @@ def read_groups(data_path: DataPath, skipped: SkippedLines | None = None) -> Ite
                 raise
             skipped.add(line, problem)
             continue
-        good = True
+        is_empty = False
         yield group
-    if not good:
+    if is_empty:
         raise no_group_left(data_path, skipped)
 
 
 def no_group_left(data_path: DataPath, skipped: SkippedLines | None) -> InputError:
-    """An error of data without a group; where bad lines are written down may be gone by then."""
+    """Return the error of data without a group; it has the first problem of a line."""
     first = f", the first problem: {skipped.first}" if skipped else ""
     return InputError(f"{data_path}: no usable group is left{first}")

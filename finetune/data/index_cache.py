@@ -1,9 +1,8 @@
-"""Where indices of files of groups outlive a run, so that the next one need not read them again.
+"""A cache of indices of files of groups, so that a file is read by the first run only.
 
-An entry is a folder `<size>-<hash of the contents>`, with `seen.json`: under which paths, and with
-which times of change, files of these contents were seen. A file that is where it was, with the size
-and the time that it had, is not read; one that was moved, copied or touched is hashed; any other is
-indexed.
+An entry is a folder `<size>-<hash of the contents>`. Its `seen.json` has the paths and modification
+times of files with these contents. A file with a known path, size and modification time is not
+read; one that was moved, copied or touched is hashed; any other is indexed.
 """
 
 import atexit
@@ -27,47 +26,46 @@ from .group_file import BLOCK, GroupFile, Stamp, changed, index_file, stamp_of
 
 logger = logging.getLogger(__name__)
 
-#: To be raised when an index holds something else, or when what makes a line usable or two queries
-#: the same changes.
+#: To be raised when the rows of an index change, or the rules for usable lines or equal queries.
 FORMAT = 3
 
-#: Entries that were not used for so long are removed,
+#: Entries that were not used for so long are removed.
 KEEP_SECONDS = 30 * 24 * 3600
-#: and beyond so many bytes those that were not used for longest; unpacked files are what counts.
+#: Beyond this size the least recently used ones are removed; unpacked files make most of it.
 KEEP_BYTES = 32 * 1024**3
-#: But none that was used, or is being written, since.
+#: Entries that were used or written since are kept in any case.
 FRESH_SECONDS = 24 * 3600
 
-#: A file that was changed less than this before it was looked at can change again in the same tick
-#: of its clock: its time says nothing yet.
+#: The modification time of a file that was changed less than this ago is not relied on: the file
+#: can change again in the same tick of the file system's clock.
 TICK_SECONDS = 2
 
 SEEN = "seen.json"
 
-#: The environment variable that names another folder than the usual one.
+#: The environment variable of another folder than the default one.
 CACHE_VARIABLE = "RERANK_PLUGIN_CACHE"
 
 
 def cache_folder() -> Path:
-    """The user's folder for indices, under `$RERANK_PLUGIN_CACHE` or where caches belong."""
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
-        return expanded(own) / f"groups-{FORMAT}"
+    """Return the folder of indices: under `$RERANK_PLUGIN_CACHE`, or the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return expanded(chosen) / f"groups-{FORMAT}"
     caches = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     if caches.parts[0] != "~":
         return caches / "rerank-plugin" / f"groups-{FORMAT}"
-    warn_of_no_cache("no home directory: nothing")
-    return passing_folder()
+    warn_of_no_cache("no home directory")
+    return temporary_folder()
 
 
 @cache
-def passing_folder() -> Path:
-    """A folder for indices that is removed when this process ends."""
+def temporary_folder() -> Path:
+    """Return a folder for indices that is removed when this process ends."""
     folder = TemporaryDirectory(prefix="rerank-plugin-", ignore_cleanup_errors=True)
-    maker = os.getpid()
+    owner = os.getpid()
 
     def remove() -> None:
-        if os.getpid() == maker:  # not a process that was forked from it
+        if os.getpid() == owner:  # not a forked process
             folder.cleanup()
 
     atexit.register(remove)
@@ -76,19 +74,19 @@ def passing_folder() -> Path:
 
 @cache
 def warn_of_no_cache(problem: str) -> None:
-    """Say once what it costs that indices cannot be kept."""
+    """Warn once that indices cannot be kept, so that every run reads the data again."""
     logger.warning(
-        "%s can be kept of data files, which every run reads anew; set %s to a folder that can be "
-        "written",
+        "%s: indices of data files cannot be kept, so every run reads the files again; set %s to a "
+        "writable folder",
         problem,
         CACHE_VARIABLE,
     )
 
 
 class IndexCache:
-    """A folder of indices; making it removes what nobody has used for long.
+    """A folder of indices, from which old ones are removed when it is opened.
 
-    Where nothing can be written in it, new indices go into a folder of this process alone.
+    Where it cannot be written, new indices are kept in a temporary folder of this process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -100,11 +98,11 @@ class IndexCache:
             self._give_up(error)
 
     def open(self, path: Path, *, stop_at_bad: bool, progress: bool = False) -> GroupFile:
-        """A file with its index: one that is here, or one that is made by reading it once.
+        """Return a file with its index, which is made by reading the file where it is not cached.
 
         Args:
             path: The file, plain or gzipped.
-            stop_at_bad: End at the first bad line. An index that is here may have some.
+            stop_at_bad: End at the first bad line. A cached index may have some.
             progress: Show a progress bar while the file is read.
 
         Raises:
@@ -118,32 +116,32 @@ class IndexCache:
         entry = self._find(path, stamp) or self._make(
             path, stamp, stop_at_bad=stop_at_bad, progress=progress
         )
-        with suppress(OSError):  # others may own an entry, and it may be readable alone
-            # Its time says when it was used last.
+        with suppress(OSError):  # an entry may be read-only, or owned by another user
+            # The modification time of an entry is its last use.
             os.utime(entry)
             if looked - stamp[1] / 1e9 > TICK_SECONDS:
                 remember(entry, path, stamp)
         return GroupFile(path, stamp, entry)
 
     def _make(self, path: Path, stamp: Stamp, *, stop_at_bad: bool, progress: bool = False) -> Path:
-        """Index a file, in a passing folder if nothing can be written in the usual one."""
+        """Index a file, in a temporary folder if the cache cannot be written."""
         try:
             return self._add(path, stamp, stop_at_bad=stop_at_bad, progress=progress)
         except OSError as error:
-            if self.folder == passing_folder():
+            if self.folder == temporary_folder():
                 where, reason = self.folder, error.strerror
-                problem = f"{where}: the index of {path} cannot be written there: {reason}"
+                problem = f"{where}: the index of {path} cannot be written: {reason}"
                 raise InputError(f"{problem}; set {CACHE_VARIABLE} to a folder with room") from None
             self._give_up(error)
         return self._make(path, stamp, stop_at_bad=stop_at_bad, progress=progress)
 
     def _give_up(self, error: OSError) -> None:
-        """Go on in a passing folder."""
-        warn_of_no_cache(f"{self.folder}: {error.strerror}: nothing")
-        self.folder = passing_folder()
+        """Continue in a temporary folder."""
+        warn_of_no_cache(f"{self.folder}: {error.strerror}")
+        self.folder = temporary_folder()
 
     def _find(self, path: Path, stamp: Stamp) -> Path | None:
-        """The entry of a file, if it has one; the file is read only if its size is known."""
+        """Return the entry of a file, if it has one; the file is read only if its size is known."""
         entries = list(self.folder.glob(f"{stamp[0]}-*"))
         for entry in entries:
             if seen(entry).get(str(path.absolute())) == stamp[1]:
@@ -154,7 +152,7 @@ class IndexCache:
         return entry if entry.exists() else None
 
     def _add(self, path: Path, stamp: Stamp, *, stop_at_bad: bool, progress: bool = False) -> Path:
-        """Index a file; the entry appears whole or not at all."""
+        """Index a file, and return its entry, which appears complete or not at all."""
         with TemporaryDirectory(prefix=".part-", dir=self.folder) as folder:
             work = Path(folder) / "entry"
             work.mkdir()
@@ -165,19 +163,19 @@ class IndexCache:
             try:
                 work.rename(entry)
             except OSError:
-                # Another run was quicker with the same file.
+                # Another run has indexed the same file meanwhile.
                 if not entry.exists():
                     raise
         return entry
 
 
 def entry_name(stamp: Stamp, digest: str) -> str:
-    """The name of an entry's folder."""
+    """Return the name of an entry's folder."""
     return f"{stamp[0]}-{digest}"
 
 
 def hash_file(path: Path) -> str:
-    """The hash of a file's contents, unpacked."""
+    """Return the hash of a file's contents, unpacked."""
     digest = hashlib.sha256()
     with reading(path) as file:
         while block := file.read(BLOCK):
@@ -186,7 +184,7 @@ def hash_file(path: Path) -> str:
 
 
 def seen(entry: Path) -> dict[str, int]:
-    """Under which paths an entry's contents were seen, and the times of their last change."""
+    """Return the paths with an entry's contents, and their modification times."""
     try:
         paths: dict[str, int] = json.loads((entry / SEEN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -195,35 +193,35 @@ def seen(entry: Path) -> dict[str, int]:
 
 
 def remember(entry: Path, path: Path, stamp: Stamp) -> None:
-    """Write down where an entry's contents were seen."""
+    """Add a path to those with an entry's contents."""
     paths = seen(entry)
     if paths.get(str(path.absolute())) != stamp[1]:
         write_json(entry / SEEN, {**paths, str(path.absolute()): stamp[1]})
 
 
 def clear_old(folder: Path) -> None:
-    """Remove what nobody has used for long, and what interrupted runs left."""
+    """Remove entries that were not used for long, and remains of interrupted runs."""
     now = time.time()
     entries = sorted(folder.iterdir(), key=last_use)
     size = sum(map(folder_size, entries))
     for entry in entries:
         unused = now - last_use(entry)
-        left_over = entry.name.startswith(".")
-        if unused < FRESH_SECONDS or not (left_over or unused > KEEP_SECONDS or size > KEEP_BYTES):
+        is_partial = entry.name.startswith(".")
+        if unused < FRESH_SECONDS or not (is_partial or unused > KEEP_SECONDS or size > KEEP_BYTES):
             continue
         size -= folder_size(entry)
         shutil.rmtree(entry, ignore_errors=True)
 
 
 def last_use(entry: Path) -> float:
-    """When an entry was used last, in seconds; never, if another run has removed it meanwhile."""
+    """Return when an entry was last used, in seconds; 0 if another run has removed it."""
     with suppress(FileNotFoundError):
         return entry.stat().st_mtime
     return 0.0
 
 
 def folder_size(entry: Path) -> int:
-    """The bytes of an entry's files; of those that another run has not removed meanwhile."""
+    """Return the size of an entry's files, without those that another run has removed."""
     size = 0
     for file in entry.glob("*"):
         with suppress(FileNotFoundError):

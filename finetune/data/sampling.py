@@ -1,4 +1,4 @@
-"""Which passages of a group are trained on in an epoch, and in which order groups come."""
+"""Samples of groups for each epoch, and the order of groups in batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from torch.utils.data import Sampler
 
 from .groups import Group
 
-#: Epoch and index of a group, and whether it counts.
-Place = tuple[int, int, bool]
+#: Epoch and index of a group, and whether its loss counts.
+GroupIndex = tuple[int, int, bool]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What is trained on: a query, some of its group's passages, and 1 or 0 for each."""
+    """A training sample: a query, some of its group's passages, and 1 or 0 for each."""
 
     query: str
     documents: list[str]
@@ -25,54 +25,54 @@ class Sample:
 
 
 def sample_group(group: Group, *, size: int, seed: int, epoch: int, index: int) -> Sample:
-    """One positive and up to `size - 1` negatives, no text twice.
+    """Draw one positive and up to `size - 1` negatives, no text twice.
 
-    They depend on (seed, epoch, index) alone. Over epochs every passage is used before any
-    comes again, but for the ones that fill up the last epoch of a round.
+    The draw depends on (seed, epoch, index) alone. Over epochs every passage is used once before
+    any is used again, except for those that fill up the last epoch of a round.
     """
-    positives = first_places(group.pos)
-    negatives = first_places(group.neg)
+    positives = distinct_indices(group.pos)
+    negatives = distinct_indices(group.neg)
     positive = rounds(len(positives), 1, seed=(seed, index, 1), epoch=epoch)
     negative = rounds(len(negatives), size - 1, seed=(seed, index, 0), epoch=epoch)
-    # Places in `group.documents`.
-    places = [positives[i] for i in positive]
-    places += [len(group.pos) + negatives[i] for i in negative]
+    # Indices into `group.documents`.
+    indices = [positives[i] for i in positive]
+    indices += [len(group.pos) + negatives[i] for i in negative]
     documents, teacher = group.documents, group.teacher
     return Sample(
         group.query,
-        [documents[place] for place in places],
+        [documents[i] for i in indices],
         [1] * len(positive) + [0] * len(negative),
-        None if teacher is None else [teacher[place] for place in places],
+        None if teacher is None else [teacher[i] for i in indices],
     )
 
 
-def first_places(texts: Sequence[str]) -> list[int]:
-    """Where each text stands first: one that comes again is left out."""
-    places: dict[str, int] = {}
-    for place, text in enumerate(texts):
-        places.setdefault(text, place)
-    return list(places.values())
+def distinct_indices(texts: Sequence[str]) -> list[int]:
+    """Return the index of the first copy of each text."""
+    indices: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        indices.setdefault(text, index)
+    return list(indices.values())
 
 
 def rounds(count: int, take: int, *, seed: tuple[int, ...], epoch: int) -> list[int]:
-    """`take` of `count` indices for an epoch: rounds of fresh permutations, cut into epochs."""
+    """Return `take` of `count` indices for an epoch: permutations, one a round, cut into epochs."""
     if take >= count:
         return list(range(count))
-    turn, place = divmod(epoch, ceil(count / take))
+    turn, start = divmod(epoch, ceil(count / take))
     permutation = np.random.default_rng((*seed, turn)).permutation(count)
-    chosen = permutation[place * take : (place + 1) * take]
-    # The last epoch of a round is filled up with the round's first ones, which differ from its own.
+    chosen = permutation[start * take : (start + 1) * take]
+    # The last epoch of a round is filled up with the round's first indices, which differ from it.
     return [int(i) for i in (*chosen, *permutation[: take - len(chosen)])]
 
 
-class GroupBatches(Sampler[list[Place]]):
+class GroupBatches(Sampler[list[GroupIndex]]):
     """The batches of one process, in an order that depends on the seed and the epoch alone.
 
     All processes together take `batch_size * processes` groups a batch, the last one what is left:
-    no group comes twice and none is left out. A process for which nothing is left gets a group that
-    does not count, so that all take the same number of steps.
+    no group is repeated and none is left out. A process without a group gets one that does not
+    count, so that all processes make the same number of steps.
 
-    The epoch travels with the index because a dataset in another process is never told it.
+    The epoch is part of the index because a dataset in another process does not know it.
     """
 
     def __init__(
@@ -86,17 +86,17 @@ class GroupBatches(Sampler[list[Place]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer at the start of every epoch."""
+        """Set the epoch; called by the trainer at its start."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return ceil(self.groups / (self.batch_size * self.processes))
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[GroupIndex]]:
         permutation = np.random.default_rng((self.seed, self.epoch)).permutation(self.groups)
         together = self.batch_size * self.processes
         for start in range(0, self.groups, together):
             batch = permutation[start : start + together]
-            own = batch[self.rank :: self.processes]
-            counts = len(own) > 0
-            yield [(self.epoch, int(index), counts) for index in (own if counts else batch[:1])]
+            share = batch[self.rank :: self.processes]
+            counts = len(share) > 0
+            yield [(self.epoch, int(index), counts) for index in (share if counts else batch[:1])]

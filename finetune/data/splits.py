@@ -1,11 +1,11 @@
-"""Which queries are held out of training, and which of those choose a model or report on it."""
+"""Splits of queries into training, validation and test queries."""
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_plugin.errors import InputError
 
-#: `text_digest` of the queries of groups, `[groups]`: what makes two queries the same.
+#: `text_digest` of the queries of groups, `[groups]`: equal for equal queries.
 Hashes = npt.NDArray[np.uint64]
 
 #: Indices of groups on one side of a split and on the other, each in ascending order.
@@ -16,7 +16,7 @@ FEW_QUERIES = 50
 
 
 def held_out_count(queries: int, wanted: int | None) -> int:
-    """How many of the distinct queries are held out."""
+    """Return how many of the distinct queries are held out."""
     if queries < 2:
         raise InputError("one query alone cannot be split: give --eval_data_path")
     if wanted is not None:
@@ -29,20 +29,20 @@ def held_out_count(queries: int, wanted: int | None) -> int:
 
 
 def split_by_query(queries: Hashes, *, wanted: int | None, seed: int) -> Sides:
-    """Indices of the groups to train on and of those held out; no query stands on both sides.
+    """Return the indices of the training groups and of those held out; no query is in both.
 
-    Which queries are held out depends on the seed and their own text: adding groups to a data set
-    leaves the others on their sides.
+    Which queries are held out depends on the seed and on their text, so that groups that are added
+    to a data set hardly move the others.
     """
     dealt = deal(queries, seed)
     return sides(queries, dealt[: held_out_count(len(dealt), wanted)])
 
 
 def halves(queries: Hashes, *, seed: int) -> Sides:
-    """Indices of the held-out groups that choose the model, and of those that report its gain.
+    """Return the indices of the validation groups and of the test groups among those held out.
 
-    The gain of a model that was chosen for its gain flatters it: the queries that report it must
-    not be those that chose it. One query alone has to do both.
+    The model is selected on the validation queries, so its gain on them is biased: the gain is
+    measured on the test queries. A single query is used for both.
     """
     dealt = deal(queries, ~seed)
     if len(dealt) < 2:
@@ -51,15 +51,15 @@ def halves(queries: Hashes, *, seed: int) -> Sides:
 
 
 def deal(queries: Hashes, seed: int) -> Hashes:
-    """The distinct queries in an order that depends on each one's text and the seed."""
+    """Return the distinct queries in an order that depends on their texts and the seed."""
     distinct = np.unique(queries)
     return distinct[np.argsort(mixed(distinct ^ mixed(np.array([seed % 2**64], np.uint64))))]
 
 
 def mixed(numbers: Hashes) -> Hashes:
-    """Numbers spread over 64 bits, no two of them to the same one.
+    """Return numbers spread over 64 bits, each to a different one.
 
-    The finalizer of SplitMix64 (Steele et al. 2014, Fast Splittable Pseudorandom Number
+    This is the finalizer of SplitMix64 (Steele et al. 2014, Fast Splittable Pseudorandom Number
     Generators).
     """
     numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
@@ -69,6 +69,6 @@ def mixed(numbers: Hashes) -> Hashes:
 
 
 def sides(queries: Hashes, second: Hashes) -> Sides:
-    """Indices of the groups whose queries are not in `second`, and of those whose queries are."""
-    found = np.isin(queries, second)
-    return np.flatnonzero(~found), np.flatnonzero(found)
+    """Return the indices of groups whose queries are not in `second`, and of those whose are."""
+    is_second = np.isin(queries, second)
+    return np.flatnonzero(~is_second), np.flatnonzero(is_second)

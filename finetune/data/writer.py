@@ -1,4 +1,4 @@
-"""Groups into files: one, or several among which queries are split."""
+"""Write groups into one file, or into several among which queries are split."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from ..text.normalize import text_digest
 from .groups import Group
 from .splits import deal
 
-#: What the files of a split are called.
+#: The names of the files of a split.
 SIDES = ("train", "dev", "test")
 
 #: The first of them in a file's name, not as a part of a longer word.
@@ -27,18 +27,18 @@ TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
 
 
 def group_line(group: Group) -> str:
-    """A group as a line of a jsonl file; what it does not have is left out."""
+    """Return a group as a line of a jsonl file, without fields that are None."""
     record = {name: value for name, value in asdict(group).items() if value is not None}
     return record_line(record)
 
 
 def record_line(record: Mapping[str, Any]) -> str:
-    """A record as a line of a jsonl file."""
+    """Return a record as a line of a jsonl file."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
-    """The shares of `--split`, for train, dev and perhaps test; without it all goes to train.
+    """Return the shares of `--split` for train, dev and perhaps test; without it all is train.
 
     Raises:
         OptionError: not two or three positive numbers whose sum is 1.
@@ -51,7 +51,7 @@ def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
     except ValueError:
         shares = []
     positive = all(share > 0 for share in shares)
-    # So written, what is no number fails as well.
+    # Written so that NaN fails as well.
     if len(shares) not in (2, 3) or not positive or not abs(sum(shares) - 1) <= 1e-6:
         expected = "two or three positive numbers whose sum is 1, as 0.8,0.1,0.1"
         raise OptionError("split", f"{value!r} is not {expected}")
@@ -59,9 +59,9 @@ def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
 
 
 def split_files(output: Path, shares: Sequence[float]) -> list[Path]:
-    """The files of a split: `train.jsonl` has `dev.jsonl` and `test.jsonl` beside it.
+    """Return the files of a split: `train.jsonl` has `dev.jsonl` and `test.jsonl` beside it.
 
-    Where `train` is no part of the output's name, the side goes behind it: `mined-dev.jsonl`.
+    Where `train` is not in the name of the output, the side is appended: `mined-dev.jsonl`.
     """
     files = [output]
     for side in SIDES[1 : len(shares)]:
@@ -91,24 +91,24 @@ def check_files(
 
 
 def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> dict[int, int]:
-    """For the fingerprint of every query the place of its share.
+    """Return for the digest of every query the index of its share.
 
-    Queries are dealt in the order of hashes of their text: the same queries and seed give the
-    same split in any order, and no query text stands on two sides.
+    Queries are dealt in the order of hashes of their texts: the same queries and seed give the same
+    split in any order, and no query text is in two shares.
 
     Raises:
-        OptionError: a side gets none.
+        OptionError: a share has no query.
     """
     dealt = deal(np.array([text_digest(query) for query in queries], np.uint64), seed)
-    ends = [round(sum(shares[: place + 1]) * len(dealt)) for place in range(len(shares))]
+    ends = [round(sum(shares[: index + 1]) * len(dealt)) for index in range(len(shares))]
     starts = [0, *ends[:-1]]
     for side, start, end in zip(SIDES, starts, ends, strict=False):
         if start == end:
             problem = f"{len(dealt)} queries leave none for {side}: choose other shares"
             raise OptionError("split", problem)
     return {
-        query: place
-        for place, (start, end) in enumerate(zip(starts, ends, strict=True))
+        query: index
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True))
         for query in dealt[start:end].tolist()
     }
 
@@ -130,6 +130,6 @@ class GroupWriter:
 
 @contextmanager
 def group_writer(files: Sequence[Path], sides: Mapping[int, int]) -> Iterator[GroupWriter]:
-    """A writer whose files appear when all groups are written."""
+    """Open a writer whose files appear when all groups are written."""
     with ExitStack() as stack:
         yield GroupWriter([stack.enter_context(writing(file)) for file in files], sides)

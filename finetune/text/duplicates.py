@@ -1,4 +1,4 @@
-"""Texts that say the same: copies, and passages that share most of their runs of words."""
+"""Duplicates: copies of texts, and near-duplicates, which share most of their word shingles."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -8,26 +8,26 @@ from math import ceil
 
 from .normalize import key_words, text_key
 
-#: Words of a shingle: a run of so many is rarely shared by chance.
+#: Words of a shingle: texts rarely share a run of so many by chance.
 SHINGLE = 3
 
-#: Two passages are near-duplicates from this share of common shingles on.
+#: From this overlap on two passages are near-duplicates.
 OVERLAP = 0.8
 
 Shingles = frozenset[tuple[str, ...]]
 
 
 def shingles(text_words: Sequence[str]) -> Shingles:
-    """All runs of `SHINGLE` words; a shorter text is one run."""
+    """Return all runs of `SHINGLE` words; a shorter text is one run."""
     runs = zip(*(text_words[start:] for start in range(SHINGLE)), strict=False)
     return frozenset(runs) or frozenset([tuple(text_words)] if text_words else [])
 
 
 def overlap(one: Shingles, other: Shingles) -> float:
-    """Common shingles ÷ those of the smaller text (Szymkiewicz-Simpson), from 0 to 1.
+    """Return the common shingles ÷ those of the smaller text (Szymkiewicz-Simpson), from 0 to 1.
 
-    Not Jaccard's share of all shingles: a window that is cut a little longer around a passage
-    says all that the passage says.
+    Not Jaccard's share of all shingles: a window that is cut a little longer around a passage has
+    all of the passage's content.
     """
     smaller = min(len(one), len(other))
     return len(one & other) / smaller if smaller else 0.0
@@ -35,25 +35,25 @@ def overlap(one: Shingles, other: Shingles) -> float:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a text is compared by."""
+    """The features by which a text is compared."""
 
-    #: The same for all its copies.
+    #: The same for all copies of the text.
     key: str
     shingles: Shingles
 
 
 @lru_cache(maxsize=1024)
 def profile(text: str) -> Profile:
-    """What a text is compared by; kept for a while, as the same passage comes for many queries."""
+    """Return a text's profile; cached, as many queries have the same passages."""
     key = text_key(text)
     return Profile(key, shingles(key_words(key)))
 
 
 class Duplicates:
-    """Knows the copies and near-duplicates of some texts.
+    """Finds the copies and near-duplicates of some texts.
 
     Args:
-        texts: What others are compared with.
+        texts: The texts that others are compared with.
         least: The overlap from which on a text is a near-duplicate.
     """
 
@@ -63,22 +63,22 @@ class Duplicates:
         self._keys = {known.key for known in self._profiles}
 
     def has(self, text: str) -> bool:
-        """Whether a text is one of them, a copy or a near-duplicate."""
+        """Return whether a text is a copy or a near-duplicate of one of them."""
         return profile(text).key in self._keys or self.has_nearly(text)
 
     def has_nearly(self, text: str) -> bool:
-        """Whether a text is a near-duplicate of one of them, but no copy."""
-        own = profile(text)
-        return own.key not in self._keys and any(
-            overlap(own.shingles, known.shingles) >= self.least for known in self._profiles
+        """Return whether a text is a near-duplicate of one of them, but not a copy."""
+        wanted = profile(text)
+        return wanted.key not in self._keys and any(
+            overlap(wanted.shingles, known.shingles) >= self.least for known in self._profiles
         )
 
 
 class SimilarTexts:
-    """Finds which of some texts another one is similar to, exactly and without comparing all.
+    """Finds a text that another one is similar to, exactly and without comparing all.
 
-    Two sets with a Jaccard similarity of `least` share one of their few rarest members: only texts
-    that share one of those are compared (prefix filtering, Bayardo et al. 2007).
+    Two sets with a Jaccard similarity of `least` share one of their few rarest members, so only
+    texts that share one of those are compared (prefix filtering, Bayardo et al. 2007).
 
     Args:
         texts: The members of each text: its shingles, or its words.
@@ -90,21 +90,17 @@ class SimilarTexts:
         self._texts = texts
         self._counts = Counter(member for members in texts for member in members)
         self._index: dict[Hashable, list[int]] = {}
-        for place, members in enumerate(texts):
+        for index, members in enumerate(texts):
             for member in self._prefix(members):
-                self._index.setdefault(member, []).append(place)
+                self._index.setdefault(member, []).append(index)
 
     def find(self, members: frozenset[Hashable]) -> int | None:
-        """The place of the first text that is similar to one with these members."""
-        tried = {place for member in self._prefix(members) for place in self._index.get(member, ())}
-        return next(
-            (
-                place
-                for place in sorted(tried)
-                if jaccard(members, self._texts[place]) >= self.least
-            ),
-            None,
-        )
+        """Return the index of the first text that is similar to one with these members."""
+        compared = {i for member in self._prefix(members) for i in self._index.get(member, ())}
+        for index in sorted(compared):
+            if jaccard(members, self._texts[index]) >= self.least:
+                return index
+        return None
 
     def _prefix(self, members: frozenset[Hashable]) -> list[Hashable]:
         rarest = sorted(members, key=lambda member: (self._counts[member], repr(member)))
@@ -112,6 +108,6 @@ class SimilarTexts:
 
 
 def jaccard(one: frozenset[Hashable], other: frozenset[Hashable]) -> float:
-    """Common members ÷ all members, from 0 to 1."""
+    """Return the common members ÷ all members, from 0 to 1."""
     common = len(one & other)
     return common / (len(one) + len(other) - common) if common else 0.0

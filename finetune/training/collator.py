@@ -12,7 +12,7 @@ from rerank_plugin.engine.packing import equal_batches
 from rerank_plugin.engine.scorer import Scorer, on_device, pair_logits
 
 from ..data.dataset import GroupDataset
-from ..data.sampling import GroupBatches, Place, Sample, sample_group
+from ..data.sampling import GroupBatches, GroupIndex, Sample, sample_group
 from ..losses.base import teacher_scores
 
 Batch = dict[str, Any]
@@ -32,7 +32,7 @@ class SampledGroups(Dataset[Counted]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, place: Place) -> Counted:
+    def __getitem__(self, place: GroupIndex) -> Counted:
         epoch, index, counts = place
         group = self.groups[index]
         sample = sample_group(group, size=self.size, seed=self.seed, epoch=epoch, index=index)

@@ -161,13 +161,13 @@ def bad_train_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
         ("blank", {**GOOD, "query": "  "}, "field 'query' is blank"),
         ("no_neg", {"query": "q", "pos": ["p"]}, "field 'neg' is missing"),
         ("empty_neg", {**GOOD, "neg": []}, "field 'neg' is empty"),
-        ("both", {**GOOD, "neg": ["p"]}, "stands in 'pos' too"),
+        ("both", {**GOOD, "neg": ["p"]}, "is in 'pos' too"),
     ]
     files = {
         name: (file(f"{name}.jsonl", line + json.dumps(record).encode()), f":2: {expected}")
         for name, record, expected in bad
     }
-    files["both"] = (files["both"][0], ":2: neg[0] stands in 'pos' too")
+    files["both"] = (files["both"][0], ":2: neg[0] is in 'pos' too")
     files["missing"] = (tmp_path / "missing.jsonl", "no such file")
     files["empty"] = (file("empty.jsonl", b""), "the file is empty")
     files["broken"] = (file("broken.jsonl", line + b'{"query": '), ":2: broken JSON")

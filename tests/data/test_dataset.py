@@ -20,7 +20,7 @@ from rerank_plugin.finetune.data.groups import Group, read_groups
 from rerank_plugin.finetune.data.index_cache import (
     IndexCache,
     cache_folder,
-    passing_folder,
+    temporary_folder,
     warn_of_no_cache,
 )
 from rerank_plugin.finetune.text.normalize import text_digest
@@ -245,7 +245,7 @@ def test_without_a_home_indices_live_as_long_as_the_process(tmp_path: Path) -> N
     warn_of_no_cache.cache_clear()
     path = write_lines(tmp_path / "a.jsonl", easy_groups(3))
     groups = GroupDataset.build(str(path), cache_folder(), None)
-    assert len(groups) == 3 and groups.files[0].entry.parent == passing_folder()
+    assert len(groups) == 3 and groups.files[0].entry.parent == temporary_folder()
 
 
 class Unwritable:
