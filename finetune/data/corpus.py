@@ -1,4 +1,4 @@
-"""A corpus on disk: any number of passages at flat memory, each at hand by its position."""
+"""A corpus on disk: memory does not grow with its texts, each read by its position."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from rerank_plugin.io.jsonl import DataPath, Line
 from .beir_files import REPEATED_PASSAGES, Record, at, read_passages
 from .reason_counts import ReasonCounts
 
-#: Bytes of text that are read at once when the whole corpus is.
+#: Bytes of text that are read at once when the whole corpus is read.
 BLOCK = 1 << 24
 
 Positions = npt.NDArray[np.int64]
@@ -24,41 +24,41 @@ Item = TypeVar("Item")
 
 
 class RepeatedPassages:
-    """Passages whose ids came before: copies of the first ones, which is checked at the end."""
+    """Passages whose ids are repeated; that they are copies of the first ones is checked last."""
 
     def __init__(self, counts: ReasonCounts) -> None:
         self._counts = counts
-        self._found: dict[str, list[tuple[int, Line]]] = {}
+        self._lines: dict[str, list[tuple[int, Line]]] = {}
 
     def add(self, passage: Record) -> None:
-        """Take one that came again."""
+        """Add a passage whose id is repeated."""
         self._counts.add(REPEATED_PASSAGES, at(passage.id, passage.line))
         where = replace(passage.line, raw=b"")
-        self._found.setdefault(passage.id, []).append((hash(passage.text), where))
+        self._lines.setdefault(passage.id, []).append((hash(passage.text), where))
 
     def check(self, data_path: DataPath) -> None:
         """Compare them with the first ones of their ids.
 
         Raises:
-            InputError: one has another text: which of the two is meant, nothing says.
+            InputError: one has another text.
         """
-        # To keep all texts, or a number of each, would take much memory for what is rare.
-        for passage in read_passages(data_path) if self._found else ():
-            for text, line in self._found.pop(passage.id, ()):
+        # To keep all texts, or a hash of each, would take much memory for a rare case.
+        for passage in read_passages(data_path) if self._lines else ():
+            for text, line in self._lines.pop(passage.id, ()):
                 if text != hash(passage.text):
                     problem = f"a second passage has the id {passage.id!r}, with another text"
                     raise line.error(problem)
 
 
 class Corpus:
-    """The texts of passages one behind the other in a file, and where each begins.
+    """The concatenated texts of passages in a file, and the offsets of each.
 
     Args:
         path: The file.
-        starts: Where in it each passage begins, and where the last one ends, `[passages + 1]`.
-        positions: The positions of the passages whose ids were asked for.
+        starts: The offset of each passage, and the end of the last one, `[passages + 1]`.
+        positions: The positions of the passages with wanted ids.
         blank: How many passages were left out because they have no text.
-        blank_ids: The ids of those that were asked for.
+        blank_ids: The wanted ids of those.
         first_id: The id of the first passage, for messages.
     """
 
@@ -92,26 +92,26 @@ class Corpus:
 
         Args:
             data_path: The corpus, as `read_passages` takes it.
-            folder: Where the file is written.
-            wanted: The ids whose positions are remembered.
-            counts: Counts the passages that come twice.
-            progress: Called with a number of passages whenever so many more are read.
+            folder: The folder of the file.
+            wanted: The ids whose positions are kept.
+            counts: Counts repeated passages.
+            progress: Called with the number of passages read since the last call.
 
         Raises:
-            InputError: two texts have one id, or there are fewer than two passages.
+            InputError: two texts have the same id, or there are fewer than two passages.
         """
         path = folder / "corpus.txt"
         lengths = [0]
         positions: dict[str, int] = {}
         seen: set[str] = set()
-        again = RepeatedPassages(counts)
+        repeated = RepeatedPassages(counts)
         first_id = ""
         blank = 0
         blank_ids: set[str] = set()
         with path.open("wb") as file:
             for passage in read_passages(data_path):
                 if passage.id in seen:
-                    again.add(passage)
+                    repeated.add(passage)
                     continue
                 seen.add(passage.id)
                 first_id = first_id or passage.id
@@ -124,25 +124,25 @@ class Corpus:
                 if passage.id in wanted:
                     positions[passage.id] = len(lengths) - 1
                 lengths.append(file.write(passage.text.encode()))
-        again.check(data_path)
+        repeated.check(data_path)
         if len(lengths) < 3:
-            raise InputError(f"{data_path}: a corpus of at least two passages is needed")
+            raise InputError(f"{data_path}: expected at least two passages")
         return cls(path, np.cumsum(lengths), positions, blank, frozenset(blank_ids), first_id)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def texts(self, positions: Sequence[int]) -> list[str]:
-        """The texts of some passages, in the order of their positions."""
-        found = []
+        """Return the texts of some passages, in the order of their positions."""
+        texts = []
         for position in positions:
             start, end = int(self.starts[position]), int(self.starts[position + 1])
             self._file.seek(start)
-            found.append(self._file.read(end - start).decode())
-        return found
+            texts.append(self._file.read(end - start).decode())
+        return texts
 
     def __iter__(self) -> Iterator[str]:
-        """All texts in their order, read in large blocks."""
+        """Yield all texts in their order, read in large blocks."""
         position = 0
         with self._path.open("rb") as file:
             while position < len(self):
@@ -150,8 +150,9 @@ class Corpus:
                 end = int(np.searchsorted(self.starts, start + BLOCK, "right")) - 1
                 end = min(max(end, position + 1), len(self))
                 block = file.read(int(self.starts[end]) - start)
-                for own, following in pairwise((self.starts[position : end + 1] - start).tolist()):
-                    yield block[own:following].decode()
+                offsets = (self.starts[position : end + 1] - start).tolist()
+                for first, last in pairwise(offsets):
+                    yield block[first:last].decode()
                 position = end
 
     def close(self) -> None:

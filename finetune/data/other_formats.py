@@ -1,8 +1,8 @@
-"""Records of other libraries where groups are expected: what to rename, or who converts them."""
+"""Hints for records of other libraries that are not groups: what to rename, or how to convert."""
 
 from collections.abc import Mapping
 
-#: What others call the fields of a group.
+#: Names of the fields of a group in other libraries.
 OTHER_NAMES = {
     "query": ("question", "anchor", "queries", "q", "search_query", "sentence1", "sentence_a"),
     "pos": (
@@ -16,7 +16,7 @@ OTHER_NAMES = {
     ),
 }
 
-#: Fields by which the format of a converter is known.
+#: Fields by which the format of a converter is recognised.
 TEVATRON = ("positive_passages", "negative_passages")
 LABELLED_LISTS = ("docs", "labels")
 PASSAGES = ("passage", "document", "doc", "context", "text", "sentence2")
@@ -24,18 +24,18 @@ LABELS = ("label", "labels", "score", "relevance", "grade", "is_relevant")
 
 
 def other_format(record: Mapping[str, object]) -> str:
-    """Return what to do with a record that is no group, as the end of a message; perhaps ''."""
+    """Return what to do with a record that is not a group, as the end of a message, or ''."""
     names = {name.strip().lower(): name for name in record}
-    found = {
+    fields = {
         wanted: next((names[name] for name in (wanted, *others) if name in names), None)
         for wanted, others in OTHER_NAMES.items()
     }
-    source = converter(record, names, found)
+    source = converter(record, names, fields)
     if source:
         return f"; `rerank-plugin convert --from {source}` makes groups of such records"
     renamed = [
         f"{name!r} to {wanted!r}"
-        for wanted, name in found.items()
+        for wanted, name in fields.items()
         if wanted not in record and name is not None
     ]
     if renamed:
@@ -46,24 +46,24 @@ def other_format(record: Mapping[str, object]) -> str:
 
 
 def converter(
-    record: Mapping[str, object], names: Mapping[str, str], found: Mapping[str, str | None]
+    record: Mapping[str, object], names: Mapping[str, str], fields: Mapping[str, str | None]
 ) -> str | None:
     """Return the format of a converter that reads a record.
 
     Args:
         record: The record.
         names: Its fields by their names in lower case.
-        found: The fields that are likely to be those of a group.
+        fields: The fields that are likely to be those of a group.
     """
     passages = record.get("passages")
     if any(name in names for name in TEVATRON):
         return "tevatron"
     if isinstance(passages, dict | list) and "is_selected" in str(passages)[:10_000]:
         return "msmarco"
-    if any(isinstance(record.get(str(found[side])), str) for side in ("pos", "neg")):
-        # It is read by the order of its fields, whatever they are called.
+    if any(isinstance(record.get(str(fields[side])), str) for side in ("pos", "neg")):
+        # Its fields are read by their order, not by their names.
         return "sentence-transformers"
-    if found["pos"] == "pos" and found["neg"] is None:
+    if fields["pos"] == "pos" and fields["neg"] is None:
         return "flagembedding"
     if all(name in names for name in LABELLED_LISTS):
         return "sentence-transformers"

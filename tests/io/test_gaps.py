@@ -106,11 +106,11 @@ GAPS: list[tuple[dict[str, str], dict[str, str | None]]] = [
     ),
     (
         {QUERIES: "\n" + json.dumps({"_id": "q0", "text": TEXTS[0][:30]})},
-        dict.fromkeys(COMMANDS, "1 × queries that come twice, with the same id and text"),
+        dict.fromkeys(COMMANDS, "1 × repeated queries, with the same id and text"),
     ),
     (
         {CORPUS: json.dumps({"_id": "d3", "text": TEXTS[3]}) + "\r\n\r"},
-        dict.fromkeys(COMMANDS, "1 × passages that come twice, with the same id and text"),
+        dict.fromkeys(COMMANDS, "1 × repeated passages, with the same id and text"),
     ),
     (
         {QRELS: "q0\td0\t1\nq0\td0\t2\t"},
@@ -211,7 +211,7 @@ def test_files_that_do_not_belong_together(
         (CORPUS, '{"_id": 1.5, "text": "t"}', ":9: field '_id' is 1.5, expected a text or a whole"),
         (QUERIES, '{"_id": "q9", "text": ["t"]}', ":4: field 'text' is a list, expected a text"),
         (CORPUS, '{"_id": "x", "text": "\\ud83d"}', ":9: a text holds half a surrogate pair"),
-        (QRELS, "q0\td0\tInfinity", ":8: the grade 'Infinity' is no finite number"),
+        (QRELS, "q0\td0\tInfinity", ":8: the grade 'Infinity' is not a finite number"),
     ],
 )
 def test_mistakes_are_errors_of_every_command(
