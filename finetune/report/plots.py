@@ -166,7 +166,7 @@ def plot_differences(delta: Floats, metric: str) -> Figure:
         bars = np.where(kept, heights, 0)
         axes.fill_between(edges, bars, step="post", color=PALETTE[colour], linewidth=0)
     axes.axhline(0, color=PALETTE["muted"], linewidth=0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(9, steps=(1, 2, 5, 10), integer=True))
     limit = max(SMALLEST_RANGE, 1.05 * float(np.abs(delta).max()))
     axes.set(
         xlabel="queries, sorted by their change",

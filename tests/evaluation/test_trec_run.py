@@ -183,7 +183,7 @@ def test_models_are_measured_beside_the_run(
     ],
 )
 def test_bad_lines_are_named(
-    files: dict[str, Path], tiny_model: Path, name: str, line: str, problem: str
+    files: dict[str, Any], tiny_model: Path, name: str, line: str, problem: str
 ) -> None:
     text = files[name].read_text().replace("q0\t0\td0\t", "q0\t0\td59\t")
     files[name].write_text(text + line + "\n")
@@ -192,7 +192,7 @@ def test_bad_lines_are_named(
 
 
 def test_judgements_without_a_relevant_passage_are_an_error(
-    files: dict[str, Path], tiny_model: Path
+    files: dict[str, Any], tiny_model: Path
 ) -> None:
     files["qrels"].write_text("".join(f"q{i}\t0\td0\t0\n" for i in range(30)))
     with pytest.raises(InputError, match=r"qrels\.tsv: no passage is judged relevant for a query"):
