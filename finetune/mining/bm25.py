@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..data.corpus import Corpus, Positions
 from ..text.normalize import words
 from .retrieval import Hits, Scores, best_first
 
-#: From so many passages on the time that numba takes to compile is won back.
+#: From so many passages on numba saves more time than it takes to compile.
 COMPILED_FROM = 50_000
 
 #: Texts whose word ids are written and read at once.
@@ -22,7 +22,7 @@ TEXTS_AT_ONCE = 10_000
 
 
 class Vocabulary(dict[str, int]):
-    """A number for every word, the next one for a new word."""
+    """A number for every word: a new word gets the next one."""
 
     def __missing__(self, word: str) -> int:
         self[word] = number = len(self)
@@ -30,11 +30,11 @@ class Vocabulary(dict[str, int]):
 
 
 class WordIds:
-    """The word numbers of every passage, in a file: a sequence of lists at flat memory.
+    """The word numbers of every passage in a file: a sequence of lists that is not in memory.
 
     Args:
         path: The file, int32.
-        starts: Where in it each passage begins, in words, and where the last one ends.
+        starts: The offset of each passage in words, and the end of the last one.
     """
 
     def __init__(self, path: Path, starts: Positions) -> None:
@@ -49,7 +49,7 @@ class WordIds:
         vocabulary: Vocabulary,
         progress: Callable[[int], Any] | None = None,
     ) -> "WordIds":
-        """Number the words of all texts."""
+        """Write the word numbers of all texts."""
         lengths = [0]
         waiting: list[list[int]] = []
 
@@ -77,12 +77,11 @@ class WordIds:
                 starts = self.starts[first : first + TEXTS_AT_ONCE + 1]
                 ids = np.fromfile(file, np.int32, count=int(starts[-1] - starts[0])).tolist()
                 ends = (starts - starts[0]).tolist()
-                for position in range(len(ends) - 1):
-                    yield ids[ends[position] : ends[position + 1]]
+                yield from (ids[start:end] for start, end in pairwise(ends))
 
 
 class Tokenized:
-    """What `bm25s.BM25.index` takes: the word numbers of the passages, and the vocabulary."""
+    """The argument of `bm25s.BM25.index`: the passages' word numbers, and the vocabulary."""
 
     def __init__(self, ids: WordIds, vocab: Vocabulary) -> None:
         self.ids = ids
@@ -90,15 +89,15 @@ class Tokenized:
 
 
 class Bm25:
-    """BM25 as Lucene computes it (k1 1.5, b 0.75), over `words`.
+    """BM25 as in Lucene (k1 1.5, b 0.75), over `words`.
 
     Args:
-        corpus: What is searched.
-        folder: Where the numbers of its words are written while the index is built.
-        progress: Called with a number of passages whenever so many more are read.
+        corpus: The passages to search.
+        folder: The folder of a temporary file with the numbers of their words.
+        progress: Called with the number of passages read since the last call.
 
     Raises:
-        InputError: bm25s is not installed, or the corpus holds no word.
+        InputError: bm25s is not installed, or the corpus has no words.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Bm25:
         self.vocabulary = Vocabulary()
         ids = WordIds.write(folder / "words.int32", iter(corpus), self.vocabulary, progress)
         if not self.vocabulary:
-            raise InputError("the corpus holds no word")
+            raise InputError("the corpus has no words")
         self._index = bm25s.BM25(method="lucene", backend="numba" if self.compiled else "numpy")
         if self.compiled:
             self._index.compile(activate_numba=True)
@@ -121,25 +120,26 @@ class Bm25:
         ids.path.unlink()
 
     def search(self, queries: Sequence[str], count: int) -> list[Hits]:
-        """At most `count` passages for each query; none that shares no word with it."""
+        """Return at most `count` passages for each query that share a word with it."""
         numbers = [self._numbers(query) for query in queries]
         nothing = Hits(np.empty(0, np.int64), np.empty(0, np.float32))
         results = [nothing] * len(queries)
-        known = [position for position, found in enumerate(numbers) if found]
-        if known:
-            found, scores = self._index.retrieve(
-                [numbers[position] for position in known],
+        searched = [index for index, ids in enumerate(numbers) if ids]
+        if searched:
+            positions, scores = self._index.retrieve(
+                [numbers[index] for index in searched],
                 k=min(count, self._index.scores["num_docs"]),
                 show_progress=False,
                 n_threads=-1 if self.compiled else 0,
             )
-            for position, own, values in zip(known, found, scores, strict=True):
-                results[position] = best_first(own[values > 0], values[values > 0])
+            for index, passages, values in zip(searched, positions, scores, strict=True):
+                results[index] = best_first(passages[values > 0], values[values > 0])
         return results
 
     def score(self, queries: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Scores]:
-        """The BM25 scores of given passages for each query."""
-        return [self._score(query, of) for query, of in zip(queries, positions, strict=True)]
+        """Return the BM25 scores of given passages for each query."""
+        pairs = zip(queries, positions, strict=True)
+        return [self._score(query, passages) for query, passages in pairs]
 
     def _score(self, query: str, positions: Sequence[int]) -> Scores:
         index = self._index.scores
@@ -148,8 +148,8 @@ class Bm25:
         for number in self._numbers(query):
             start, end = index["indptr"][number : number + 2]
             rows = index["indices"][start:end]
-            spot = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
-            total += np.where(rows[spot] == wanted, index["data"][start:end][spot], 0)
+            nearest = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+            total += np.where(rows[nearest] == wanted, index["data"][start:end][nearest], 0)
         return total
 
     def _numbers(self, query: str) -> list[int]:

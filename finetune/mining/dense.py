@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 #: Passages that are embedded between two writes to the file.
 TEXTS_AT_ONCE = 512
 
-#: Passages whose similarities to a batch of queries are in memory at once.
+#: Passages whose similarities to a batch of queries are computed at once.
 BLOCK = 65_536
 
-#: What sentence-transformers calls the similarities that are products of embeddings.
+#: sentence-transformers' names of the similarities that are products of embeddings.
 SIMILARITIES = ("cosine", "dot")
 
 Embeddings = npt.NDArray[np.float32]
 
 
 def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransformer":
-    """A model for `Dense`, in bfloat16 where the hardware multiplies it.
+    """Load a model for `Dense`, in bfloat16 where the hardware multiplies it.
 
     Args:
         model: A sentence-transformers folder or hub id.
@@ -63,13 +63,13 @@ def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransf
 
 
 class Dense:
-    """Exact search by cosine or dot product, as the model says, over embeddings in float16.
+    """Exact search by the model's similarity, cosine or dot product, over float16 embeddings.
 
     Args:
-        corpus: What is searched.
-        folder: Where the embeddings are written.
-        model: What embeds.
-        progress: Called with a number of passages whenever so many more are embedded.
+        corpus: The passages to search.
+        folder: The folder of the embeddings.
+        model: The embedding model.
+        progress: Called with the number of passages embedded since the last call.
     """
 
     def __init__(
@@ -85,14 +85,16 @@ class Dense:
         path = folder / "embeddings.float16"
         with path.open("wb") as file:
             for texts in batched(corpus, TEXTS_AT_ONCE):
-                found = self._embed(self._model.encode_document, texts)
-                file.write(found.astype(np.float16).tobytes())
+                embeddings = self._embed(self._model.encode_document, texts)
+                file.write(embeddings.astype(np.float16).tobytes())
                 if progress:
                     progress(len(texts))
-        self._embeddings = np.memmap(path, np.float16, "r", shape=(len(corpus), found.shape[1]))
+        self._embeddings = np.memmap(
+            path, np.float16, "r", shape=(len(corpus), embeddings.shape[1])
+        )
 
     def search(self, queries: Sequence[str], count: int) -> list[Hits]:
-        """The `count` passages nearest to each query."""
+        """Return the `count` passages nearest to each query."""
         import torch
 
         wanted = torch.from_numpy(self._embed_queries(queries))
@@ -100,33 +102,34 @@ class Dense:
         positions = torch.empty(len(queries), 0, dtype=torch.long)
         for start in range(0, len(self._embeddings), BLOCK):
             block = self._embeddings[start : start + BLOCK].astype(np.float32)
-            found = wanted @ torch.from_numpy(block).T
-            best = found.topk(min(count, len(block)), dim=1)
+            similarities = wanted @ torch.from_numpy(block).T
+            best = similarities.topk(min(count, len(block)), dim=1)
             scores = torch.cat([scores, best.values], dim=1)
             positions = torch.cat([positions, best.indices + start], dim=1)
             best = scores.topk(min(count, scores.shape[1]), dim=1)
             scores, positions = best.values, positions.gather(1, best.indices)
         rows = zip(positions.numpy(), scores.numpy(), strict=True)
-        return [best_first(own, values) for own, values in rows]
+        return [best_first(passages, values) for passages, values in rows]
 
     def score(self, queries: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Scores]:
-        """The similarities of given passages to each query."""
-        wanted = self._embed_queries(queries)
-        own = [self._embeddings[np.asarray(of)].astype(np.float32) for of in positions]
-        return [found @ query for found, query in zip(own, wanted, strict=True)]
+        """Return the similarities of given passages to each query."""
+        pairs = zip(self._embed_queries(queries), positions, strict=True)
+        return [
+            self._embeddings[np.asarray(rows)].astype(np.float32) @ query for query, rows in pairs
+        ]
 
     def _embed_queries(self, queries: Sequence[str]) -> Embeddings:
-        """Embeddings of queries; kept until others come, as a batch is searched, then scored."""
+        """Return embeddings of queries, cached as a batch is searched for and then scored."""
         if not all(query in self._known for query in queries):
-            found = self._embed(self._model.encode_query, queries)
-            self._known = dict(zip(queries, found, strict=True))
+            embeddings = self._embed(self._model.encode_query, queries)
+            self._known = dict(zip(queries, embeddings, strict=True))
         return np.stack([self._known[query] for query in queries])
 
     def _embed(self, encode: Callable[..., Any], texts: Sequence[str]) -> Embeddings:
-        found: Embeddings = encode(
+        embeddings: Embeddings = encode(
             list(texts),
             normalize_embeddings=self._normalized,
             convert_to_numpy=True,
             show_progress_bar=False,
         )
-        return found.astype(np.float32)
+        return embeddings.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Negatives for queries: candidates without what is right, a copy of it, or close to it."""
+"""Negatives of queries: candidates without positives, their copies and near-duplicates."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,17 +15,19 @@ from ..text.normalize import text_key
 from .queries import Target
 from .retrieval import Hits, Retriever, fuse
 
-#: Where candidates run out, at most so many passages are drawn at random, as none of them may do,
-LOOKED_AT = 1000
-#: and so many times those that are wanted are given, as a reranker may drop all of them.
-GIVEN = 4
+#: Where candidates run out, at most so many passages are drawn at random until one is a negative.
+DRAWS = 1000
+
+#: A selection yields at most so many drawn negatives for each one that is wanted: a reranker may
+#: drop all of them.
+OVERDRAW = 4
 
 SAMPLING_STRATEGIES = ("top", "random")
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which candidates may become negatives.
+    """The ranks and scores of candidates that may become negatives.
 
     The names are those of sentence-transformers' `mine_hard_negatives`.
     """
@@ -40,44 +42,44 @@ class Window:
 
 @dataclass
 class Selection:
-    """One query's way from candidates to negatives; iterating gives one after the other.
+    """The negatives of one query, in the order of preference.
 
-    What is given differs from the query, every positive and what was given before.
+    Each differs from the query, from every positive and from the negatives before it.
     """
 
     target: Target
-    #: Texts of the positives, no copy among them.
+    #: Texts of the positives, without copies.
     positives: list[str]
-    #: Hits in the order in which they are tried.
+    #: Positions of the candidates, in the order in which they are tried.
     positions: list[int]
-    #: Passages that may not be drawn at random either.
-    barred: set[int]
+    #: Positions of passages that may not be drawn at random.
+    excluded: set[int]
     corpus: Corpus
     window: Window
-    #: What scores passages for the window's margin.
+    #: Scores passages for the window's margin.
     retriever: Retriever
     random: np.random.Generator
     negatives: int
     left_out: "Counter[str]"
-    #: Which of the texts given so far were drawn at random.
+    #: The negatives so far that were drawn at random.
     drawn: set[str] = field(default_factory=set)
     _keys: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[str]:
-        right = Duplicates(self.positives)
+        positives = Duplicates(self.positives)
         for position in self.positions:
             (text,) = self.corpus.texts([position])
-            if self._is_wrong(text, right):
+            if self._is_negative(text, positives):
                 yield text
-        wanted = (text for text in self._draws() if self._is_wrong(text, right))
-        for text in islice(wanted, GIVEN * self.negatives):
+        draws = (text for text in self._draws() if self._is_negative(text, positives))
+        for text in islice(draws, OVERDRAW * self.negatives):
             self.drawn.add(text)
             yield text
 
     def _draws(self) -> Iterator[str]:
-        """Passages at random, none that is a candidate, right, barred or outside of the margin."""
-        seen = self.barred.union(self.positions, self.target.positives, self.target.own)
-        count = min(len(self.corpus), LOOKED_AT + len(seen))
+        """Yield random passages: no candidates, positives or others outside of the margin."""
+        seen = self.excluded.union(self.positions, self.target.positives, self.target.copies)
+        count = min(len(self.corpus), DRAWS + len(seen))
         drawn = self.random.choice(len(self.corpus), count, replace=False).tolist()
         for positions in batched(
             (position for position in drawn if position not in seen), self.negatives
@@ -88,17 +90,17 @@ class Selection:
             yield from self.corpus.texts(positions)
 
     def take(self, count: int) -> Group:
-        """A group with the first `count` negatives; perhaps with none at all."""
+        """Return a group with the first `count` negatives, or as many as there are."""
         target = self.target
         return Group(target.query, self.positives, list(islice(self, count)), id=target.id)
 
-    def _is_wrong(self, text: str, right: Duplicates) -> bool:
+    def _is_negative(self, text: str, positives: Duplicates) -> bool:
         key = profile(text).key
         if key in self._keys:
             self.left_out["copies of another negative"] += 1
         elif key == text_key(self.target.query):
             self.left_out["copies of the query itself"] += 1
-        elif right.has(text):
+        elif positives.has(text):
             self.left_out["copies or near-duplicates of a positive"] += 1
         elif self.target.answers and self.target.answers.are_in(text):
             self.left_out["passages that contain the answer"] += 1
@@ -118,16 +120,16 @@ def select(
     seed: int,
     left_out: "Counter[str]",
 ) -> list[Selection]:
-    """Search for some queries at once; for each of them a `Selection` of negatives."""
+    """Search for some queries at once, and return a `Selection` of negatives for each."""
     queries = [target.query for target in targets]
-    count = window.range_max + max(len(target.positives) + len(target.own) for target in targets)
+    count = window.range_max + max(len(target.positives) + len(target.copies) for target in targets)
     lists = [retriever.search(queries, count) for retriever in retrievers]
     ranked = [
-        negative_positions(fuse(found, count), target)
-        for found, target in zip(zip(*lists, strict=True), targets, strict=True)
+        negative_positions(fuse(hits, count), target)
+        for hits, target in zip(zip(*lists, strict=True), targets, strict=True)
     ]
     kept = [positions[window.range_min : window.range_max] for positions in ranked]
-    # The last one: similarities of embeddings are on one scale for all queries.
+    # The last one: similarities of embeddings have one scale for all queries.
     retriever = retrievers[-1]
     if window.relative_margin is not None:
         kept = within_margin(targets, kept, retriever, window.relative_margin)
@@ -138,16 +140,16 @@ def select(
         left_out["candidates outside of the window or the margin"] += len(close)
         if window.sampling_strategy == "random":
             positions = random.permutation(positions).tolist()
-        right: dict[str, str] = {}
+        positives: dict[str, str] = {}
         for text in corpus.texts(target.positives):
-            right.setdefault(profile(text).key, text)
-        left_out["positives that are copies of another"] += len(target.positives) - len(right)
+            positives.setdefault(profile(text).key, text)
+        left_out["positives that are copies of another"] += len(target.positives) - len(positives)
         selections.append(
             Selection(
                 target=target,
-                positives=list(right.values()),
+                positives=list(positives.values()),
                 positions=positions,
-                barred=close,
+                excluded=close,
                 corpus=corpus,
                 window=window,
                 retriever=retriever,
@@ -160,8 +162,8 @@ def select(
 
 
 def negative_positions(candidates: Hits, target: Target) -> list[int]:
-    """The candidates that are neither judged right nor the query itself, best first."""
-    others = target.own.union(target.positives)
+    """Return the candidates that are neither positives nor the query itself, best first."""
+    others = target.copies.union(target.positives)
     return [position for position in candidates.positions.tolist() if position not in others]
 
 
@@ -171,7 +173,7 @@ def within_margin(
     retriever: Retriever,
     margin: float,
 ) -> list[list[int]]:
-    """The candidates that score below the best positive by a share of its score.
+    """Return the candidates that score below the best positive by a share of its score.
 
     This is TopK-PercPos of NV-Retriever (Moreira et al. 2024) for a margin of 0.05.
     """
@@ -185,5 +187,11 @@ def within_margin(
     ):
         best = scores[: len(target.positives)].max()
         allowed = scores[len(target.positives) :] <= best - margin * abs(best)
-        kept.append([position for position, good in zip(positions, allowed, strict=True) if good])
+        kept.append(
+            [
+                position
+                for position, is_allowed in zip(positions, allowed, strict=True)
+                if is_allowed
+            ]
+        )
     return kept

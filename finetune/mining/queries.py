@@ -1,4 +1,4 @@
-"""What is mined for: queries with what is known to be right for them."""
+"""Queries to mine for, with their positives from judgements or answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .answers import Answers, find_answers
 from .bm25 import Bm25
 from .result import MiningResult
 
-#: Queries that are searched for at once, and whose pairs a reranker gets at once.
+#: How many queries are searched for, and have their pairs scored, at once.
 QUERIES_AT_ONCE = 512
 
 #: Why a query is left out.
@@ -36,10 +36,10 @@ class Target:
     query: str
     #: The positions of the positives in the corpus.
     positives: list[int]
-    #: Where the query came with answers: a passage that contains one is not wrong.
+    #: The query's answers, where it has some: a passage that contains one is not a negative.
     answers: Answers | None = None
     #: The positions of passages that are the query itself.
-    own: frozenset[int] = frozenset()
+    copies: frozenset[int] = frozenset()
 
 
 def judged_targets(
@@ -49,7 +49,7 @@ def judged_targets(
     result: MiningResult,
     qrels: DataPath,
 ) -> list[Target]:
-    """The queries that have a positive in the corpus."""
+    """Return the queries that have a positive in the corpus."""
     targets = []
     for query in queries:
         passages = judged.pop(query.id, [])
@@ -66,8 +66,8 @@ def judged_targets(
         if positions:
             answers = Answers(query.answers) if query.answers else None
             positions = list(dict.fromkeys(positions))
-            own = own_document(query, corpus) - {*positions}
-            targets.append(Target(query.id, query.text, positions, answers, own))
+            copies = own_document(query, corpus) - {*positions}
+            targets.append(Target(query.id, query.text, positions, answers, copies))
         elif passages:
             reason = "queries whose positives are not in the corpus, or blank"
             result.queries_left_out.add(reason, repr(query.id))
@@ -80,7 +80,7 @@ def judged_targets(
 
 
 def own_document(query: Record, corpus: Corpus) -> frozenset[int]:
-    """The position of the passage that is the query itself, where it has its id."""
+    """Return the position of the passage that is the query itself and has its id, if any."""
     position = corpus.positions.get(query.id)
     is_own = position is not None and is_own_document(query, *corpus.texts([position]))
     return frozenset([position] if position is not None and is_own else [])
@@ -94,27 +94,27 @@ def answered_targets(
     *,
     progress: bool,
 ) -> list[Target]:
-    """The queries whose answer is in a passage of the corpus."""
+    """Return the queries whose answer is in a passage of the corpus."""
     targets = []
     with bar("finding answers", "query", len(queries), shown=progress) as shown:
         for batch in batched(queries, QUERIES_AT_ONCE):
             answers = [Answers(query.answers) for query in batch]
             positions = find_answers([query.text for query in batch], answers, bm25, corpus)
-            for query, own, position in zip(batch, answers, positions, strict=True):
+            for query, query_answers, position in zip(batch, answers, positions, strict=True):
                 if position is None:
                     result.queries_left_out[
                         "queries whose answer is in no passage that BM25 finds"
                     ] += 1
                     result.add_not_found(query.text)
                 else:
-                    query_itself = own_document(query, corpus) - {position}
-                    targets.append(Target(query.id, query.text, [position], own, query_itself))
+                    copies = own_document(query, corpus) - {position}
+                    targets.append(Target(query.id, query.text, [position], query_answers, copies))
             shown.update(len(batch))
     return targets
 
 
 def merge_same(targets: Sequence[Target], result: MiningResult) -> list[Target]:
-    """One target for queries of the same text: what is right for one is not wrong for another."""
+    """Join the targets of equal queries: a positive of one is not a negative of another."""
     merged: dict[str, Target] = {}
     for target in targets:
         first = merged.setdefault(text_key(target.query), target)
@@ -122,8 +122,13 @@ def merge_same(targets: Sequence[Target], result: MiningResult) -> list[Target]:
             continue
         result.queries_left_out["queries that repeat another, whose positives they join"] += 1
         positions = list(dict.fromkeys([*first.positives, *target.positives]))
-        texts = [of.answers.texts for of in (first, target) if of.answers]
-        answers = Answers([text for of_query in texts for text in of_query]) if texts else None
-        own = (first.own | target.own) - {*positions}
-        merged[text_key(target.query)] = Target(first.id, first.query, positions, answers, own)
+        answers = joined(first.answers, target.answers)
+        copies = (first.copies | target.copies) - {*positions}
+        merged[text_key(target.query)] = Target(first.id, first.query, positions, answers, copies)
     return list(merged.values())
+
+
+def joined(*answers: Answers | None) -> Answers | None:
+    """Return the answers of several queries together."""
+    texts = [text for some in answers if some for text in some.texts]
+    return Answers(texts) if texts else None

@@ -1,4 +1,4 @@
-"""Hits for negatives: what retrieval finds for a query, and several retrievers fused."""
+"""Hits of retrievers, and their fusion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,34 +24,34 @@ class Hits:
 
 
 class Retriever(Protocol):
-    """What finds candidates in a corpus."""
+    """A search engine over a corpus."""
 
     def search(self, queries: Sequence[str], count: int) -> list[Hits]:
-        """At most `count` candidates for each query, equal scores in the corpus's order."""
+        """Return at most `count` hits for each query, equal scores in the corpus's order."""
         ...
 
     def score(self, queries: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Scores]:
-        """The scores of given passages for each query, as a search would give them."""
+        """Return the scores of given passages for each query, as in a search."""
         ...
 
 
 def best_first(positions: Positions, scores: Scores) -> Hits:
-    """Hits in the order of falling scores; equal ones in the corpus's order."""
+    """Return hits in descending order of scores; equal ones in the corpus's order."""
     order = np.lexsort((positions, -scores))
     return Hits(positions[order].astype(np.int64), scores[order].astype(np.float32))
 
 
 def fuse(lists: Sequence[Hits], count: int) -> Hits:
-    """One list of several by reciprocal rank (Cormack, Clarke and Büttcher 2009).
+    """Fuse lists of hits by reciprocal rank (Cormack, Clarke and Büttcher 2009).
 
-    A passage scores the sum of 1 / (60 + its rank from 1) over the lists that have it, whatever
-    the scales of their scores.
+    The score of a passage is the sum of 1 / (60 + rank, from 1) over the lists that have it,
+    whatever the scales of their scores.
     """
     if len(lists) == 1:
         return lists[0]
     sums: dict[int, float] = {}
-    for found in lists:
-        for rank, position in enumerate(found.positions.tolist(), 1):
+    for hits in lists:
+        for rank, position in enumerate(hits.positions.tolist(), 1):
             sums[position] = sums.get(position, 0.0) + 1 / (RANK_CONSTANT + rank)
     fused = best_first(np.array(list(sums), np.int64), np.array(list(sums.values()), np.float32))
     return Hits(fused.positions[:count], fused.scores[:count])

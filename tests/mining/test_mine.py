@@ -391,7 +391,7 @@ def test_tables_may_have_column_names(tmp_path: Path) -> None:
         ("c.jsonl", "id,text\n1,a", "c.jsonl:1: a table, as its first line"),
         ("q.jsonl", '{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', ":2: a second query has the"),
         ("c.jsonl", '{"id": 1, "text": "a"}', "expected at least two passages"),
-        ("c.jsonl", '{"id": "a", "text": "!"}\n{"id": 2, "text": "?"}', "holds no word"),
+        ("c.jsonl", '{"id": "a", "text": "!"}\n{"id": 2, "text": "?"}', "has no words"),
         ("q.jsonl", '{"id": 1, "text": " "}', "q.jsonl: no query is left (1 × blank queries"),
         ("q.jsonl", '{"id": 7, "text": "a"}', "q.jsonl: it has '1', the other has '7'; do the"),
         ("qrels", "1\t2", ":1: expected query, passage and grade"),
