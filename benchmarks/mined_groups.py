@@ -130,12 +130,12 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
 def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
     """Of every evaluation of a run: its step, and nDCG@10 of the choosing and the test queries."""
     from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
-    from rerank_plugin.finetune.training.model_selection import METRIC, KeepBest
+    from rerank_plugin.finetune.training.model_selection import METRIC, ModelSelection
 
     steps: list[dict[str, float]] = []
-    choose = KeepBest.on_evaluate
+    choose = ModelSelection.on_evaluate
 
-    def measure(self: KeepBest, args: Any, state: Any, control: Any, **more: Any) -> None:
+    def measure(self: ModelSelection, args: Any, state: Any, control: Any, **more: Any) -> None:
         choose(self, args, state, control, **more)
         trainer = self.trainer
         if state.global_step:
@@ -144,7 +144,7 @@ def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
             chosen_by = trainer.latest.means[METRIC]
             steps.append({"step": state.global_step, "validation": chosen_by, "test": value})
 
-    with patch.object(KeepBest, "on_evaluate", measure):
+    with patch.object(ModelSelection, "on_evaluate", measure):
         yield steps
 
 

@@ -262,7 +262,7 @@ class FinetuneConfig:
         """Whether the learning rate follows the evaluation loss."""
         return self.factor is not None or self.patience is not None
 
-    def as_record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values for `rerank.json`, but for the access token."""
         record = asdict(self)
         record["trainer"].pop("hub_token", None)

@@ -230,7 +230,7 @@ def test_paths_and_numbers_of_other_libraries_are_taken() -> None:
     values = config.model_name_or_path, config.data_path, config.batch_size, config.lr
     assert values == ("m", ["a", "b"], 4, 0.5)
     assert [type(value) for value in values] == [str, list, int, float]
-    assert json.dumps(config.as_record())
+    assert json.dumps(config.to_dict())
 
 
 @pytest.mark.parametrize("text", ["2e\u22125", "0,0001", "1\u20132", "fast", "", "auto ", "0x1p-3"])

@@ -1,4 +1,4 @@
-"""`rerank-plugin train`."""
+"""`rerank-plugin train`: fine-tune, and print the metrics before and after."""
 
 import shlex
 
@@ -7,27 +7,27 @@ from rerank_plugin.errors import CheckFailedError
 
 from ..config import FinetuneConfig
 from ..report.tables import print_comparison
-from ..training.distributed import rank
 
 __all__ = ["FinetuneConfig", "main"]
 
 
 def main(config: FinetuneConfig) -> int:
-    """Fine-tune, print the figures before and after, and say what to type next."""
+    """Fine-tune, print the metrics and the next command, and return the exit code."""
+    from ..training.distributed import is_main_process
     from ..training.finetune import finetune
 
     result = finetune(config)
-    if rank() > 0:
+    if not is_main_process():
         return 0
     print_comparison(result.before, result.after, result.difference)
     folder = result.model_dir
     if not result.improved:
         if config.trainer.get("eval_strategy") == "no":
-            say(f"{folder} holds the last weights, which do not beat the ones it started from")
+            say(f"the last weights did not beat the base model; {folder} contains the last weights")
         else:
-            say(f"nothing beat the model that the run started from: {folder} holds that one")
+            say(f"no checkpoint beat the base model; {folder} contains the base model")
         if config.fail_if_not_better:
-            raise CheckFailedError("--fail_if_not_better: no step was better than step 0")
+            raise CheckFailedError("--fail_if_not_better: no checkpoint beat the base model")
     say(f"model: {folder}")
     rerank = ["rerank-plugin", "rerank", "--model_dir", str(folder)]
     say(f"next:  {shlex.join([*rerank, '--data_path', 'queries.jsonl'])}")

@@ -1,4 +1,4 @@
-"""From the options of a run to transformers.TrainingArguments."""
+"""The transformers.TrainingArguments of a run."""
 
 import logging
 from collections.abc import Iterator
@@ -16,42 +16,42 @@ from rerank_plugin.model.device import resolve_dtype
 
 from ..argument_names import OURS
 from ..config import FinetuneConfig
-from .distributed import world_size
+from .distributed import process_count
 
 logger = logging.getLogger(__name__)
 
-#: Evaluations of a run that is shorter than as many epochs; longer ones evaluate every epoch.
+#: Evaluations of a run with fewer epochs than this; longer ones evaluate every epoch.
 EVALUATIONS = 4
 
-#: Checkpoints of a run, of which the newest is kept, and steps between two at least.
+#: Checkpoints of a run, of which the newest is kept, and the fewest steps between two.
 CHECKPOINTS, CHECKPOINT_STEPS = 20, 10
 
-#: Half precisions of products by the names of transformers' options.
+#: Half precisions, by the names of transformers' options.
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: Share of the steps over which the rate rises; of the first epoch's under a plateau schedule.
+#: The share of steps for warm-up; with a plateau schedule, of the steps of the first epoch.
 WARMUP = 0.1
 
-#: Under a plateau schedule, where only one of the two is given.
+#: The default of one option of a plateau schedule where only the other is given.
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 8
 
 
 def step_groups(config: FinetuneConfig) -> int:
-    """Return how many groups an optimizer step takes, over all processes."""
+    """Return the number of groups in an optimizer step, over all processes."""
     accumulation = int(config.trainer.get("gradient_accumulation_steps", 1))
-    return config.batch_size * accumulation * world_size()
+    return config.batch_size * accumulation * process_count()
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How many optimizer steps an epoch and the run have."""
+    """The number of optimizer steps of an epoch, and of the run."""
 
     epoch: int
     run: int
 
     @classmethod
-    def count(cls, config: FinetuneConfig, groups: int) -> "Steps":
-        """The steps over a number of training groups."""
+    def from_groups(cls, config: FinetuneConfig, groups: int) -> "Steps":
+        """Return the steps for a number of training groups."""
         epoch = ceil(groups / step_groups(config))
         most = int(config.trainer.get("max_steps", -1))
         return cls(epoch, most if most > 0 else ceil(epoch * config.total_epoch))
@@ -59,7 +59,7 @@ class Steps:
 
 @contextmanager
 def refused_options() -> Iterator[None]:
-    """Turn what transformers says of an option that it cannot use into one line."""
+    """Turn the error of transformers for an option that it refuses into one line."""
     try:
         yield
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
@@ -76,16 +76,17 @@ def training_arguments(
     groups: int,
     resumed: bool,
 ) -> TrainingArguments:
-    """Transformers' arguments of a run: ours, and over them what the user gave by their names.
+    """Return the training arguments of a run: our defaults, overridden by the user's.
 
     Raises:
         InputError: transformers refuses a value.
     """
     if device.index:
         raise OptionError(
-            "device", f"training takes the first GPU it sees: CUDA_VISIBLE_DEVICES={device.index}"
+            "device",
+            f"training uses the first visible GPU: set CUDA_VISIBLE_DEVICES={device.index}",
         )
-    steps = Steps.count(config, groups)
+    steps = Steps.from_groups(config, groups)
     values: dict[str, Any] = {
         "eval_strategy": "steps",
         "logging_steps": max(1, steps.run // 50),
@@ -93,7 +94,7 @@ def training_arguments(
         "save_steps": max(CHECKPOINT_STEPS, ceil(steps.run / CHECKPOINTS)),
         "report_to": "tensorboard" if is_tensorboard_available() else "none",
         "weight_decay": 0.01,
-        # Of fewer steps a tenth is less than one, and a step that only warms up has a rate of 0.
+        # A tenth of fewer steps is less than one, and a whole step of warm-up has a rate of 0.
         "warmup_steps": WARMUP if steps.run * WARMUP >= 1 else 0,
         "dataloader_pin_memory": device.type == "cuda",
         **plateau(config),
@@ -107,7 +108,7 @@ def training_arguments(
         "use_cpu": device.type == "cpu",
         "eval_on_start": not resumed,
         "remove_unused_columns": False,
-        # Hiding NaN would hide a model that breaks.
+        # Hiding NaN would hide that a run diverges.
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     }
@@ -117,33 +118,37 @@ def training_arguments(
     with refused_options():
         arguments = TrainingArguments(**values)
     if arguments.n_gpu > 1:
-        # DataParallel would cut a batch between groups; one process a GPU does not.
-        logger.warning("%d GPUs are there, one of them is used", arguments.n_gpu)
+        # DataParallel would split a packed row; one process per GPU does not.
+        logger.warning(
+            "using 1 of %d GPUs: start with torchrun or accelerate launch to use all",
+            arguments.n_gpu,
+        )
         arguments._n_gpu = 1
     return arguments
 
 
 def product_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
-    """The precision of products, by `--dtype`, `--bf16` or `--fp16`; weights stay float32.
+    """Return the precision of matrix products; the weights are float32.
 
     Raises:
-        OptionError: two of them are given, or the device has no such precision.
+        OptionError: two of `--dtype`, `--bf16` and `--fp16` are given, or the device does not
+            support it.
     """
     trainer = config.trainer
     given = [name for name in HALF if trainer.get(name)]
     if given and config.dtype != "auto":
         raise OptionError(given[0], "is the same option as --dtype: give one of them")
     if trainer.get("fp16") and device.type == "cpu":
-        raise OptionError("fp16", "float16 is not for a CPU: use --bf16, or leave it out")
+        raise OptionError("fp16", "float16 is not supported on a CPU: use --bf16, or leave it out")
     if given:
         return HALF[given[0]]
-    found = resolve_dtype(config.dtype, device)
+    resolved = resolve_dtype(config.dtype, device)
     refused = [dtype for name, dtype in HALF.items() if trainer.get(name) is False]
-    return torch.float32 if found in refused else found
+    return torch.float32 if resolved in refused else resolved
 
 
 def plateau(config: FinetuneConfig) -> dict[str, Any]:
-    """The schedule of `--factor` and `--patience`, on the evaluation loss."""
+    """Return the schedule of `--factor` and `--patience`, which follows the validation loss."""
     if not config.reduces_on_plateau:
         return {}
     return {
@@ -159,8 +164,8 @@ def plateau(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def plateau_warmup_steps(config: FinetuneConfig, groups: int) -> int:
-    """Steps over which the rate rises under a plateau schedule."""
-    steps = Steps.count(config, groups)
+    """Return the number of warm-up steps of a plateau schedule."""
+    steps = Steps.from_groups(config, groups)
     given = float(config.trainer.get("warmup_steps", -1))
     if given < 0:
         return ceil(WARMUP * steps.epoch)

@@ -1,40 +1,86 @@
-"""What happens beside the training loop: history, progress, plateau warm-up, the last step."""
+"""Callbacks around the training loop: history, progress, the clock, warm-up, reporters."""
 
 import json
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.io.atomic import write_text
 
-from .distributed import rank
-from .stopwatch import Stopwatch
+from .distributed import is_main_process
 
-#: Keys of Trainer's log entries that say nothing about the run.
+logger = logging.getLogger(__name__)
+
+#: Keys of Trainer's log entries that are not part of the history.
 NOISE = ("total_flos", "train_loss", "runtime", "per_second", "queries")
 
 
+class Stopwatch:
+    """The training time: wall clock from the start, without the time inside `paused`."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._paused = 0.0
+        self._stopped: float | None = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds so far, or until `stop`."""
+        if self._stopped is not None:
+            return self._stopped
+        return time.perf_counter() - self._start - self._paused
+
+    def stop(self) -> None:
+        """Stop for good."""
+        self._stopped = self.seconds
+
+    def state_dict(self) -> float:
+        """Return the seconds so far."""
+        return self.seconds
+
+    def load_state_dict(self, seconds: float) -> None:
+        """Continue from the seconds at the checkpoint, without the lost work after it."""
+        self._start, self._paused = time.perf_counter() - seconds, 0.0
+
+
 class History(TrainerCallback):
-    """Writes `history.jsonl`: one object a log or evaluation step, as soon as it is known."""
+    """Writes `history.jsonl`: one object for every log entry and evaluation, at once.
+
+    Args:
+        path: The file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: list[dict[str, float]] = []
 
-    def as_record(self) -> int:
-        """What a resumed run must know: how many entries there are."""
+    def state_dict(self) -> int:
+        """Return the number of entries."""
         return len(self.entries)
 
-    def restore(self, count: int) -> None:
-        """Go on behind the first entries of an interrupted run."""
+    def load_state_dict(self, count: int) -> None:
+        """Keep the entries up to the checkpoint, and remove later ones from the file."""
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         lines = text.splitlines()[:count]
-        if rank() == 0:
+        if is_main_process():
             write_text(self.path, "".join(f"{line}\n" for line in lines))
         records = [json.loads(line) for line in lines]
         self.entries = [
@@ -43,9 +89,9 @@ class History(TrainerCallback):
         ]
 
     def add(self, entry: dict[str, float]) -> None:
-        """Append one object; what is no finite number becomes null, as JSON has none."""
+        """Append an entry; numbers that are not finite become null, as JSON has none."""
         self.entries.append(entry)
-        if rank() > 0:
+        if not is_main_process():
             return
         record = {name: value if isfinite(value) else None for name, value in entry.items()}
         with self.path.open("a", encoding="utf-8") as file:
@@ -59,7 +105,7 @@ class History(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """One entry; metrics lose their `eval_`, but for the loss."""
+        """Add an entry; metrics lose their prefix `eval_`, except the loss."""
         values = {
             name if name == "eval_loss" else name.removeprefix("eval_"): value
             for name, value in (logs or {}).items()
@@ -70,10 +116,10 @@ class History(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """One line on stderr: steps, loss, the latest nDCG@10, pairs a second, time left.
+    """Shows one line on stderr: steps, loss, the latest nDCG@10, pairs per second, time left.
 
     Args:
-        speed: Pairs a second so far.
+        speed: Returns the pairs per second so far.
     """
 
     def __init__(self, speed: Callable[[], float]) -> None:
@@ -91,7 +137,7 @@ class ProgressLine(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Move on."""
+        """Advance by the steps done."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
@@ -118,24 +164,28 @@ class ProgressLine(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Leave the line as it is, so that what is said next starts one of its own."""
+        """Leave the line as it is; what is logged next starts on a new line."""
         if self.bar is not None:
             self.bar.close()
 
 
 class PlateauWarmup(TrainerCallback):
-    """Raises the learning rate over the first steps of a plateau schedule, which knows none."""
+    """Raises the learning rate over the first steps; a plateau schedule has no warm-up.
+
+    Args:
+        steps: The number of steps.
+    """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.rates: list[float] = []
 
-    def as_record(self) -> list[float]:
-        """What a resumed run must know."""
+    def state_dict(self) -> list[float]:
+        """Return the learning rates after the warm-up, one for each parameter group."""
         return self.rates
 
-    def restore(self, rates: list[float]) -> None:
-        """Go on from what `as_record` gave."""
+    def load_state_dict(self, rates: list[float]) -> None:
+        """Take over the learning rates."""
         self.rates = rates
 
     def on_step_begin(
@@ -146,7 +196,7 @@ class PlateauWarmup(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Set the rate of the step to come."""
+        """Set the learning rate of the step."""
         groups = optimizer.param_groups
         self.rates = self.rates or [group["lr"] for group in groups]
         if state.global_step < self.steps:
@@ -155,7 +205,11 @@ class PlateauWarmup(TrainerCallback):
 
 
 class LastStep(TrainerCallback):
-    """Stops the training clock at the last step, and has its model evaluated."""
+    """Stops the training clock at the last step, and has its model evaluated.
+
+    Args:
+        stopwatch: The clock.
+    """
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self.stopwatch = stopwatch
@@ -163,13 +217,55 @@ class LastStep(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """End a run that was interrupted behind its last step."""
+        """End a run that was interrupted after its last step."""
         control.should_training_stop |= state.global_step >= state.max_steps
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The last step is always evaluated, whatever the interval."""
+        """Evaluate the last step, whatever the interval."""
         if state.global_step >= state.max_steps:
             self.stopwatch.stop()
             control.should_evaluate |= args.eval_strategy == "steps"
+
+
+class TolerantReporter(TrainerCallback):
+    """Forwards events to a reporter such as TensorBoard's until one fails, which is one warning.
+
+    Args:
+        reporter: The callback of the reporter.
+        requested: Whether the user asked for it: it must then be able to start.
+    """
+
+    def __init__(self, reporter: TrainerCallback, *, requested: bool) -> None:
+        self.reporter = reporter
+        self.requested = requested
+        self.failed = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+
+        def event(*arguments: Any, **options: Any) -> Any:
+            if self.failed:
+                return None
+            try:
+                return getattr(self.reporter, name)(*arguments, **options)
+            except Exception as error:
+                if self.requested and name in ("on_init_end", "on_train_begin"):
+                    raise
+                self.failed = True
+                logger.warning("%s: no more logs: %s", type(self.reporter).__name__, error)
+                return None
+
+        return event
+
+
+def tolerate_reporters(trainer: Trainer, *, requested: bool) -> None:
+    """Let no reporter of a trainer end its run; see `TolerantReporter`."""
+    kinds: tuple[type[TrainerCallback], ...] = tuple(INTEGRATION_TO_CALLBACK.values())
+    handler = trainer.callback_handler
+    handler.callbacks = [
+        TolerantReporter(callback, requested=requested) if isinstance(callback, kinds) else callback
+        for callback in handler.callbacks
+    ]

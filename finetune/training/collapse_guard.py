@@ -1,6 +1,6 @@
-"""Stops a run that breaks or collapses, at the last good model, and says what to do.
+"""Stops a run that diverges or collapses; its best model so far is kept.
 
-From the raw loss of every step: transformers' log shows averages, and by default hides NaN.
+It uses the raw loss of every step: transformers logs averages, and hides NaN by default.
 """
 
 from collections import deque
@@ -14,42 +14,42 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 #: Steps over which losses and spreads are averaged.
 WINDOW = 20
 
-#: A loss from this share on of what equal scores would give is no better than they are; both are
-#: counted from the lowest loss that there is.
+#: A loss above this share of the loss of equal scores is at chance; both are counted from the
+#: lowest possible loss.
 AT_CHANCE = 0.98
 
-#: A run whose loss was below this share and is back at chance has collapsed.
+#: A run whose loss was below this share and returns to chance has collapsed.
 HAD_LEARNED = 0.85
 
-#: So has one whose scores lie this much closer together than they did.
+#: So has a run at chance whose spread of scores has shrunk to this share.
 LOST_SPREAD = 0.02
 
-#: Steps, and share of the run, after which one that never left chance is given up.
+#: Steps, and share of the run, after which a run that was always at chance is stopped.
 PATIENT_STEPS, PATIENT_SHARE = 200, 0.5
 
-#: A gradient so many times as long as the usual one is exploding, if it stays so for some steps.
+#: A gradient norm so many times the median, for so many steps in a row, is exploding.
 EXPLODING, EXPLODING_STEPS = 100.0, 5
 
 
 class TrainingStoppedError(Exception):
-    """Training further would only make the model worse; the message says why and what to do."""
+    """Training diverged or collapsed; the message has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step."""
+    """The figures of one optimizer step."""
 
-    #: Mean loss over its groups, and the loss that equal scores would give.
+    #: The mean loss of its groups, and the loss of equal scores.
     loss: float
     chance: float
-    #: Mean standard deviation of the logits of a group.
+    #: The mean standard deviation of the logits of a group.
     spread: float
-    #: The mean loss that no scores go below.
+    #: The lowest possible mean loss.
     lowest: float = 0.0
 
 
 class CollapseGuard(TrainerCallback):
-    """Watches loss, spread of scores and gradients, and ends the run when they break."""
+    """Watches loss, spread of scores and gradients, and stops the run when they diverge."""
 
     def __init__(self) -> None:
         self.latest: StepRecord | None = None
@@ -63,10 +63,10 @@ class CollapseGuard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Before the weights change: nothing that is no number may reach them.
+        """Check loss and gradient before they change the weights.
 
         Raises:
-            TrainingStoppedError: the loss or the gradient is broken.
+            TrainingStoppedError: the loss or the gradient is not finite, or gradients explode.
         """
         step = state.global_step + 1
         assert self.latest is not None
@@ -87,15 +87,15 @@ class CollapseGuard(TrainerCallback):
         self._exploding = self._exploding + 1 if norm > EXPLODING * usual else 0
         if self._exploding >= EXPLODING_STEPS:
             raise TrainingStoppedError(
-                f"gradients explode since step {step - EXPLODING_STEPS + 1} ({norm:.3g}, usually "
-                f"{usual:.3g}): try a lower --lr or a longer warm-up (--warmup_steps 0.2)"
+                f"gradients explode from step {step - EXPLODING_STEPS + 1} (norm {norm:.3g}, "
+                f"median {usual:.3g}): try a lower --lr or a longer warm-up (--warmup_steps 0.2)"
             )
         self._norms.append(norm)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """After the step: is the model still telling passages apart?
+        """Check that the model still separates passages.
 
         Raises:
             TrainingStoppedError: it has collapsed, or never started to learn.
@@ -113,21 +113,21 @@ class CollapseGuard(TrainerCallback):
         self._lowest = min(lowest, share)
         if share < AT_CHANCE:
             return
-        levels = f"the loss of the last {WINDOW} steps is what equal scores give ({chance:.3f})"
+        levels = f"the loss of the last {WINDOW} steps is that of equal scores ({chance:.3f})"
         if lowest < HAD_LEARNED or spread < LOST_SPREAD * self._widest:
             raise TrainingStoppedError(
                 f"the model collapsed before step {state.global_step}: {levels}; try a lower --lr "
-                "(--lr auto measures one), or a longer warm-up (--warmup_steps 0.2)"
+                "(--lr auto finds one), or a longer warm-up (--warmup_steps 0.2)"
             )
         patience = max(PATIENT_STEPS, PATIENT_SHARE * state.max_steps)
         if state.global_step >= patience and lowest >= AT_CHANCE:
             raise TrainingStoppedError(
                 f"nothing was learned in {state.global_step} steps: {levels}; try another --lr "
-                "(--lr auto measures one), and look at the data with rerank-plugin check"
+                "(--lr auto finds one), and check the data with rerank-plugin check"
             )
 
-    def as_record(self) -> dict[str, Any]:
-        """What a resumed run must know, as JSON."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the figures of the latest steps."""
         return {
             "steps": [list(astuple(step)) for step in self._steps],
             "norms": list(self._norms),
@@ -136,9 +136,9 @@ class CollapseGuard(TrainerCallback):
             "lowest": self._lowest,
         }
 
-    def restore(self, record: dict[str, Any]) -> None:
-        """Go on from what `as_record` gave."""
-        self._steps.extend(StepRecord(*values) for values in record["steps"])
-        self._norms.extend(record["norms"])
-        self._exploding = record["exploding"]
-        self._widest, self._lowest = record["widest"], record["lowest"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the figures of the latest steps."""
+        self._steps.extend(StepRecord(*values) for values in state["steps"])
+        self._norms.extend(state["norms"])
+        self._exploding = state["exploding"]
+        self._widest, self._lowest = state["widest"], state["lowest"]

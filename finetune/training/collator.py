@@ -1,4 +1,4 @@
-"""What goes into a training step: whole groups, in parts that the model sees one by one."""
+"""The batches of a training step: whole groups, in micro-batches that fit the token budget."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +17,18 @@ from ..losses.base import teacher_scores
 
 Batch = dict[str, Any]
 
-#: A sample, and whether it counts.
+#: A sample, and whether its loss counts.
 Counted = tuple[Sample, bool]
 
 
 class SampledGroups(Dataset[Counted]):
-    """Samples of training groups by their places."""
+    """Samples of training groups, by epoch and index.
+
+    Args:
+        groups: The training groups.
+        size: Passages of a sample.
+        seed: Fixes the negatives that are drawn.
+    """
 
     def __init__(self, groups: GroupDataset, *, size: int, seed: int) -> None:
         self.groups = groups
@@ -40,52 +46,55 @@ class SampledGroups(Dataset[Counted]):
 
 
 class GroupLoader(DataLoader[Any]):
-    """Batches of one process; every epoch has an order of its own."""
+    """The batches of one process, in another order every epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer at the start of every epoch."""
+        """Set the epoch; the trainer does so at the start of each."""
         batches = self.batch_sampler
         assert isinstance(batches, GroupBatches)
         batches.set_epoch(epoch)
 
 
 class GroupCollator:
-    """From samples to a step's input: whole groups, in parts that the model sees one by one.
+    """Turns samples into the input of a step: whole groups, in micro-batches.
 
-    A step is as many groups as it is, whatever the budget: that only says into how many forward and
-    backward passes it is cut, and so how much memory it needs.
+    The token budget does not change which groups are in a step. It changes into how many forward
+    and backward passes the step is divided, and so how much memory it needs.
 
     Args:
-        scorer: Makes the batches, as it does when it scores.
+        scorer: Makes the batches, as it does for scoring.
     """
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
     def __call__(self, counted: Sequence[Counted]) -> Batch:
-        """The `parts` of a step and its number of `groups`."""
+        """Return the `micro_batches` of a step and its number of `groups`."""
         samples = [sample for sample, _ in counted]
         pairs = [(sample.query, text) for sample in samples for text in sample.documents]
         encoded = iter(self.scorer.encoder.encode(pairs))
         groups = [[next(encoded) for _ in sample.documents] for sample in samples]
         costs = [sum(self.scorer.costs(group)) for group in groups]
-        parts = equal_batches(costs, self.scorer.token_budget)
         return {
-            "parts": [self.part([(samples[i], groups[i]) for i in sorted(part)]) for part in parts],
+            "micro_batches": [
+                self.micro_batch([(samples[i], groups[i]) for i in sorted(indices)])
+                for indices in equal_batches(costs, self.scorer.token_budget)
+            ],
             "groups": sum(counts for _, counts in counted),
         }
 
-    def part(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> Batch:
-        """Some groups: model `inputs`, the `places` of their pairs, `labels` `[pairs]`, `sizes`.
+    def micro_batch(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> Batch:
+        """Return the groups of one forward pass.
 
-        With them the teacher's scores `[pairs]`, where all groups have them.
+        These are the model's `inputs`, the `indices` of their pairs, `labels` `[pairs]`, the
+        `sizes` of the groups, and the `teacher` scores `[pairs]`, None if a group has none.
         """
         pairs = [pair for _, encoded in groups for pair in encoded]
-        # One packed row; where the model pads, batches of like length.
+        # One packed row; where the model pads, batches of similar length.
         batches = [list(range(len(pairs)))] if self.scorer.packs else self.scorer.batches(pairs)
         return {
             "inputs": [self.scorer.inputs([pairs[i] for i in batch]) for batch in batches],
-            "places": torch.tensor([place for batch in batches for place in batch]),
+            "indices": torch.tensor([index for batch in batches for index in batch]),
             "labels": torch.tensor(
                 [label for sample, _ in groups for label in sample.labels], dtype=torch.float32
             ),
@@ -94,7 +103,9 @@ class GroupCollator:
         }
 
 
-def part_logits(model: nn.Module, part: Mapping[str, Any], device: torch.device) -> Tensor:
-    """One float32 logit for every pair of a part, `[pairs]`."""
-    logits = torch.cat([pair_logits(model, on_device(batch, device)) for batch in part["inputs"]])
-    return torch.empty_like(logits).index_copy(0, part["places"].to(device), logits)
+def batch_logits(model: nn.Module, batch: Mapping[str, Any], device: torch.device) -> Tensor:
+    """Return the logits of a micro-batch, float32 `[pairs]`."""
+    logits = torch.cat(
+        [pair_logits(model, on_device(inputs, device)) for inputs in batch["inputs"]]
+    )
+    return torch.empty_like(logits).index_copy(0, batch["indices"].to(device), logits)

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or one a device under torchrun or accelerate launch."""
+"""The processes of a run, by accelerate: one, or one a device under torchrun; sharded weights."""
 
 import os
 import signal
@@ -7,22 +7,28 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from accelerate import PartialState
+from accelerate.state import GradientState
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import PreTrainedModel
+
 from rerank_plugin.errors import InputError
 from rerank_plugin.signals import ending_signals
 
-Item = TypeVar("Item")
+Value = TypeVar("Value")
 
-#: What torchrun and accelerate launch tell every process.
+#: Environment variables that torchrun and accelerate launch set for every process.
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 
-#: What other launchers tell theirs, which torch would not listen to and accelerate would.
+#: Those of other launchers, which torch ignores and accelerate reads.
 OTHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-HOW = "unset it, or start with torchrun or accelerate launch"
+REMEDY = "unset it, or start with torchrun or accelerate launch"
 
 
-def check_launcher() -> None:
-    """Check that the environment describes one process, or one of several, and not a part of that.
+def check_launcher() -> int:
+    """Return the number of processes that the environment describes.
 
     Variables that are empty are removed: libraries read them as numbers.
 
@@ -32,7 +38,7 @@ def check_launcher() -> None:
     for name in (*LAUNCHER, "MASTER_ADDR", *OTHER_SIZES):
         if not os.environ.get(name, "x").strip():
             del os.environ[name]
-    numbers = {name: number(name) for name in LAUNCHER if name in os.environ}
+    numbers = {name: whole_number(name) for name in LAUNCHER if name in os.environ}
     size, rank = numbers.get("WORLD_SIZE", 1), numbers.get("RANK", 0)
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in os.environ]
@@ -40,79 +46,67 @@ def check_launcher() -> None:
         alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": -1}[name]
         if missing and numbers.get(name, alone) != alone:
             value = os.environ[name]
-            raise InputError(f"{name}={value} is set without {' and '.join(missing)}: {HOW}")
+            raise InputError(f"{name}={value} is set without {' and '.join(missing)}: {REMEDY}")
     if size < 1:
-        raise InputError(f"WORLD_SIZE={size} is less than 1: {HOW}")
+        raise InputError(f"WORLD_SIZE={size} is less than 1: {REMEDY}")
     if not 0 <= rank < size:
-        raise InputError(f"RANK={rank} is not from 0 to below WORLD_SIZE={size}: {HOW}")
+        raise InputError(f"RANK={rank} is not from 0 to below WORLD_SIZE={size}: {REMEDY}")
     for name in OTHER_SIZES:
-        if size == 1 and name in os.environ and number(name) > 1:
-            raise InputError(f"{name}={os.environ[name]} is set without WORLD_SIZE: {HOW}")
+        if size == 1 and name in os.environ and whole_number(name) > 1:
+            raise InputError(f"{name}={os.environ[name]} is set without WORLD_SIZE: {REMEDY}")
+    return size
 
 
-def number(name: str) -> int:
+def whole_number(name: str) -> int:
     """Return an environment variable as a whole number."""
     try:
         return int(os.environ[name])
     except ValueError:
         value = os.environ[name]
-        raise InputError(f"{name}={value!r} is no whole number: {HOW}") from None
+        raise InputError(f"{name}={value!r} is not a whole number: {REMEDY}") from None
 
 
-def world_size() -> int:
-    """Return how many processes train together."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def rank() -> int:
-    """Return the number of this process; 0 is the one that writes and speaks."""
-    return int(os.environ.get("RANK") or 0)
-
-
-def is_sharded(options: Mapping[str, Any]) -> bool:
-    """Return whether each process gets a part of the weights, by arguments or the launcher."""
-    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    launched = any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
-    return launched or bool(options.get("fsdp") or options.get("deepspeed"))
-
-
-def load_in_every_process() -> None:
-    """Let all processes load all weights, where accelerate would let the first alone do so.
-
-    What lies in no file, a newly initialised head, has to be made by each of them.
-    """
+def join_processes(*, on_cpu: bool) -> None:
+    """Wait until all processes of the run have started."""
+    # accelerate would let the main process alone load the weights; a newly initialised head is in
+    # no file, so that all of them have to draw it.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-
-
-def meet(*, on_cpu: bool) -> None:
-    """Wait until all processes of the run are there."""
-    from accelerate import PartialState
-
-    load_in_every_process()
     with ended_by_signals():
         PartialState(cpu=on_cpu)
 
 
-def gathered(item: Item) -> list[Item]:
-    """Return one item of every process, in the order of their ranks, in every process."""
-    if world_size() == 1:
-        return [item]
-    import torch.distributed as dist
+def process_count() -> int:
+    """Return how many processes train together."""
+    return int(PartialState().num_processes)
 
-    items: list[Item | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(items, item)
-    return items  # type: ignore[return-value]
+
+def is_main_process() -> bool:
+    """Return whether this is the process that writes and logs."""
+    return bool(PartialState().is_main_process)
+
+
+def gather(value: Value) -> list[Value]:
+    """Return the values of all processes, in the order of their ranks, in every process."""
+    values: list[Value] = gather_object([value])
+    return values
+
+
+def wait_for_everyone() -> None:
+    """Wait for all processes."""
+    with ended_by_signals():
+        PartialState().wait_for_everyone()
 
 
 @contextmanager
-def first_process_first() -> Iterator[None]:
-    """Let the first process go through alone, and the others find what it left.
+def main_process_first() -> Iterator[None]:
+    """Run a block in the main process, and after that in the others.
 
-    If it fails, it says why, and the others end without a word.
+    If it fails in the main process, the others exit silently; accelerate's `main_process_first`
+    would let them wait.
     """
-    if rank() > 0:
+    if not is_main_process():
         with ended_by_signals():
-            passed = gathered(True)[0]
+            passed = gather(True)[0]
         if not passed:
             raise SystemExit(1)
         yield
@@ -120,34 +114,75 @@ def first_process_first() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        gathered(False)
+        gather(False)
         raise
     with ended_by_signals():
-        gathered(True)
-
-
-def wait() -> None:
-    """Wait for all processes."""
-    if world_size() > 1:
-        import torch.distributed as dist
-
-        with ended_by_signals():
-            dist.barrier()
+        gather(True)
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP end a process that waits for others.
 
-    It waits outside of Python, whose own handlers would not run before the others have come.
+    It waits outside of Python, whose own handlers would not run until the others have arrived.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = {item: signal.signal(item, signal.SIG_DFL) for item in ending_signals()}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in ending_signals()}
     try:
         yield
     finally:
-        for item, handler in earlier.items():
+        for number, handler in handlers.items():
             if handler is not None:
-                signal.signal(item, handler)
+                signal.signal(number, handler)
+
+
+def is_sharded(options: Mapping[str, Any]) -> bool:
+    """Return whether each process holds a shard of the weights, by arguments or the launcher."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    launched = any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
+    return launched or bool(options.get("fsdp") or options.get("deepspeed"))
+
+
+def wrap_layers(model: nn.Module) -> None:
+    """Let FSDP wrap each layer of a model, where its configuration names no classes.
+
+    transformers names the layers of some families only, and for others also the module around the
+    embeddings: accelerate, which wraps the embeddings by themselves, fails where they are in a
+    wrapped module already.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module._no_split_modules = sorted({type(layer).__name__ for layer in layers(module)})
+
+
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules in the outermost module lists."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from layers(child)
+
+
+def check_saves_whole(config: Mapping[str, Any]) -> None:
+    """Check that DeepSpeed can save a sharded model as a whole one.
+
+    Raises:
+        InputError: its configuration does not let it.
+    """
+    zero, option = config.get("zero_optimization", {}), "stage3_gather_16bit_weights_on_model_save"
+    if zero.get("stage") == 3 and not zero.get(option):
+        raise InputError(f"deepspeed: stage 3 needs {option} (zero3_save_16bit_model): true")
+
+
+@contextmanager
+def unsynchronized(state: GradientState) -> Iterator[None]:
+    """Make accelerate expect more gradients before the step."""
+    synchronized = state.sync_gradients
+    state._set_sync_gradients(False)
+    try:
+        yield
+    finally:
+        state._set_sync_gradients(synchronized)

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run after the step it is in, with everything saved."""
+"""Ctrl-C ends a run after the step it is in, with a checkpoint."""
 
 import logging
 import signal
@@ -12,35 +12,36 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rerank_plugin.signals import ending_signals
 
-from .distributed import gathered
+from .distributed import gather
 
 logger = logging.getLogger(__name__)
 
 
 class Interruption(TrainerCallback):
-    """Finishes the step, saves a checkpoint and stops, once a signal has come."""
+    """Finishes the step, saves a checkpoint and stops, once a signal has arrived."""
 
     def __init__(self) -> None:
-        self.asked = False
-        #: Whether any process was asked, as all of them know behind a step.
+        #: Whether this process has received a signal.
+        self.received = False
+        #: Whether any process had, at the end of the latest step.
         self.stops = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT, SIGTERM and SIGHUP as a wish to stop; a second one stops at once."""
+        """Take SIGINT, SIGTERM and SIGHUP as a request to stop; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         earlier = {number: signal.getsignal(number) for number in ending_signals()}
 
-        def ask(_number: int, _frame: FrameType | None) -> None:
-            self.asked = True
+        def receive(_number: int, _frame: FrameType | None) -> None:
+            self.received = True
             for number, handler in earlier.items():
                 signal.signal(number, handler)
-            logger.warning("stopping after this step; once more stops at once")
+            logger.warning("stopping after this step; a second signal stops at once")
 
         for number in earlier:
-            signal.signal(number, ask)
+            signal.signal(number, receive)
         try:
             yield
         finally:
@@ -50,15 +51,15 @@ class Interruption(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The step is done: save, and stop; behind the last one of an epoch, at its end."""
-        self.stops = any(gathered(self.asked))
+        """Save and stop; after the last step of an epoch, `on_epoch_end` does so."""
+        self.stops = any(gather(self.received))
         if self.stops and state.global_step < state.max_steps and not ends_epoch(state):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """What is due at an epoch's end is not when the run stops inside it."""
+        """Save and stop at the end of an epoch; inside one, skip what its end would do."""
         if not self.stops or state.global_step >= state.max_steps:
             return
         if ends_epoch(state):
@@ -68,5 +69,5 @@ class Interruption(TrainerCallback):
 
 
 def ends_epoch(state: TrainerState) -> bool:
-    """Whether the latest step was an epoch's last."""
+    """Return whether the latest step was the last one of an epoch."""
     return state.epoch is not None and abs(state.epoch - round(state.epoch)) < 1e-6

@@ -1,20 +1,27 @@
-"""The learning rate that a run takes where none is given."""
+"""The learning rate of a run: given, found by `--lr auto`, or the default for the model."""
 
 import logging
 
+import torch
 from transformers import PreTrainedConfig
 
 from rerank_plugin.model.loaded import LoadedModel
 
 from ..config import FinetuneConfig
+from ..data.dataset import GroupDataset
 from .arguments import step_groups
+from .distributed import gather
+from .lr_finder import LearningRateFinder
+from .model import TrainableModel
+from .run_dir import RunDir
+from .trainer import freed_memory_kept
 
 logger = logging.getLogger(__name__)
 
-#: Hidden size of the table's rates, that of base models.
+#: The hidden size for which the table's rates are: that of base-size models.
 BASE_HIDDEN_SIZE = 768
 
-#: Groups of an optimizer step that the rates were measured with.
+#: The groups of an optimizer step with which the rates were measured.
 BASE_STEP_GROUPS = 8
 
 #: Learning rate by (newly initialised head, LoRA). The rates for a newly initialised head were
@@ -28,10 +35,42 @@ RATES = {
 }
 
 
+def choose_learning_rate(
+    config: FinetuneConfig, run_dir: RunDir, model: TrainableModel, groups: GroupDataset
+) -> float:
+    """Return the learning rate of a run; a resumed run takes that of the interrupted one."""
+    known: float | None = run_dir.state.get("lr")
+    if known is not None:
+        return known
+    rate = given_or_default_rate(config, model.loaded)
+    if config.lr == "auto":
+        rate = find_learning_rate(config, model, groups, default=rate)
+    run_dir.keep(lr=rate)
+    return rate
+
+
+def find_learning_rate(
+    config: FinetuneConfig, model: TrainableModel, groups: GroupDataset, *, default: float
+) -> float:
+    """Return the rate that the learning-rate finder chooses around the default one."""
+    torch.nn.Module.to(model.scorer.model, model.device)
+    finder = LearningRateFinder(
+        model.scorer,
+        loss=model.loss,
+        groups=groups,
+        group_size=config.train_group_size,
+        step_groups=step_groups(config),
+        seed=config.seed,
+        dtype=model.dtype,
+    )
+    with freed_memory_kept():
+        return gather(finder.best(default))[0]
+
+
 def default_learning_rate(
     config: PreTrainedConfig, *, new_head: bool, lora: bool, step_groups: int
 ) -> float:
-    """A rate by what is trained: smaller models take larger ones.
+    """Return the default rate for a model; smaller models take larger ones.
 
     rate = table rate * (768 / hidden size) ^ 2, the factor at most 4; for a newly initialised
     head also * sqrt(step groups / 8), at most 1: steps of fewer groups are noisier.
@@ -45,26 +84,26 @@ def default_learning_rate(
 
 
 def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
-    """The rate that was given, else the default for what is loaded; `auto` starts from that."""
-    suits = default_learning_rate(
+    """Return the given rate, or the default one for the model; `auto` starts from the default."""
+    default = default_learning_rate(
         loaded.model.config,
         new_head=loaded.has_new_head,
         lora=config.lora,
         step_groups=step_groups(config),
     )
-    what = "a newly initialised scoring head" if loaded.has_new_head else "a trained reranker"
-    how = "LoRA" if config.lora else "full"
+    model = "a newly initialised scoring head" if loaded.has_new_head else "a trained reranker"
+    method = "LoRA" if config.lora else "full"
     if isinstance(config.lr, str):
-        return suits
+        return default
     if config.lr is None:
-        logger.info("%s, %s fine-tuning: learning rate %.2g", what, how, suits)
-        return suits
-    if loaded.has_new_head and config.lr < suits / 4:
+        logger.info("learning rate: %.2g (%s, %s fine-tuning)", default, model, method)
+        return default
+    if loaded.has_new_head and config.lr < default / 4:
         logger.warning(
-            "--lr %.2g is low for %s (%s fine-tuning), it may learn little: the default is %.2g",
+            "--lr %.2g is low for %s (%s fine-tuning): the default is %.2g",
             config.lr,
-            what,
-            how,
-            suits,
+            model,
+            method,
+            default,
         )
     return config.lr

@@ -1,4 +1,4 @@
-"""`--lr auto`: a learning rate by measuring some, for a few steps each, on the training groups."""
+"""`--lr auto`: the learning rate of the best of some short training runs."""
 
 import logging
 from collections.abc import Sequence
@@ -15,36 +15,35 @@ from rerank_plugin.errors import OptionError
 from ..data.dataset import GroupDataset
 from ..data.sampling import Sample, sample_group
 from ..losses.base import Loss, teacher_scores
-from .checkpoint import random_states, restore_random_states
-from .collator import GroupCollator, part_logits
+from .collator import GroupCollator, batch_logits
 
 logger = logging.getLogger(__name__)
 
-#: The rates, as multiples of the one that suits what is loaded.
+#: The rates that are tried, as multiples of the default one.
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
 
-#: Optimizer steps of a rate, and groups whose loss is measured behind them.
+#: Optimizer steps with each rate, and groups whose loss is measured after them.
 STEPS, MEASURED = 30, 64
 
-#: Training groups without which nothing can be measured.
+#: The fewest training groups with which rates can be compared.
 FEWEST = 3
 
-#: Of two rates whose losses differ by less than this share the lower one is taken: in a longer run
-#: too high a rate costs everything, too low a one little.
+#: Of two rates whose losses differ by less than this share, the lower one is chosen: in a longer
+#: run a rate that is too high does more damage than one that is too low.
 CLOSE = 0.05
 
 
-class Sweep:
-    """Short runs from the same weights at several rates.
+class LearningRateFinder:
+    """Trains for some steps with each of several rates, from the same weights.
 
     Args:
-        scorer: Holds the model, which is left as it was.
-        loss: What is trained and measured.
-        groups: The training groups; those that are measured are not trained on in the sweep.
+        scorer: Scores with the model; its weights are restored.
+        loss: The loss that is trained and measured.
+        groups: The training groups; those that are measured are not trained on here.
         group_size: Passages of a group.
         step_groups: Groups of an optimizer step.
-        seed: Chooses the groups.
-        dtype: Precision of the products.
+        seed: Fixes the choice of groups.
+        dtype: The precision of matrix products.
     """
 
     def __init__(
@@ -63,97 +62,100 @@ class Sweep:
         self.collate = GroupCollator(scorer)
         self.dtype = dtype
         self.step_groups = step_groups
-        chosen = np.random.default_rng((seed, 2)).permutation(len(groups))
-        if len(chosen) < FEWEST:
-            problem = f"auto needs {FEWEST} training groups, there are {len(chosen)}: give a number"
-            raise OptionError("lr", problem)
-        chosen = chosen[: MEASURED + STEPS * step_groups]
-        measured = min(MEASURED, len(chosen) // 3)
+        indices = np.random.default_rng((seed, 2)).permutation(len(groups))
+        if len(indices) < FEWEST:
+            problem = f"auto needs {FEWEST} training groups, there are {len(indices)}"
+            raise OptionError("lr", f"{problem}: give a number")
+        indices = indices[: MEASURED + STEPS * step_groups]
+        measured = min(MEASURED, len(indices) // 3)
         samples = [
             sample_group(groups[int(i)], size=group_size, seed=seed, epoch=0, index=int(i))
-            for i in chosen
+            for i in indices
         ]
         self.measured, self.trained = samples[:measured], samples[measured:]
 
-    def best(self, suits: float) -> float:
-        """The rate with the lowest loss, or one below it that is hardly worse."""
-        rates = [suits * factor for factor in FACTORS]
-        states = random_states()
+    def best(self, default: float) -> float:
+        """Return the rate with the lowest loss, or a lower one with almost the same loss."""
+        rates = [default * factor for factor in FACTORS]
+        logger.info("--lr auto: %d rates, %d steps each", len(rates), STEPS)
+        device = self.scorer.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            losses = self.losses(rates)
+        rate = choose(rates, losses)
+        table = ", ".join(
+            f"{tried:.2g}: {loss:.3f}" for tried, loss in zip(rates, losses, strict=True)
+        )
+        logger.info("--lr auto: chose %.2g (loss above the lowest possible: %s)", rate, table)
+        return rate
+
+    def losses(self, rates: Sequence[float]) -> list[float]:
+        """Return the loss after a short run with each rate; the weights are restored."""
         weights = {
             name: value.detach().clone()
             for name, value in self.scorer.model.named_parameters()
             if value.requires_grad
         }
         losses: list[float] = []
-        logger.info("--lr auto: %d rates, %d steps each", len(rates), STEPS)
         with bar("learning rates", "rate", len(rates)) as progress:
             for rate in rates:
-                losses.append(self.measure(rate))
+                losses.append(self.loss_after_training(rate))
                 with torch.no_grad():
                     for name, value in self.scorer.model.named_parameters():
                         if name in weights:
                             value.copy_(weights[name])
                 progress.set_postfix(lr=f"{rate:.2g}", loss=f"{losses[-1]:.3f}")
                 progress.update()
-        restore_random_states(states)
-        rate = choose(rates, losses)
-        table = ", ".join(
-            f"{tried:.2g}: {loss:.3f}" for tried, loss in zip(rates, losses, strict=True)
-        )
-        logger.info("--lr auto takes %.2g (loss above the lowest, by rate: %s)", rate, table)
-        return rate
+        return losses
 
-    def measure(self, rate: float) -> float:
-        """The loss behind a short run at a rate; infinite where it breaks."""
+    def loss_after_training(self, rate: float) -> float:
+        """Return the loss after a short run with a rate; infinite if it diverges."""
         model = self.scorer.model
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
-        # Gradients in float16 would be lost below its smallest number.
+        # float16 gradients below its smallest number would be lost.
         scaler = torch.amp.GradScaler(self.scorer.device.type, enabled=self.dtype == torch.float16)
         model.train()
         for step in range(STEPS):
-            # Up over a tenth, then down to nothing, as in a run.
+            # Warm-up over a tenth of the steps, then linear decay, as in a run.
             scale = min((step + 1) / (0.1 * STEPS), (STEPS - step) / (0.9 * STEPS))
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
-            places = [(step * self.step_groups + i) % len(self.trained) for i in self.step]
-            samples = [self.trained[place] for place in places]
-            if not isfinite(self.backward(model, samples, scaler)):
+            if not isfinite(self.backward(model, self.step_samples(step), scaler)):
                 return inf
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trained, 1.0)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-        return self.loss_behind()
+        return self.measured_loss()
 
-    @property
-    def step(self) -> range:
-        """The groups of a step, counted from its first."""
-        return range(min(self.step_groups, len(self.trained)))
+    def step_samples(self, step: int) -> list[Sample]:
+        """Return the samples of a step; after the last one it continues with the first."""
+        size = min(self.step_groups, len(self.trained))
+        start = step * self.step_groups
+        return [self.trained[(start + i) % len(self.trained)] for i in range(size)]
 
     def backward(
         self, model: nn.Module, samples: Sequence[Sample], scaler: torch.amp.GradScaler
     ) -> float:
-        """Gradients of a step; returns its mean loss."""
+        """Compute the gradients of a step, and return its mean loss."""
         total, device = 0.0, self.scorer.device
-        for part in self.collate([(sample, True) for sample in samples])["parts"]:
-            with self.precision():
-                logits = part_logits(model, part, device)
-                labels, teacher = part["labels"].to(device), part["teacher"]
+        for batch in self.collate([(sample, True) for sample in samples])["micro_batches"]:
+            with self.autocast():
+                logits = batch_logits(model, batch, device)
+                labels, teacher = batch["labels"].to(device), batch["teacher"]
                 if teacher is not None:
                     teacher = teacher.to(device)
-                found = self.loss(logits, labels, part["sizes"], teacher)
-                loss = found / len(samples)
+                loss = self.loss(logits, labels, batch["sizes"], teacher) / len(samples)
             scaler.scale(loss).backward()
             total += float(loss.detach())
         return total
 
-    def loss_behind(self) -> float:
-        """The mean loss of the measured groups with the model as it is, above the lowest."""
+    def measured_loss(self) -> float:
+        """Return the mean loss of the measured groups, above the lowest possible one."""
         pairs = [(sample.query, text) for sample in self.measured for text in sample.documents]
         try:
-            with self.precision():
+            with self.autocast():
                 logits = torch.from_numpy(self.scorer.logits(pairs))
         except ScoringError:
             return inf
@@ -161,17 +163,17 @@ class Sweep:
             [label for sample in self.measured for label in sample.labels], dtype=torch.float32
         )
         sizes = [len(sample.labels) for sample in self.measured]
-        found = self.loss(logits, labels, sizes, teacher_scores(self.measured))
-        return float(found - self.loss.lowest(labels, sizes)) / len(self.measured)
+        loss = self.loss(logits, labels, sizes, teacher_scores(self.measured))
+        return float(loss - self.loss.lowest(labels, sizes)) / len(self.measured)
 
-    def precision(self) -> torch.autocast:
-        """The precision of a run."""
+    def autocast(self) -> torch.autocast:
+        """Return the precision of a run."""
         half = self.dtype != torch.float32
         return torch.autocast(self.scorer.device.type, dtype=self.dtype, enabled=half)
 
 
 def choose(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The lowest rate whose loss is close to the lowest loss; rates rise."""
+    """Return the lowest rate whose loss is close to the lowest loss; rates are ascending."""
     lowest = min(losses)
     if not isfinite(lowest):
         return rates[0]

@@ -1,4 +1,4 @@
-"""Which model of a run is kept: chosen on queries that are not trained on, step 0 included."""
+"""The choice of the model that a run keeps, on the validation queries; step 0 is one of them."""
 
 import json
 import logging
@@ -13,34 +13,34 @@ from rerank_plugin.io.atomic import saving, write_json
 from ..evaluation.scoring import Evaluation
 from ..evaluation.significance import improvement_probability
 from .checkpoint import RESUMES
-from .distributed import gathered, rank
+from .distributed import gather, is_main_process
 from .trainer import RerankTrainer
 
 logger = logging.getLogger(__name__)
 
-#: What is known of the kept model, in its folder while the run lasts.
+#: The step and the evaluation of the kept model, in its folder during the run.
 RECORD = "kept.json"
 
-#: What models are compared by.
+#: The metric by which models are compared.
 METRIC = "ndcg@10"
 
-#: A step takes the base's place only if it is better on this share of bootstrap samples of the
-#: validation queries. Among several evaluations of a model that is none the better, one is above
-#: the base by chance more often than not.
+#: The kept model must beat the base model on this share of bootstrap samples of the validation
+#: queries. Among several evaluations of a model that is not better than the base, one is above it
+#: by chance more often than not.
 EVIDENCE = 0.9
 
-#: An earlier step keeps its place before a later one only if it is better on this share of them.
-#: The best of several evaluations is in part the luckiest one, while later weights have seen more
-#: at lower rates: on other queries they are the better ones, as benchmarks/README.md shows.
+#: An earlier model is kept instead of a later one only if it is better on this share of them. The
+#: best of several evaluations is in part the luckiest one, while later weights have seen more
+#: groups at lower learning rates: on other queries they are better, as benchmarks/README.md shows.
 SURE = 0.95
 
 
-class KeepBest(TrainerCallback):
-    """Saves the model that beats the base, unless an earlier one beats it, each beyond chance.
+class ModelSelection(TrainerCallback):
+    """Keeps the latest model that beats the base, unless an earlier one beats it beyond chance.
 
     Args:
-        folder: Where the kept model stands; it changes by renames, so it is always a whole one.
-        trainer: Whose model is saved, after each of its evaluations.
+        folder: The folder of the kept model; renames replace it, so it is always complete.
+        trainer: Its model is saved after an evaluation.
         patience: Evaluations without a better model after which the run ends; none for never.
     """
 
@@ -48,74 +48,74 @@ class KeepBest(TrainerCallback):
         self.folder = folder
         self.trainer = trainer
         self.patience = patience
-        #: The step of the model that is kept; none before the first evaluation.
+        #: The step of the kept model; none before the first evaluation.
         self.step: int | None = None
         self._before: Evaluation | None = None
         self._kept: Evaluation | None = None
-        #: The highest one, which later ones are compared with: many that are each a little worse
-        #: than the one before must not add up.
+        #: The best one. Later models are compared with it: many that are each a little worse than
+        #: the one before must not add up.
         self._best: Evaluation | None = None
-        #: Evaluations since the highest one.
+        #: The number of evaluations since the best one.
         self._worse = 0
 
     @property
     def before(self) -> Evaluation:
-        """The evaluation before the first step."""
+        """Return the evaluation of the base model."""
         assert self._before is not None, "no evaluation yet"
         return self._before
 
     @property
     def kept(self) -> Evaluation:
-        """The evaluation of the model that is kept."""
+        """Return the evaluation of the kept model."""
         assert self._kept is not None, "no evaluation yet"
         return self._kept
 
     @property
-    def improved(self) -> bool:
-        """Whether the model that is kept beats the base beyond chance."""
-        return self.step != 0 and self.beats_the_base(self.kept)
-
-    @property
     def best(self) -> Evaluation:
-        """The evaluation with the highest nDCG@10, of whichever step."""
+        """Return the evaluation with the highest nDCG@10, whether or not its model is kept."""
         assert self._best is not None, "no evaluation yet"
         return self._best
 
-    def beats_the_base(self, found: Evaluation) -> bool:
-        """Whether an evaluation is above the one before the first step, beyond chance."""
-        return probability(self.before, found) >= EVIDENCE
+    @property
+    def improved(self) -> bool:
+        """Return whether the kept model beats the base model beyond chance."""
+        return self.step != 0 and self.beats_the_base(self.kept)
+
+    def beats_the_base(self, evaluation: Evaluation) -> bool:
+        """Return whether an evaluation is above that of the base model beyond chance."""
+        return win_probability(self.before, evaluation) >= EVIDENCE
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Keep the model if none is surely better; end a run that finds no better one any more."""
+        """Save the model if no earlier one is surely better; end a run that is out of patience."""
         latest = self.trainer.latest
         if self._before is None:
             self._before = self._best = latest
-            self.keep(state)
+            self.save(state)
             return
         better = self.beats_the_base(latest)
-        if better and probability(latest, self.best) < SURE:
-            self.keep(state)
+        if better and win_probability(latest, self.best) < SURE:
+            self.save(state)
         if better and latest.means[METRIC] > self.best.means[METRIC]:
             self._best, self._worse = latest, 0
         else:
             self._worse += 1
-            control.should_training_stop |= self._gives_up
+            control.should_training_stop |= self._out_of_patience
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """End a run that had run out of patience when it was interrupted."""
-        control.should_training_stop |= self._gives_up
+        """End a resumed run that was out of patience when it was interrupted."""
+        control.should_training_stop |= self._out_of_patience
 
     @property
-    def _gives_up(self) -> bool:
+    def _out_of_patience(self) -> bool:
         return self.patience is not None and self._worse >= self.patience
 
-    def keep(self, state: TrainerState) -> None:
-        """Keep the model as it is now, whatever the one before."""
-        staged, replaced = places(self.folder)
+    def save(self, state: TrainerState) -> None:
+        """Save the current model as the kept one."""
+        staged, replaced = neighbours(self.folder)
         if state.is_world_process_zero:
             shutil.rmtree(staged, ignore_errors=True)
         with saving(staged, again=RESUMES):
@@ -131,22 +131,22 @@ class KeepBest(TrainerCallback):
             shutil.rmtree(replaced, ignore_errors=True)
         self.step, self._kept = state.global_step, self.trainer.latest
 
-    def settle(self) -> None:
-        """At the end of a run: make sure that what is known is known of the model in the folder.
+    def reconcile(self) -> None:
+        """Take step and evaluation from the folder of the kept model, if they differ from ours.
 
-        A run that was killed may have kept a later model than its checkpoint knows of, and the one
-        that resumed it, where products are not the same every time, none.
+        A killed run may have kept a later model than its checkpoint knows; the run that resumed it
+        may not have found it again where products are not deterministic.
         """
-        path, found = self.folder / RECORD, None
-        if rank() == 0 and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-        record = gathered(found)[0]
+        path, record = self.folder / RECORD, None
+        if is_main_process() and path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+        record = gather(record)[0]
         if record is not None and record["step"] != self.step:
             self.step, self._kept = record["step"], Evaluation.from_dict(record["kept"])
-            logger.warning("kept is the model of step %d, of before an interruption", self.step)
+            logger.warning("the model of step %d is kept, from before the interruption", self.step)
 
-    def as_record(self) -> dict[str, Any]:
-        """What a resumed run must know, as JSON."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the evaluations that later ones are compared with."""
         return {
             "step": self.step,
             "before": self.before.to_dict(),
@@ -155,26 +155,26 @@ class KeepBest(TrainerCallback):
             "worse": self._worse,
         }
 
-    def restore(self, record: dict[str, Any]) -> None:
-        """Go on from what `as_record` gave."""
-        self.step, self._worse = record["step"], record["worse"]
-        self._before = Evaluation.from_dict(record["before"])
-        self._kept = Evaluation.from_dict(record["kept"])
-        self._best = Evaluation.from_dict(record["best"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the evaluations."""
+        self.step, self._worse = state["step"], state["worse"]
+        self._before = Evaluation.from_dict(state["before"])
+        self._kept = Evaluation.from_dict(state["kept"])
+        self._best = Evaluation.from_dict(state["best"])
 
 
-def probability(one: Evaluation, other: Evaluation) -> float:
-    """The share of bootstrap samples of the queries on which the other one is better."""
-    return improvement_probability(one.values[METRIC], other.values[METRIC])
+def win_probability(before: Evaluation, after: Evaluation) -> float:
+    """Return the share of bootstrap samples of the queries on which the second one is better."""
+    return improvement_probability(before.values[METRIC], after.values[METRIC])
 
 
-def places(folder: Path) -> tuple[Path, Path]:
-    """Where the next model is written, and where the one before stands until it is there."""
+def neighbours(folder: Path) -> tuple[Path, Path]:
+    """Return the folders of the next model and of the previous one, during a replacement."""
     return folder.with_suffix(".new"), folder.with_suffix(".old")
 
 
 def recover(folder: Path) -> None:
-    """Bring the model back whose replacement a kill interrupted."""
-    _, replaced = places(folder)
+    """Bring back the model whose replacement a kill interrupted."""
+    _, replaced = neighbours(folder)
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)

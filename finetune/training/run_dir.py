@@ -1,8 +1,9 @@
-"""Where a run works and what it leaves: the trained folder appears whole or not at all."""
+"""The working folder of a run: locked, resumable, and renamed to the trained folder at the end."""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,65 +17,69 @@ from rerank_plugin.io.atomic import (
     write_json,
 )
 from rerank_plugin.io.locks import release_lock, take_lock
+from rerank_plugin.io.paths import expanded
 
-from ..export.target import MODEL_FILES, check_target, lock_of
+from ..argument_names import OURS
+from ..config import FREE, FinetuneConfig
+from ..export.target import MODEL_FILES, check_not_the_base, check_target, lock_of
+from ..export.versions import VERSIONS
 from .checkpoint import RESUMES, latest_checkpoint
-from .distributed import first_process_first, rank
-from .model_selection import RECORD as KEPT
+from .distributed import is_main_process, main_process_first, process_count
+from .model_selection import RECORD as SELECTION
 from .model_selection import recover
 
-#: The file of a run that says what must outlive its process.
+#: The file of a run for what a resumed run must not compute again.
 STATE = "state.json"
 
-#: Where TensorBoard's logs are, by transformers.
+#: The folder of TensorBoard's logs, by transformers.
 LOGS = "runs"
 
-#: What is beside a trained folder while it is made, and in it where that cannot be renamed.
+#: The suffix of the working folder beside the trained folder; its name inside a mount point.
 WORK = ".run"
 
+OPTION = "finetune_model_dir"
 
-class RunFolder:
-    """`<finetune_model_dir>.run/` while the run lasts, `<finetune_model_dir>` at its end.
 
-    A folder that no rename can put there is filled in place, and the run works in its `.run/`.
+class RunDir:
+    """`<finetune_model_dir>.run/` during the run, `<finetune_model_dir>` at its end.
+
+    Where no rename can replace the trained folder, the run works in its `.run/`, and fills it.
 
     Args:
-        target: The folder that is wanted.
-        options: What the run is asked for; a run that was interrupted goes on if it was the same.
+        target: The trained folder.
+        options: The options of the run; an interrupted run resumes if it had the same.
         overwrite: Replace an earlier trained folder or an unfinished run.
 
     Raises:
-        OptionError: the folder holds something that is not ours, or a result to be kept, or it
-            cannot be written.
+        OptionError: the folder contains something else, or a result to be kept, or it cannot be
+            written.
     """
 
     def __init__(self, target: Path, options: Mapping[str, Any], *, overwrite: bool) -> None:
         self.target = target
         self._overwrite = overwrite
-        #: Behind all links.
-        self._place = real_target(target, option="finetune_model_dir")
-        #: What outlives the process, in `state.json`; whether a folder was to be replaced, too: the
-        #: same command then goes on with this run, and does not start it anew.
-        self.state: dict[str, Any] = {"options": dict(options), "overwrite": overwrite}
-        #: Where an interrupted run goes on.
+        #: The target with all links resolved.
+        self._real_target = real_target(target, option=OPTION)
+        #: The contents of `state.json`. `overwrite` is among them: the same command then resumes
+        #: this run instead of replacing it.
+        self.state: dict[str, Any] = {**VERSIONS, "options": dict(options), "overwrite": overwrite}
+        #: The checkpoint of an interrupted run.
         self.checkpoint: Path | None = None
-        with first_process_first():
-            if rank() == 0:
+        with main_process_first():
+            if is_main_process():
                 check_target(target, overwrite=overwrite)
-                self.work = staging_folder(self._place, WORK, option="finetune_model_dir")
+                self.work = staging_folder(self._real_target, WORK, option=OPTION)
                 self._take(overwrite=overwrite)
             else:
-                inside = self._place / WORK
-                beside = self._place.with_name(self._place.name + WORK)
+                inside = self._real_target / WORK
+                beside = self._real_target.with_name(self._real_target.name + WORK)
                 self.work = inside if (inside / STATE).is_file() else beside
-                self._find()
+                self._resume()
 
     def _take(self, *, overwrite: bool) -> None:
-        """Make the folder, or take an interrupted run up again."""
+        """Lock the folder, and create it or resume the interrupted run in it."""
         if not (self.work / STATE).is_file() and self.work.exists() and any(self.work.iterdir()):
-            raise OptionError(
-                "finetune_model_dir", f"{self.work} is needed for the run and holds something"
-            )
+            raise OptionError(OPTION, f"{self.work} is not empty, and the run has to work there")
         self._lock()
         try:
             self._start(overwrite=overwrite)
@@ -83,129 +88,163 @@ class RunFolder:
             raise
 
     def _start(self, *, overwrite: bool) -> None:
-        """Make the folder or take a run up, in a folder of this process alone."""
+        """Create the locked folder, or resume the interrupted run in it."""
         if (self.work / STATE).is_file() and (not overwrite or self._is_this_run()):
-            self._find()
-        bring_back(self.work / EARLIER, self._place)
+            self._resume()
+        bring_back(self.work / EARLIER, self._real_target)
         if self.checkpoint is None:
             remove(self.work)
             self.work.mkdir(parents=True)
-            # By this file a later run knows the folder as one of ours.
+            # This file marks the folder as one of a run.
             self.keep()
 
     def _is_this_run(self) -> bool:
-        """Whether an interrupted run was asked for the same, to replace a folder included."""
+        """Return whether an interrupted run had the same options, `overwrite` included."""
         try:
-            state = json.loads((self.work / STATE).read_text(encoding="utf-8"))
+            state = self._read_state()
             return bool(state["overwrite"]) and state["options"] == self.state["options"]
         except (ValueError, KeyError, TypeError):
             return False
 
-    def _find(self) -> None:
-        """What an interrupted run has left, if it was asked for the same."""
+    def _read_state(self) -> dict[str, Any]:
+        """Return the state of an interrupted run.
+
+        Raises:
+            ValueError: it is broken, or another version of the package wrote it.
+        """
+        state: dict[str, Any] = json.loads((self.work / STATE).read_text(encoding="utf-8"))
+        if state["schema_version"] != VERSIONS["schema_version"]:
+            raise ValueError
+        return state
+
+    def _resume(self) -> None:
+        """Load the state of an interrupted run that had the same options."""
         try:
-            state = json.loads((self.work / STATE).read_text(encoding="utf-8"))
+            state = self._read_state()
             changed = differences(state["options"], self.state["options"])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise OptionError(
-                "finetune_model_dir",
-                f"{self.work} holds an unfinished run that cannot be read: start anew with "
+                OPTION,
+                f"{self.work} contains an unfinished run that cannot be read: replace it with "
                 "--overwrite",
             ) from None
         if changed:
             raise OptionError(
-                "finetune_model_dir",
-                f"{self.work} holds an unfinished run with other options ({changed}): start it "
-                "with the same ones to go on, or anew with --overwrite",
+                OPTION,
+                f"{self.work} contains an unfinished run with other options ({changed}): resume it "
+                "with the same options, or replace it with --overwrite",
             )
         recover(self.model)
         self.state, self.checkpoint = state, latest_checkpoint(self.work)
 
     def changed(self, option: str, what: str) -> OptionError:
-        """An error of a resumed run whose data or model is another one."""
-        problem = f"{what} not what the interrupted run had: put it back, or remove {self.work}"
-        return OptionError(option, problem)
+        """Return the error of a resumed run whose data or model has changed."""
+        problem = f"{what} has changed since the run was interrupted"
+        return OptionError(option, f"{problem}: restore it, or remove {self.work}")
 
     def _lock(self) -> None:
-        """Refuse a folder that another process is working for."""
+        """Refuse a folder in which another run works."""
         try:
             self._held = take_lock(lock_of(self.work))
         except BlockingIOError:
-            problem = f"another run is working in {self.work}"
-            raise OptionError("finetune_model_dir", problem) from None
+            raise OptionError(OPTION, f"another run is working in {self.work}") from None
 
     def _unlock(self) -> None:
-        if rank() == 0:
+        if is_main_process():
             lock_of(self.work).unlink(missing_ok=True)
             release_lock(self._held)
 
     def keep(self, **values: Any) -> None:
-        """Write down what a resumed run must not compute again."""
+        """Add values that a resumed run must not compute again to `state.json`."""
         self.state.update(values)
-        if rank() == 0:
+        if is_main_process():
             write_json(self.work / STATE, self.state)
 
     @property
     def model(self) -> Path:
-        """The model chosen so far; becomes the trained folder."""
+        """Return the folder of the best model so far; it becomes the trained folder."""
         return self.work / "model"
 
     @property
     def copy(self) -> Path:
-        """Where its copy stands, if what is published is not the model as it was trained."""
+        """Return the folder of its copy, if the published model is not the one that was trained."""
         return self.work / "finished"
 
     @property
     def history(self) -> Path:
-        """One line a log or evaluation step."""
+        """Return the file with one line for every log entry and evaluation."""
         return self.work / "history.jsonl"
 
     @property
     def skipped_lines(self) -> Path:
-        """The bad lines that were left out."""
+        """Return the file of the invalid lines that were skipped."""
         return self.work / "skipped_lines.jsonl"
 
     def copy_model(self) -> Path:
-        """A copy of the best model, to change it: a run that fails then needs it as it was."""
+        """Return a copy of the best model to change; a run that fails needs the model unchanged."""
         shutil.rmtree(self.copy, ignore_errors=True)
         shutil.copytree(self.model, self.copy)
         return self.copy
 
     def publish(self, finished: Path) -> None:
-        """Put the finished model in its place, and clear the work away.
+        """Rename a finished folder to the trained folder, and remove the working folder.
 
         Raises:
-            SavingError: something that is to be kept has come there meanwhile.
+            SavingError: something that is not to be replaced has appeared there meanwhile.
         """
-        self._check_place()
+        self._check_target_again()
         for file in (self.history, self.skipped_lines):
             if file.exists():
                 shutil.copy2(file, finished / file.name)
         if (self.work / LOGS).is_dir():
             shutil.copytree(self.work / LOGS, finished / LOGS, dirs_exist_ok=True)
-        (finished / KEPT).unlink(missing_ok=True)
-        publish_folder(finished, self._place, last=MODEL_FILES)
+        (finished / SELECTION).unlink(missing_ok=True)
+        publish_folder(finished, self._real_target, last=MODEL_FILES)
         remove(self.work)
         self._unlock()
 
-    def _check_place(self) -> None:
-        """Check that what is in the place may still be replaced."""
+    def _check_target_again(self) -> None:
+        """Check that the trained folder may still be replaced."""
         try:
             check_target(self.target, overwrite=self._overwrite)
         except OptionError:
-            problem = f"{self.target} was made by something else while the run was working"
+            problem = f"{self.target} was created by something else during the run"
             raise SavingError(f"{problem}: move it away and {RESUMES}") from None
 
     def leave(self) -> None:
-        """Let go of a run that ended early, and clear it away if it cannot be taken up again."""
-        if rank() == 0:
+        """Unlock the folder of a run that ended early, and remove it if it cannot be resumed."""
+        if is_main_process():
             if latest_checkpoint(self.work) is None:
                 remove(self.work)
             self._unlock()
 
 
+@contextmanager
+def open_run_dir(config: FinetuneConfig) -> Iterator[RunDir]:
+    """Create the working folder of a run, or take over that of an interrupted one."""
+    target = expanded(config.finetune_model_dir)
+    if config.lora and not config.merge:
+        check_not_the_base(target, config.model_name_or_path)
+    run_dir = RunDir(target, resumable_options(config), overwrite=config.overwrite)
+    try:
+        yield run_dir
+    except BaseException:
+        run_dir.leave()
+        raise
+
+
+def resumable_options(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the options that a resumed run must share with the interrupted one."""
+    record = {name: value for name, value in config.to_dict().items() if name not in FREE}
+    trainer = config.trainer.items()
+    record["trainer"] = {name: value for name, value in trainer if name not in OURS}
+    # As they are read from JSON.
+    options: dict[str, Any] = json.loads(json.dumps({**record, "processes": process_count()}))
+    return options
+
+
 def remove(work: Path) -> None:
-    """Remove a run's folder; what a kill leaves of it is still known as ours, or empty."""
+    """Remove a working folder, its state last: a kill leaves a folder that is known or empty."""
     if work.is_dir():
         for path in work.iterdir():
             if path.name != STATE:
@@ -214,6 +253,6 @@ def remove(work: Path) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which options are not what they were, in words."""
+    """Return the options whose values have changed, in words."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r}" for name in names)

@@ -280,7 +280,7 @@ def test_what_lies_beside_the_output_folder_is_safe(
     (work / "thesis.txt").write_text("years of work", encoding="utf-8")
     code, _, err = cli(*options, "--overwrite")
     assert code == 2
-    assert "is needed for the run and holds something" in err
+    assert "is not empty, and the run has to work there" in err
     assert (work / "thesis.txt").is_file()
 
     (work / "thesis.txt").rename(work / "state.json")
@@ -333,7 +333,7 @@ def test_fail_if_not_better_is_exit_code_3(
     options = train_options(good, data, tmp_path / "out")
     code, _, err = cli(*options, "--eval_data_path", groups_file, "--fail_if_not_better")
     assert code == 3
-    assert "nothing beat the model" in err
+    assert "no checkpoint beat the base model" in err
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert not json.loads((tmp_path / "out" / "metrics.json").read_text())["improved"]
 

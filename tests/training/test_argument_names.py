@@ -106,4 +106,4 @@ def test_tables_name_what_is_passed_on() -> None:
 
 def test_a_token_is_not_written_down() -> None:
     config = FinetuneConfig(**NEEDED, trainer={"push_to_hub": True, "hub_token": "hf_secret"})
-    assert "hf_secret" not in str(config.as_record())
+    assert "hf_secret" not in str(config.to_dict())

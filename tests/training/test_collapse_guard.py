@@ -96,7 +96,7 @@ def test_a_run_that_never_learns_is_given_up_late() -> None:
 def test_a_resumed_guard_knows_what_it_saw() -> None:
     guard, resumed = CollapseGuard(), CollapseGuard()
     watch(guard, [0.5] * WINDOW)
-    resumed.restore(guard.as_record())
+    resumed.load_state_dict(guard.state_dict())
     with pytest.raises(TrainingStoppedError, match="collapsed"):
         watch(resumed, [CHANCE] * WINDOW, start=WINDOW)
 
@@ -117,7 +117,7 @@ def test_a_run_whose_loss_breaks_keeps_the_weights_from_before(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SoftmaxCrossEntropy, "__call__", broken)
         result = run(tiny_model, data, tmp_path / "out", total_epoch=4, batch_size=8)
-    assert "the model chosen so far is kept" in caplog.text
+    assert "the best model so far is kept" in caplog.text
     assert max(entry["step"] for entry in result.history) <= 5
     from rerank_plugin import Reranker
 

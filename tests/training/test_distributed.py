@@ -23,9 +23,8 @@ from rerank_plugin.finetune.training.distributed import (
     LAUNCHER,
     OTHER_SIZES,
     check_launcher,
-    world_size,
+    wrap_layers,
 )
-from rerank_plugin.finetune.training.sharding import cut_at_layers
 from rerank_plugin.model.loading import load_model
 
 from ..factories import easy_groups, write_lines
@@ -214,9 +213,9 @@ def test_what_is_reported_is_the_kept_model(tiny_model: Path, tmp_path: Path, sh
     assert found.means["ndcg@10"] == pytest.approx(metrics["after"]["ndcg@10"], abs=1e-6)
 
 
-def test_fsdp_cuts_between_layers(family_model: Path) -> None:
+def test_fsdp_wraps_layers(family_model: Path) -> None:
     model = load_model(family_model).model
-    cut_at_layers(model)
+    wrap_layers(model)
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
     )
@@ -251,8 +250,8 @@ def set_launcher(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> 
         ({**WHOLE, "RANK": "2"}, "RANK=2 is not from 0 to below WORLD_SIZE=2"),
         ({**WHOLE, "RANK": "-1"}, "RANK=-1 is not from 0"),
         ({**WHOLE, "WORLD_SIZE": "0"}, "WORLD_SIZE=0 is less than 1"),
-        ({**WHOLE, "WORLD_SIZE": "two"}, "WORLD_SIZE='two' is no whole number"),
-        ({**WHOLE, "MASTER_PORT": "http"}, "MASTER_PORT='http' is no whole number"),
+        ({**WHOLE, "WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a whole number"),
+        ({**WHOLE, "MASTER_PORT": "http"}, "MASTER_PORT='http' is not a whole number"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4 is set without WORLD_SIZE"),
         ({"PMI_SIZE": "2"}, "PMI_SIZE=2 is set without WORLD_SIZE"),
     ],
@@ -282,8 +281,7 @@ def test_whole_launches_and_none_are_taken(
     variables: dict[str, str], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_launcher(monkeypatch, variables)
-    check_launcher()
-    assert world_size() == size
+    assert check_launcher() == size
     assert not any(os.environ.get(name) == "" for name in LAUNCHER)
 
 

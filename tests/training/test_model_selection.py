@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from rerank_plugin.finetune.evaluation.scoring import Evaluation
 from rerank_plugin.finetune.evaluation.significance import improvement_probability
 from rerank_plugin.finetune.training.lr_finder import choose
-from rerank_plugin.finetune.training.model_selection import KeepBest
+from rerank_plugin.finetune.training.model_selection import ModelSelection
 
 from ..factories import easy_groups, write_lines
 from .test_training import read_history, run
@@ -55,7 +55,7 @@ def test_a_later_model_is_kept_unless_an_earlier_one_is_surely_better(
     noise = random.normal(0, 0.1, (len(changes), 50))
     changed = before + noise - noise.mean(1, keepdims=True) + np.array(changes)[:, None]
     trainer: Any = SimpleNamespace(save_model=lambda path, **_: Path(path).mkdir())
-    keeper = KeepBest(tmp_path / "model", trainer, patience=None)
+    keeper = ModelSelection(tmp_path / "model", trainer, patience=None)
     steps = []
     for step, own in enumerate([before, *changed]):
         trainer.latest = Evaluation({"ndcg@10": own}, 0.0)
@@ -89,7 +89,7 @@ def test_lr_auto_measures_and_leaves_the_model_as_it_was(
     caplog.set_level("INFO", "rerank_plugin")
     data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
     result = run(tiny_model, data, tmp_path / "out", lr="auto", lora=lora, dtype="float32")
-    assert "--lr auto takes" in caplog.text
+    assert "--lr auto: chose" in caplog.text
     plain = run(tiny_model, data, tmp_path / "plain", lora=lora, dtype="float32")
     # The evaluation before the first step.
     assert result.history[0] == plain.history[0]

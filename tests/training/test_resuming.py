@@ -19,10 +19,9 @@ from rerank_plugin.errors import InputError, OptionError, SavingError
 from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.report.report import ComparisonReport
 from rerank_plugin.finetune.training import run_dir
-from rerank_plugin.finetune.training.checkpoint import read_optimizer, write_optimizer
 from rerank_plugin.finetune.training.interrupt import Interruption
-from rerank_plugin.finetune.training.model_selection import KeepBest
-from rerank_plugin.finetune.training.run_dir import RunFolder
+from rerank_plugin.finetune.training.model_selection import ModelSelection
+from rerank_plugin.finetune.training.run_dir import RunDir
 from rerank_plugin.io import atomic
 
 from ..factories import easy_groups, mount, write_lines
@@ -111,7 +110,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
         assert not folder.exists()
     done = finish(command(tiny_model, data, folder))
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stderr
+    assert "resuming from" in done.stderr
     assert same_model(folder, whole)
     assert figures(folder) == figures(whole)
     steps = [json.loads(line)["step"] for line in (folder / "history.jsonl").open()]
@@ -130,7 +129,7 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(
     assert process.stderr is not None
     told = process.stderr.read()
     assert process.wait() == 1
-    assert "the same command goes on" in told and "Traceback" not in told
+    assert "the same command resumes" in told and "Traceback" not in told
     other = finish(command(tiny_model, data, folder, "--weight_decay", "0.5"))
     assert other.returncode == 2 and "--overwrite" in other.stderr
     assert finish(command(tiny_model, data, folder)).returncode == 0
@@ -192,7 +191,7 @@ def test_a_killed_run_in_a_mount_point_resumes_inside_it(
     assert not (mounts / "config.json").exists()
     done = finish(command(tiny_model, data, mounts))
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stderr
+    assert "resuming from" in done.stderr
     assert same_model(mounts, whole) and figures(mounts) == figures(whole)
     assert not [path.name for path in mounts.iterdir() if path.name.startswith(".")]
 
@@ -273,9 +272,9 @@ def test_no_locks_are_not_a_lock_that_is_taken(
     monkeypatch.setattr(fcntl, "flock", refuse)
     if taken:
         with pytest.raises(OptionError, match="another run is working"):
-            RunFolder(tmp_path / "out", {}, overwrite=False)
+            RunDir(tmp_path / "out", {}, overwrite=False)
         return
-    folder = RunFolder(tmp_path / "out", {}, overwrite=False)
+    folder = RunDir(tmp_path / "out", {}, overwrite=False)
     assert os.strerror(number) in caplog.text
     folder.leave()
     assert not list(tmp_path.iterdir())
@@ -288,19 +287,6 @@ def test_a_folder_that_cannot_be_written_is_told_of_before_the_data_is_read(
     for target in (mounts, mounts / "out", mounts / "deep" / "er"):
         with pytest.raises(OptionError, match=r"^--finetune_model_dir: .*Read-only file system"):
             finetune(config(tmp_path / "no model", tmp_path / "no data", target))
-
-
-def test_the_state_of_any_optimizer_comes_back(tmp_path: Path) -> None:
-    """Some keep tensors in mappings of their own."""
-    own = {"step": 3, "mean": torch.arange(3.0), "narrow": {"codes": torch.arange(4), "bits": 8}}
-    state = {"state": {0: own, 11: {"step": 4}}, "param_groups": [{"lr": 1e-3, "params": [0, 11]}]}
-    record = json.loads(json.dumps(write_optimizer(tmp_path, state)))
-    found = read_optimizer(tmp_path, record)
-    assert found["param_groups"] == state["param_groups"] and found["state"].keys() == {0, 11}
-    again = found["state"][0]
-    assert torch.equal(again.pop("mean"), torch.arange(3.0))
-    assert torch.equal(again["narrow"].pop("codes"), torch.arange(4))
-    assert again == {"step": 3, "narrow": {"bits": 8}} and found["state"][11] == {"step": 4}
 
 
 def config(model: Path, data: Path, folder: Path, **options: Any) -> FinetuneConfig:
@@ -378,7 +364,7 @@ def test_a_run_that_dies_publishing_ends_like_one_that_did_not(
     finetune(config(tiny_model, data, whole, test_data_path=test, **options))
     die_publishing(config(tiny_model, data, folder, test_data_path=test, **options), monkeypatch)
     finetune(config(tiny_model, data, folder, test_data_path=test, **options))
-    assert "going on from" in caplog.text
+    assert "resuming from" in caplog.text
     assert same_model(folder, whole)
     assert figures(folder) == figures(whole)
     assert evaluations(folder) == evaluations(whole)
@@ -405,7 +391,7 @@ def test_ctrl_c_adds_no_evaluation(
     on_step_end = Interruption.on_step_end
 
     def asked(self: Interruption, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.asked |= state.global_step == step
+        self.received |= state.global_step == step
         on_step_end(self, args, state, control, **more)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -427,13 +413,13 @@ def test_other_data_than_an_interrupted_run_had_is_an_error(
     die_publishing(run, monkeypatch)
     before = held_out.read_bytes()
     write_lines(held_out, easy_groups(8, start=300))
-    with pytest.raises(OptionError, match="eval_data_path: the data is not what the interrupted"):
+    with pytest.raises(OptionError, match="eval_data_path: the data has changed since the run was"):
         finetune(run)
     held_out.write_bytes(before)
     weights = load_file(model / "model.safetensors")
     doubled = {name: weight * 2 for name, weight in weights.items()}
     save_file(doubled, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(OptionError, match="model_name_or_path: the model is not what the inter"):
+    with pytest.raises(OptionError, match="model_name_or_path: the model has changed"):
         finetune(run)
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     finetune(run)
@@ -447,8 +433,8 @@ def test_a_run_folder_that_could_not_be_started_is_taken_again(
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
         patched.setattr(run_dir, "write_json", full)
-        RunFolder(tmp_path / "out", {}, overwrite=False)
-    folder = RunFolder(tmp_path / "out", {}, overwrite=False)
+        RunDir(tmp_path / "out", {}, overwrite=False)
+    folder = RunDir(tmp_path / "out", {}, overwrite=False)
     logs = folder.work / "runs" / "today"
     for place in (logs, folder.model):
         place.mkdir(parents=True)
@@ -464,20 +450,20 @@ def test_figures_are_those_of_the_weights_that_are_kept(
     """A killed run kept a model that its checkpoint does not know; the next finds none."""
     trainer = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, **CONSTANT}
     run = config(tiny_model, data, tmp_path / "out", lr=3e-3, trainer=trainer)
-    keep = KeepBest.keep
+    keep = ModelSelection.save
 
-    def killed(self: KeepBest, state: Any) -> None:
+    def killed(self: ModelSelection, state: Any) -> None:
         keep(self, state)
         if state.global_step:
             raise SystemExit(9)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(KeepBest, "beats_the_base", lambda *_: True)
-        patched.setattr(KeepBest, "keep", killed)
+        patched.setattr(ModelSelection, "beats_the_base", lambda *_: True)
+        patched.setattr(ModelSelection, "save", killed)
         finetune(run)
     kept = load_file(tmp_path / "out.run" / "model" / "model.safetensors")
     with monkeypatch.context() as patched:
-        patched.setattr(KeepBest, "beats_the_base", lambda *_: False)
+        patched.setattr(ModelSelection, "beats_the_base", lambda *_: False)
         result = finetune(run)
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(found[name], kept[name]) for name in kept)

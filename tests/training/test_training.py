@@ -15,7 +15,7 @@ from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import FinetuneConfig, FinetuneResult, finetune
 from rerank_plugin.finetune.data.groups import read_groups
 from rerank_plugin.finetune.evaluation.metrics import METRICS
-from rerank_plugin.finetune.training.dropout import set_dropout
+from rerank_plugin.finetune.training.model import set_dropout
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
@@ -144,7 +144,7 @@ def test_a_diverging_run_keeps_its_best(
     )
     assert result.after["ndcg@10"] >= result.before["ndcg@10"]
     assert np.isfinite(Reranker(result.model_dir).score([("a", "b")])).all()
-    assert "the model chosen so far is kept" in caplog.text
+    assert "the best model so far is kept" in caplog.text
 
 
 def test_the_same_seed_gives_the_same_run(
@@ -446,7 +446,7 @@ def test_checkpointing_is_refused_where_a_family_has_none(
 ) -> None:
     model = build_model(tmp_path / family, family)
     trainer = {"activation_checkpointing": True, "max_steps": 1}
-    with pytest.raises(OptionError, match=f"--gradient_checkpointing: {family} models have none"):
+    with pytest.raises(OptionError, match=f"--gradient_checkpointing: {family} models do not"):
         run(model, groups_file, tmp_path / "out", trainer=trainer)
     assert list(tmp_path.glob("out*")) == []
 
@@ -466,4 +466,4 @@ def test_a_report_that_cannot_be_drawn_loses_no_model(
     assert (result.model_dir / "model.safetensors").is_file()
     assert (result.model_dir / "rerank.json").is_file()
     assert (result.model_dir / "metrics.json").is_file()
-    assert "report.html is not written: RuntimeError: no fonts" in caplog.text
+    assert "report.html was not written: RuntimeError: no fonts" in caplog.text

@@ -1,0 +1,142 @@
+"""The last step of a run: records, report and model card beside the weights, then the rename."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rerank_plugin.io.atomic import saving
+from rerank_plugin.model.settings import RerankSettings
+
+from ..config import FinetuneConfig
+from ..evaluation.calibration import Calibration
+from ..evaluation.comparison import Comparison
+from ..evaluation.scoring import Evaluation
+from ..export.model_folder import fold_calibration, merge_adapter, write_records
+from ..report.model_names import distinct_names
+from ..report.report import ComparisonReport
+from .checkpoint import RESUMES
+from .data import RunData
+from .distributed import is_main_process, wait_for_everyone
+from .model import TrainableModel
+from .run_dir import RunDir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of training, for the records of the trained folder."""
+
+    #: The evaluations of the test queries, of the base model and of the kept model.
+    before: Evaluation
+    after: Evaluation
+    #: The contents of `metrics.json`.
+    metrics: dict[str, Any]
+    #: The entries of `history.jsonl`.
+    history: list[dict[str, float]]
+    #: The number of optimizer steps.
+    steps: int
+
+
+def publish(
+    config: FinetuneConfig, run_dir: RunDir, data: RunData, model: TrainableModel, outcome: Outcome
+) -> None:
+    """Write the records of a run beside its weights, and rename the folder into place.
+
+    The main process does so while the others wait.
+    """
+    if is_main_process():
+        with saving(run_dir.copy, again=RESUMES):
+            calibration = Calibration.fit(outcome.after.scored_pairs(data.test))
+            folder = finished_model(config, run_dir, calibration)
+            settings = run_settings(config, data, model, outcome, calibration)
+            facts = {
+                "data": settings.data,
+                "run": run_facts(run_dir, model, outcome),
+                "options": settings.options,
+            }
+            names = distinct_names(config.model_name_or_path, run_dir.target)
+            evaluations = outcome.before, outcome.after
+            report = ComparisonReport(
+                title=f"{names[1]}, fine-tuned from {names[0]}",
+                names=names,
+                comparison=Comparison.from_evaluations(data.test, names, evaluations),
+                normalize=settings.normalize,
+                calibration=calibration,
+                history=outcome.history,
+                kept_step=outcome.metrics["best_step"],
+                facts=facts,
+            )
+            write_report(report, folder)
+            write_records(folder, settings, labels=model.labels)
+            run_dir.publish(folder)
+    wait_for_everyone()
+
+
+def finished_model(
+    config: FinetuneConfig, run_dir: RunDir, calibration: Calibration | None
+) -> Path:
+    """Return the folder to publish: the kept model, or a merged or calibrated copy of it."""
+    if not (config.merge or config.fold_calibration):
+        return run_dir.model
+    folder, trust = run_dir.copy_model(), config.trust_remote_code
+    if config.merge:
+        merge_adapter(folder, trust_remote_code=trust)
+    if config.fold_calibration and calibration:
+        scaling = calibration.scaling
+        fold_calibration(folder, scaling.scale, scaling.bias, trust_remote_code=trust)
+    elif config.fold_calibration:
+        logger.warning("--fold_calibration: too few test queries to fit a calibration")
+    return folder
+
+
+def run_settings(
+    config: FinetuneConfig,
+    data: RunData,
+    model: TrainableModel,
+    outcome: Outcome,
+    calibration: Calibration | None,
+) -> RerankSettings:
+    """Return the contents of `rerank.json`."""
+    fitted = calibration.settings(folded=config.fold_calibration) if calibration else {}
+    return RerankSettings(
+        max_length=model.max_length,
+        base_model=config.model_name_or_path,
+        base_fingerprint=model.base_fingerprint,
+        data={
+            "fingerprint": data.fingerprint,
+            "train_groups": len(data.train),
+            "validation_groups": len(data.validation),
+            "test_groups": len(data.test),
+            "skipped_lines": data.skipped,
+        },
+        options={**config.to_dict(), "loss": model.loss_name},
+        metrics=outcome.metrics,
+        **fitted,
+    )
+
+
+def run_facts(run_dir: RunDir, model: TrainableModel, outcome: Outcome) -> dict[str, Any]:
+    """Return what the run chose by itself, and how long it took, for the report."""
+    last = outcome.history[-1]
+    return {
+        "learning rate": run_dir.state["lr"],
+        "device": model.scorer.device,
+        "precision": model.dtype,
+        "steps": outcome.steps,
+        "kept step": outcome.metrics["best_step"],
+        "training seconds": f"{last['train_seconds']:.1f}",
+        "pairs per second": f"{last['train_pairs_per_second']:.1f}",
+    }
+
+
+def write_report(report: ComparisonReport, folder: Path) -> None:
+    """Write report.html and its pictures; a run without them is complete all the same."""
+    try:
+        report.write(folder)
+    except OSError:
+        # The other files would meet the same disk: the same command resumes.
+        raise
+    except Exception as error:
+        logger.warning("report.html was not written: %s: %s", type(error).__name__, error)
