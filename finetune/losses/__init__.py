@@ -1,6 +1,6 @@
-"""Losses by name: one class a file, all with the contract of `contract.Loss`.
+"""Losses by name: one class per file, each with the contract of `base.Loss`.
 
-Nothing here loads torch before a loss is made: options are checked without it.
+Importing this package does not import torch: options are checked without it.
 """
 
 from importlib import import_module
@@ -15,26 +15,26 @@ __all__ = ["DEFAULT_LOSS", "LOSSES", "LossTerm", "make_loss", "parse_loss"]
 
 
 def make_loss(spelling: str, *, temperature: float | None = None) -> "Loss":
-    """The loss that a spelling such as `listnet` or `softmax_cross_entropy+0.1:ranknet` means.
+    """Return the loss of a spelling such as `listnet` or `softmax_cross_entropy+0.1:ranknet`.
 
     Args:
         spelling: A name, or a weighted sum of names.
-        temperature: Of `kl_divergence`; default 1.
+        temperature: The temperature of `kl_divergence`; default 1.
 
     Raises:
-        OptionError: no such loss, or a sum that cannot be read.
+        OptionError: an unknown loss, or a sum that cannot be parsed.
     """
-    from .weighted_sum import Mixture
+    from .weighted_sum import WeightedSum
 
     terms = parse_loss(spelling)
     losses = [make_term(term.name, temperature) for term in terms]
     if len(terms) == 1 and terms[0].weight == 1:
         return losses[0]
-    return Mixture(list(zip((term.weight for term in terms), losses, strict=True)))
+    return WeightedSum(list(zip((term.weight for term in terms), losses, strict=True)))
 
 
 def make_term(name: str, temperature: float | None) -> "Loss":
-    """One loss by its name, which is its module's name too."""
+    """Return a loss by its name, which is also that of its module."""
     kind = getattr(import_module(f".{name}", __name__), LOSSES[name])
     loss: Loss = kind() if temperature is None or name != "kl_divergence" else kind(temperature)
     return loss

@@ -1,4 +1,4 @@
-"""What every loss takes and gives, and how groups of different sizes stand in one matrix."""
+"""The contract of losses, and the layouts in which they compare the passages of groups."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,97 +11,101 @@ from torch import Tensor
 class Loss(Protocol):
     """The contract of every loss.
 
-    Groups stand one behind the other: `logits` and `labels` are `[pairs]`, float32, and `sizes`
-    says how many pairs each group has. A label above 0 marks a positive. The result is the
-    *sum* over groups, a scalar: the caller divides by the number of groups in the whole optimizer
-    step.
+    Groups are concatenated: `logits` and `labels` are `[pairs]`, float32, and `sizes` has the
+    number of pairs of each group. A label above 0 marks a positive. The result is the *sum* over
+    groups, a scalar: the caller divides by the number of groups in the whole optimizer step.
     """
 
-    #: Whether `teacher` must be given.
+    #: Whether `teacher` is required.
     needs_teacher: bool
 
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses; `teacher` are a teacher's scores, `[pairs]`, float32."""
+        """Return the sum of the groups' losses; `teacher` scores are `[pairs]`, float32."""
         ...
 
     def lowest(self, labels: Tensor, sizes: Sequence[int]) -> Tensor:
-        """What no scores can bring that sum below, a scalar."""
+        """Return a lower bound of that sum for any logits, a scalar."""
         return labels.new_zeros(())
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Groups of different sizes as the rows of a matrix, and what of it is real.
+class PaddedGroups:
+    """Groups of different sizes as the rows of a padded matrix.
 
-    `values[grid.places]` is `[groups, longest]`. Behind the end of a short group stands its last
-    pair again, so that every place can be read; `real` is false there.
+    `values[groups.indices]` is `[groups, longest]`. A short group is padded with its last pair, so
+    that every index can be read.
     """
 
-    places: Tensor
-    real: Tensor
+    #: Indices of pairs, `[groups, longest]`.
+    indices: Tensor
+    #: False at padding, `[groups, longest]`.
+    mask: Tensor
 
     @classmethod
-    def of(cls, sizes: Sequence[int], device: torch.device) -> "Grid":
-        """The grid of some groups that stand one behind the other."""
+    def from_sizes(cls, sizes: Sequence[int], device: torch.device) -> "PaddedGroups":
+        """Return the layout of concatenated groups."""
         lengths = torch.tensor(sizes, device=device)[:, None]
         columns = torch.arange(max(sizes), device=device)[None]
         starts = lengths.cumsum(0) - lengths
         return cls(starts + columns.minimum(lengths - 1), columns < lengths)
 
     def log_softmax(self, values: Tensor) -> Tensor:
-        """Logarithms of the softmax over each group, `[groups, longest]`; 0 where nothing is real.
+        """Return the log-softmax over each group, `[groups, longest]`; 0 at padding.
 
-        A product with a softmax over the same grid is 0 there, and so is its gradient.
+        So are its product with a softmax over the same groups, and the gradient of that.
         """
-        rows = values[self.places].masked_fill(~self.real, -torch.inf)
-        return rows.log_softmax(1).masked_fill(~self.real, 0)
+        rows = values[self.indices].masked_fill(~self.mask, -torch.inf)
+        return rows.log_softmax(1).masked_fill(~self.mask, 0)
 
     def softmax(self, values: Tensor) -> Tensor:
-        """The softmax over each group, `[groups, longest]`; 0 where nothing is real."""
-        return values[self.places].masked_fill(~self.real, -torch.inf).softmax(1)
+        """Return the softmax over each group, `[groups, longest]`; 0 at padding."""
+        return values[self.indices].masked_fill(~self.mask, -torch.inf).softmax(1)
 
 
 @dataclass(frozen=True)
-class Opposites:
+class Comparisons:
     """Every positive beside the negatives of its group.
 
-    `values[positives][:, None] - values[negatives]` is `[positives, longest]`, and `both` says
-    which of it are pairs of a positive and a negative. That is far smaller than
-    all pairs of a group with few positives, as in an evaluation over hundreds of candidates.
+    `values[positives][:, None] - values[others]` is `[positives, longest]`, and `mask` marks the
+    comparisons of a positive with a negative. That is far smaller than all pairs of a group with
+    few positives, as in an evaluation over hundreds of candidates.
     """
 
-    #: Places of positives, `[positives]`.
+    #: Indices of positives, `[positives]`.
     positives: Tensor
-    #: Places of passages of the same group, `[positives, longest]`.
-    negatives: Tensor
+    #: Indices of all passages of the same group, `[positives, longest]`.
+    others: Tensor
     #: Whether that passage is a negative, `[positives, longest]`.
-    both: Tensor
-    #: The group of each positive, `[positives]`.
-    group: Tensor
-    grid: Grid
+    mask: Tensor
+    #: The row of each positive's group, `[positives]`.
+    rows: Tensor
+    groups: PaddedGroups
 
     @classmethod
-    def of(cls, labels: Tensor, sizes: Sequence[int]) -> "Opposites":
-        """The opposites in some groups that stand one behind the other."""
-        grid = Grid.of(sizes, labels.device)
+    def from_labels(cls, labels: Tensor, sizes: Sequence[int]) -> "Comparisons":
+        """Return the comparisons within concatenated groups."""
+        groups = PaddedGroups.from_sizes(sizes, labels.device)
         is_positive = labels > 0
-        group, column = (is_positive[grid.places] & grid.real).nonzero(as_tuple=True)
-        others = grid.places[group]
-        return cls(
-            grid.places[group, column], others, grid.real[group] & ~is_positive[others], group, grid
-        )
+        rows, columns = (is_positive[groups.indices] & groups.mask).nonzero(as_tuple=True)
+        others = groups.indices[rows]
+        mask = groups.mask[rows] & ~is_positive[others]
+        return cls(groups.indices[rows, columns], others, mask, rows, groups)
 
     def difference(self, values: Tensor) -> Tensor:
-        """What a positive has over a negative, `[positives, longest]`."""
-        return values[self.positives][:, None] - values[self.negatives]
+        """Return the values of positives minus those of the others, `[positives, longest]`."""
+        return values[self.positives][:, None] - values[self.others]
 
-    def mean_sum(self, values: Tensor) -> Tensor:
-        """Values of pairs `[positives, longest]`: their means over each group's pairs, summed."""
-        pairs = self.both.sum(1)
-        of_group = pairs.new_zeros(len(self.grid.places)).index_add_(0, self.group, pairs)
-        weights = self.both.to(values.dtype) / of_group[self.group].clamp(min=1)[:, None]
+    def sum_of_means(self, values: Tensor) -> Tensor:
+        """Return the sum over groups of the mean value of their comparisons, a scalar.
+
+        Args:
+            values: A value for each comparison, `[positives, longest]`.
+        """
+        counts = self.mask.sum(1)
+        group_counts = counts.new_zeros(len(self.groups.indices)).index_add_(0, self.rows, counts)
+        weights = self.mask.to(values.dtype) / group_counts[self.rows].clamp(min=1)[:, None]
         return (values * weights).sum()
 
 

@@ -1,4 +1,4 @@
-"""Balanced binary cross-entropy: every pair on its own."""
+"""Balanced binary cross-entropy of every pair."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .base import Grid, Loss
+from .base import Loss, PaddedGroups
 
 
 class BinaryCrossEntropy(Loss):
-    """Binary cross-entropy of every pair, both sides of a group of the same weight.
+    """Binary cross-entropy of every pair; positives and negatives of a group weigh the same.
 
     loss(group) = 1/2 mean over p in P of -log sigmoid(s_p)
                 + 1/2 mean over n in N of -log sigmoid(-s_n)
 
     The pointwise loss of Nogueira and Cho 2019, "Passage Re-ranking with BERT" (arXiv:1901.04085).
-    Without the weights one positive among fifteen negatives would teach the model to call
-    everything wrong. Unlike the losses that compare, it fixes what a score means: above 0 is right.
+    Without the weights, one positive among fifteen negatives would teach the model to reject every
+    passage. Unlike losses that compare passages, it fixes the scale: a logit above 0 is relevant.
     """
 
     needs_teacher = False
@@ -25,10 +25,10 @@ class BinaryCrossEntropy(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses; a side without a passage gives 0."""
-        grid = Grid.of(sizes, logits.device)
-        scores, positive = logits[grid.places], labels[grid.places] > 0
+        """Return the sum of the groups' losses; positives or negatives that are missing give 0."""
+        groups = PaddedGroups.from_sizes(sizes, logits.device)
+        scores, positive = logits[groups.indices], labels[groups.indices] > 0
         losses = softplus(scores.where(~positive, -scores))
-        sides = torch.stack([grid.real & positive, grid.real & ~positive]).to(losses.dtype)
+        sides = torch.stack([groups.mask & positive, groups.mask & ~positive]).to(losses.dtype)
         means = (losses * sides).sum(2) / sides.sum(2).clamp(min=1)
         return means.sum() / 2

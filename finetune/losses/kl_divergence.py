@@ -1,10 +1,10 @@
-"""Distillation: the teacher's distribution over a group's passages, softened."""
+"""Distillation of a teacher's softened distribution over the passages of a group."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from .base import Grid, Loss
+from .base import Loss, PaddedGroups
 
 
 class KLDivergence(Loss):
@@ -13,8 +13,8 @@ class KLDivergence(Loss):
     loss(group) = T^2 sum over i of softmax(t/T)_i (log softmax(t/T)_i - log softmax(s/T)_i)
 
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531): a
-    temperature above 1 shows more of how the teacher orders what is wrong, and T^2 keeps gradients
-    at one scale. Labels are not looked at.
+    temperature above 1 gives more weight to the teacher's order of negatives, and T^2 keeps the
+    scale of gradients. Labels are not used.
 
     Args:
         temperature: T.
@@ -28,9 +28,9 @@ class KLDivergence(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses."""
+        """Return the sum of the groups' losses."""
         assert teacher is not None, "kl_divergence without teacher scores"
-        grid = Grid.of(sizes, logits.device)
+        groups = PaddedGroups.from_sizes(sizes, logits.device)
         softened = teacher.to(logits.dtype) / self.temperature
-        surprise = grid.log_softmax(softened) - grid.log_softmax(logits / self.temperature)
-        return self.temperature**2 * (grid.softmax(softened) * surprise).sum()
+        difference = groups.log_softmax(softened) - groups.log_softmax(logits / self.temperature)
+        return self.temperature**2 * (groups.softmax(softened) * difference).sum()

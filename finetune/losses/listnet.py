@@ -1,10 +1,10 @@
-"""ListNet: the softmax of the scores should be the softmax of the labels."""
+"""ListNet: the softmax of the scores against the softmax of the labels."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from .base import Grid, Loss
+from .base import Loss, PaddedGroups
 
 
 class ListNet(Loss):
@@ -14,8 +14,8 @@ class ListNet(Loss):
 
     Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach" (ICML), the
     top-one probabilities; targets as in sentence-transformers' ListNetLoss. With labels of 1 and 0
-    the targets are soft: a positive gets e times the share of a negative, not all of it. So
-    there is nothing to gain from a margin above 1, and groups that are learned do not push on.
+    the targets are soft: a positive gets e times the share of a negative, not all of it. A margin
+    above 1 does not lower the loss, so groups that are learned stop pushing scores apart.
     """
 
     needs_teacher = False
@@ -23,11 +23,11 @@ class ListNet(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses."""
-        grid = Grid.of(sizes, logits.device)
-        targets = grid.softmax(labels.to(logits.dtype))
-        return -(targets * grid.log_softmax(logits)).sum()
+        """Return the sum of the groups' losses."""
+        groups = PaddedGroups.from_sizes(sizes, logits.device)
+        targets = groups.softmax(labels.to(logits.dtype))
+        return -(targets * groups.log_softmax(logits)).sum()
 
     def lowest(self, labels: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The entropy of the targets."""
+        """Return the entropy of the targets."""
         return self(labels, labels, sizes)

@@ -1,10 +1,10 @@
-"""Margin-MSE: distances between positives and negatives as a teacher sees them."""
+"""Margin-MSE: a teacher's margins between positives and negatives."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from .base import Loss, Opposites
+from .base import Comparisons, Loss
 
 
 class MarginMSE(Loss):
@@ -22,8 +22,8 @@ class MarginMSE(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses; a group without a positive or a negative gives 0."""
+        """Return the sum of the groups' losses; 0 for a group without positives or negatives."""
         assert teacher is not None, "margin_mse without teacher scores"
-        opposites = Opposites.of(labels, sizes)
-        margins = opposites.difference(logits - teacher.to(logits.dtype))
-        return opposites.mean_sum(margins.square())
+        comparisons = Comparisons.from_labels(labels, sizes)
+        margins = comparisons.difference(logits - teacher.to(logits.dtype))
+        return comparisons.sum_of_means(margins.square())

@@ -1,11 +1,11 @@
-"""RankNet: a positive above a negative, pair by pair."""
+"""RankNet: every positive against every negative."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .base import Loss, Opposites
+from .base import Comparisons, Loss
 
 
 class RankNet(Loss):
@@ -21,6 +21,6 @@ class RankNet(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses; a group without a positive or a negative gives 0."""
-        opposites = Opposites.of(labels, sizes)
-        return opposites.mean_sum(softplus(-opposites.difference(logits)))
+        """Return the sum of the groups' losses; 0 for a group without positives or negatives."""
+        comparisons = Comparisons.from_labels(labels, sizes)
+        return comparisons.sum_of_means(softplus(-comparisons.difference(logits)))

@@ -1,4 +1,4 @@
-"""How losses are spelled on the command line: a name, or a weighted sum of names."""
+"""The names of losses, and the parser of weighted sums of them."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -6,20 +6,23 @@ from math import isfinite
 
 from rerank_plugin.errors import OptionError
 
-#: Names, which are modules beside this one, and their classes.
+#: The losses: names of modules in this package, and their classes.
 LOSSES = {
     "softmax_cross_entropy": "SoftmaxCrossEntropy",
     "binary_cross_entropy": "BinaryCrossEntropy",
     "ranknet": "RankNet",
-    "lambda_rank": "LambdaRank",
+    "lambda_loss": "LambdaLoss",
     "listnet": "ListNet",
     "margin_mse": "MarginMSE",
     "kl_divergence": "KLDivergence",
 }
 
-#: What is learned by where nothing is said, by whether the head is fresh. Measured from
-#: all-MiniLM-L6-v2 on 400 groups of squad and scifact: `listnet` is ahead by 0.04 and 0.09 nDCG@10.
-#: A trained reranker's scores lie further apart than its targets: it would pull them together.
+#: Other names of the same losses.
+ALIASES = {"lambda_rank": "lambda_loss"}
+
+#: The default loss, by whether the head is newly initialised. Measured from all-MiniLM-L6-v2 on 400
+#: groups of squad and scifact: `listnet` is ahead by 0.04 and 0.09 nDCG@10. The scores of a trained
+#: reranker are further apart than its targets: it would pull them together.
 DEFAULT_LOSS = {True: "listnet", False: "softmax_cross_entropy"}
 
 
@@ -32,26 +35,28 @@ class LossTerm:
 
 
 def parse_loss(spelling: str) -> list[LossTerm]:
-    """The terms of `listnet`, or of `softmax_cross_entropy+0.1:binary_cross_entropy`.
+    """Parse `listnet`, or a sum such as `softmax_cross_entropy+0.1:binary_cross_entropy`.
 
     Raises:
-        OptionError: an unknown or repeated name, or a weight that is no positive number.
+        OptionError: an unknown or repeated name, or a weight that is not a positive number.
     """
     terms = [parse_term(term) for term in spelling.split("+")]
     names = [term.name for term in terms]
     for name in names:
         if names.count(name) > 1:
-            raise OptionError("loss", f"{spelling!r} has {name} twice")
+            raise OptionError("loss", f"{spelling!r} contains {name} twice")
     return terms
 
 
 def parse_term(term: str) -> LossTerm:
-    """A name, or `weight:name`."""
+    """Parse a name, or `weight:name`."""
     weight, colon, name = (part.strip() for part in term.rpartition(":"))
+    name = ALIASES.get(name, name)
     if name not in LOSSES:
         close = get_close_matches(name, LOSSES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(LOSSES)}"
-        raise OptionError("loss", f"no loss is called {name!r}: {hint}")
+        hint = f": did you mean {close[0]}?" if close else ""
+        known = ", ".join(LOSSES)
+        raise OptionError("loss", f"invalid choice: {name!r} (choose from {known}){hint}")
     if not colon:
         return LossTerm(name)
     try:
@@ -60,6 +65,6 @@ def parse_term(term: str) -> LossTerm:
         value = 0.0
     if not (isfinite(value) and value > 0):
         raise OptionError(
-            "loss", f"{weight!r} is no weight of {name}: a number above 0, as in 0.1:{name}"
+            "loss", f"invalid weight of {name}: {weight!r} (a number above 0, as in 0.1:{name})"
         )
     return LossTerm(name, value)

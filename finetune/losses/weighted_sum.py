@@ -1,4 +1,4 @@
-"""Several losses at once."""
+"""A weighted sum of losses."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from torch import Tensor
 from .base import Loss
 
 
-class Mixture(Loss):
-    """A weighted sum of losses.
+class WeightedSum(Loss):
+    """The weighted sum of several losses.
 
     loss(group) = sum over k of w_k loss_k(group)
 
     Args:
-        terms: Weights and losses.
+        terms: The losses, each with its weight.
     """
 
     def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
@@ -23,7 +23,7 @@ class Mixture(Loss):
     def __call__(
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
-        """The sum of the groups' losses."""
+        """Return the sum of the groups' losses."""
         values = [weight * loss(logits, labels, sizes, teacher) for weight, loss in self.terms]
         total = values[0]
         for value in values[1:]:
@@ -31,7 +31,7 @@ class Mixture(Loss):
         return total
 
     def lowest(self, labels: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The weighted sum of what is lowest for each."""
+        """Return the weighted sum of the lower bounds."""
         total = labels.new_zeros(())
         for weight, loss in self.terms:
             total = total + weight * loss.lowest(labels, sizes)

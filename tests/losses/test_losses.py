@@ -59,7 +59,7 @@ def ranknet(group: Plain) -> float:
     return mean([math.log(1 + math.exp(n.score - p.score)) for p, n in pairs(group)])
 
 
-def lambda_rank(group: Plain) -> float:
+def lambda_loss(group: Plain) -> float:
     def gain(passage: Passage) -> float:
         return (2**passage.label - 1) / best
 
@@ -100,7 +100,7 @@ PLAIN: dict[str, Callable[[Plain], float]] = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "ranknet": ranknet,
-    "lambda_rank": lambda_rank,
+    "lambda_loss": lambda_loss,
     "listnet": listnet,
     "margin_mse": margin_mse,
     "kl_divergence": kl_divergence,
@@ -215,11 +215,15 @@ def test_large_logits_and_one_sided_groups_in_float32(name: str) -> None:
 def test_ties_count_against_the_right_passage() -> None:
     labels, sizes = torch.tensor([1.0, 0.0, 0.0]), [3]
     tied, below, above = (
-        make_loss("lambda_rank")(torch.tensor([score, 0.0, 0.0]), labels, sizes)
+        make_loss("lambda_loss")(torch.tensor([score, 0.0, 0.0]), labels, sizes)
         for score in (0.0, -1e-6, 1e-6)
     )
     torch.testing.assert_close(tied, below)
     assert abs(tied - above) > 0.1
+
+
+def test_the_former_name_of_a_loss() -> None:
+    assert parse_loss("lambda_rank") == parse_loss("lambda_loss")
 
 
 def test_spelling() -> None:
@@ -233,13 +237,16 @@ def test_spelling() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"loss": "listnett"}, "--loss: no loss is called 'listnett': did you mean listnet?"),
-        ({"loss": ""}, "--loss: no loss is called '': there are softmax_cross_entropy, "),
-        ({"loss": "ranknet+"}, "--loss: no loss is called ''"),
-        ({"loss": "x:ranknet"}, "--loss: 'x' is no weight of ranknet"),
-        ({"loss": "-1:ranknet"}, "--loss: '-1' is no weight of ranknet"),
-        ({"loss": "nan:ranknet"}, "--loss: 'nan' is no weight of ranknet"),
-        ({"loss": "ranknet+2:ranknet"}, "has ranknet twice"),
+        (
+            {"loss": "listnett"},
+            "): did you mean listnet?",
+        ),
+        ({"loss": ""}, "--loss: invalid choice: '' (choose from softmax_cross_entropy, "),
+        ({"loss": "ranknet+"}, "--loss: invalid choice: ''"),
+        ({"loss": "x:ranknet"}, "--loss: invalid weight of ranknet: 'x'"),
+        ({"loss": "-1:ranknet"}, "--loss: invalid weight of ranknet: '-1'"),
+        ({"loss": "nan:ranknet"}, "--loss: invalid weight of ranknet: 'nan'"),
+        ({"loss": "ranknet+2:ranknet"}, "contains ranknet twice"),
         ({"temperature": 2.0}, "--temperature: 2.0 is for --loss kl_divergence"),
         ({"loss": "kl_divergence", "temperature": 0.0}, "--temperature: 0.0 must be"),
         ({"teacher_margin": math.inf}, "--teacher_margin: inf is not a finite number"),
