@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .converters.result import ConversionResult
     from .evaluation.evaluate import evaluate
     from .evaluation.result import EvaluationResult
+    from .export.merge import MergeResult, merge
     from .mining.mine import mine_negatives
     from .mining.result import MiningResult
     from .training.finetune import FinetuneResult, finetune
@@ -22,11 +23,13 @@ __all__ = [
     "EvaluationResult",
     "FinetuneConfig",
     "FinetuneResult",
+    "MergeResult",
     "MiningResult",
     "check_groups",
     "convert",
     "evaluate",
     "finetune",
+    "merge",
     "mine_negatives",
 ]
 
@@ -37,11 +40,13 @@ MODULES = {
     "ConversionResult": "converters.result",
     "EvaluationResult": "evaluation.result",
     "FinetuneResult": "training.finetune",
+    "MergeResult": "export.merge",
     "MiningResult": "mining.result",
     "check_groups": "check.check",
     "convert": "converters.convert",
     "evaluate": "evaluation.evaluate",
     "finetune": "training.finetune",
+    "merge": "export.merge",
     "mine_negatives": "mining.mine",
 }
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from rerank_plugin.finetune import check_groups, convert, evaluate, mine_negatives
+from rerank_plugin.finetune import check_groups, convert, evaluate, merge, mine_negatives
 from rerank_plugin.finetune.check.options import GroupCheckOptions
 from rerank_plugin.finetune.converters.options import ConvertOptions
 from rerank_plugin.finetune.evaluation.options import EvaluationOptions
+from rerank_plugin.finetune.export.options import MergeOptions
 from rerank_plugin.finetune.mining.options import MineOptions
 
 
@@ -21,6 +22,7 @@ from rerank_plugin.finetune.mining.options import MineOptions
         (check_groups, GroupCheckOptions),
         (convert, ConvertOptions),
         (evaluate, EvaluationOptions),
+        (merge, MergeOptions),
     ],
 )
 def test_parameters_are_the_options_of_the_command(

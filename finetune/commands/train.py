@@ -6,13 +6,13 @@ from rerank_plugin.cli.console import say
 from rerank_plugin.errors import CheckFailedError
 
 from ..config import FinetuneConfig
-from ..report.tables import print_comparison
 
 __all__ = ["FinetuneConfig", "main"]
 
 
 def main(config: FinetuneConfig) -> int:
     """Fine-tune, print the metrics and the next command, and return the exit code."""
+    from ..report.tables import print_comparison
     from ..training.distributed import is_main_process
     from ..training.finetune import finetune
 

@@ -1,4 +1,4 @@
-"""`--push_to_hub`: the trained folder as a repository of the Hugging Face hub."""
+"""`--push_to_hub`: upload the trained folder to the Hugging Face Hub."""
 
 import logging
 import shlex
@@ -12,19 +12,22 @@ from rerank_plugin.model.loaded import in_one_line, quiet_transformers
 
 logger = logging.getLogger(__name__)
 
+#: Files that contain paths of this machine, or training data.
+PRIVATE = ["runs/*", "skipped_lines.jsonl"]
+
 
 class UploadError(RerankError):
-    """The trained folder is finished and could not be uploaded."""
+    """The trained folder is finished, and its upload failed."""
 
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository that was made before training, so that nothing but the upload is left.
+    """A repository, created before training, so that only the upload remains.
 
     Attributes:
-        name: Its whole name, `user/model`.
-        revision: The branch that is written; default the main one.
-        token: The access token; default the one that is logged in.
+        name: Its id, `user/model`.
+        revision: The branch to upload to; default the main one.
+        token: The access token; default that of the login.
     """
 
     name: str
@@ -33,14 +36,14 @@ class HubRepository:
 
     @classmethod
     def create(cls, options: Mapping[str, Any], *, default_name: str) -> Self:
-        """Create the repository that training arguments ask for, or find it.
+        """Create the repository that the training arguments ask for, if it does not exist.
 
         Args:
             options: `hub_model_id`, `hub_private_repo`, `hub_revision` and `hub_token`.
             default_name: The name of a repository without a `hub_model_id`.
 
         Raises:
-            OptionError: no network, no token, or one without the right to write there.
+            OptionError: no network, no token, or a token without write access.
         """
         from huggingface_hub import HfApi
 
@@ -50,21 +53,21 @@ class HubRepository:
         try:
             private = options.get("hub_private_repo")
             created = api.create_repo(name, private=private, exist_ok=True)
-            # One that exists may be somebody else's.
+            # An existing repository may belong to somebody else.
             api.auth_check(created.repo_id, write=True)
             if revision:
                 api.create_branch(created.repo_id, branch=revision, exist_ok=True)
         except Exception as error:
-            # The client raises errors of its own, of its HTTP library, and of the system.
-            problem = f"{name} cannot be created or written on the hub: {in_one_line(error)}"
+            # The client raises its own errors, those of its HTTP library, and the system's.
+            problem = f"cannot create or write {name} on the Hub: {in_one_line(error)}"
             raise OptionError("push_to_hub", problem) from error
         return cls(created.repo_id, revision, token)
 
     def upload(self, folder: Path) -> None:
-        """Upload a trained folder as one commit.
+        """Upload a trained folder as one commit, without logs and skipped lines.
 
         Raises:
-            UploadError: it could not be uploaded, and how to do it by hand.
+            UploadError: it failed; the message has the command to repeat it.
         """
         from huggingface_hub import HfApi
 
@@ -74,6 +77,7 @@ class HubRepository:
                 commit = HfApi(token=self.token).upload_folder(
                     repo_id=self.name,
                     folder_path=folder,
+                    ignore_patterns=PRIVATE,
                     revision=self.revision,
                     commit_message="Upload a reranker fine-tuned with rerank-plugin",
                 )
@@ -81,7 +85,7 @@ class HubRepository:
                 command = ["hf", "upload", self.name, str(folder), "."]
                 command += ["--revision", self.revision] if self.revision else []
                 raise UploadError(
-                    f"the model is in {folder}, its upload failed: {in_one_line(error)}; "
-                    f"upload it by: {shlex.join(command)}"
+                    f"the upload of {folder} failed: {in_one_line(error)}; upload it with: "
+                    f"{shlex.join(command)}"
                 ) from error
         logger.info("uploaded: %s", commit.commit_url)

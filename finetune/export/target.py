@@ -1,4 +1,4 @@
-"""The folder that a model is written to: what it must not hold, and its lock."""
+"""The folder that a model is written to: when it may be replaced, and its lock."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from rerank_plugin.io.atomic import PUBLISHING, contents
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.settings import ADAPTER, FILE
 
-#: What programs know a model folder by, ours first; `atomic.publish_folder` puts it there last.
+#: The files by which programs recognise a model folder, ours first; `publish_folder` writes them
+#: last.
 MODEL_FILES = (FILE, ADAPTER, "config.json")
 
 
@@ -17,28 +18,34 @@ def lock_of(work: Path) -> Path:
 
 
 def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model_dir") -> None:
-    """Refuse a folder that holds something else, or a result that was not to be replaced."""
+    """Check that a folder is new, empty, or an earlier trained folder that may be replaced.
+
+    Raises:
+        OptionError: it is a file, or contains something else.
+    """
     parent = next(folder for folder in target.absolute().parents if folder.exists())
     if not parent.is_dir():
-        raise OptionError(option, f"{parent} is a file")
+        raise OptionError(option, f"not a folder: {parent}")
     if not target.exists():
         return
     if not target.is_dir():
-        raise OptionError(option, f"{target} is a file")
+        raise OptionError(option, f"not a folder: {target}")
     if not contents(target) or (target / PUBLISHING).exists():
         return
     if not (target / FILE).is_file():
-        raise OptionError(
-            option, f"{target} exists and holds something else: choose another folder"
-        )
+        problem = f"{target} is not empty and not a trained folder"
+        raise OptionError(option, f"{problem}: choose another folder")
     if not overwrite:
-        raise OptionError(
-            option, f"{target} holds a trained model: choose another folder, or --overwrite"
-        )
+        problem = f"{target} contains a trained model"
+        raise OptionError(option, f"{problem}: choose another folder, or use --overwrite")
 
 
 def check_not_the_base(target: Path, base: str, option: str = "finetune_model_dir") -> None:
-    """Refuse a folder that an adapter stands on: replaced, the adapter could not be loaded."""
+    """Check that a folder is not the one that an adapter needs as its base.
+
+    Raises:
+        OptionError: it is.
+    """
     folder = expanded(base)
     if target.is_dir() and folder.is_dir() and target.samefile(folder):
-        raise OptionError(option, f"{target} is what the adapter needs: choose another folder")
+        raise OptionError(option, f"the adapter needs {target}: choose another folder")

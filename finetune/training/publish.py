@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugin.io.atomic import saving
+from rerank_plugin.io.paths import expanded
+from rerank_plugin.model.names import distinct_names, model_name
 from rerank_plugin.model.settings import RerankSettings
 
 from ..config import FinetuneConfig
 from ..evaluation.calibration import Calibration
 from ..evaluation.comparison import Comparison
 from ..evaluation.scoring import Evaluation
+from ..export.model_card import hub_id
 from ..export.model_folder import fold_calibration, merge_adapter, write_records
-from ..report.model_names import distinct_names
 from ..report.report import ComparisonReport
 from .checkpoint import RESUMES
 from .data import RunData
@@ -22,6 +24,9 @@ from .model import TrainableModel
 from .run_dir import RunDir
 
 logger = logging.getLogger(__name__)
+
+#: Options that name files and folders.
+PATHS = ("data_path", "eval_data_path", "test_data_path", "finetune_model_dir")
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,12 @@ def publish(
             folder = finished_model(config, run_dir, calibration)
             settings = run_settings(config, data, model, outcome, calibration)
             facts = {
-                "data": settings.data,
-                "run": run_facts(run_dir, model, outcome),
-                "options": settings.options,
+                "Data": settings.data,
+                "Run": run_facts(run_dir, model, outcome),
+                "Options": settings.options,
             }
-            names = distinct_names(config.model_name_or_path, run_dir.target)
+            name = card_name(config)
+            names = distinct_names(config.model_name_or_path, name)
             evaluations = outcome.before, outcome.after
             report = ComparisonReport(
                 title=f"{names[1]}, fine-tuned from {names[0]}",
@@ -69,7 +75,7 @@ def publish(
                 facts=facts,
             )
             write_report(report, folder)
-            write_records(folder, settings, labels=model.labels)
+            write_records(folder, settings, name=name, labels=model.labels)
             run_dir.publish(folder)
     wait_for_everyone()
 
@@ -98,11 +104,11 @@ def run_settings(
     outcome: Outcome,
     calibration: Calibration | None,
 ) -> RerankSettings:
-    """Return the contents of `rerank.json`."""
+    """Return the contents of `rerank.json`, without paths of this machine."""
     fitted = calibration.settings(folded=config.fold_calibration) if calibration else {}
     return RerankSettings(
         max_length=model.max_length,
-        base_model=config.model_name_or_path,
+        base_model=hub_id(config.model_name_or_path),
         base_fingerprint=model.base_fingerprint,
         data={
             "fingerprint": data.fingerprint,
@@ -111,10 +117,37 @@ def run_settings(
             "test_groups": len(data.test),
             "skipped_lines": data.skipped,
         },
-        options={**config.to_dict(), "loss": model.loss_name},
+        options={**without_paths(config.to_dict()), "loss": model.loss_name},
         metrics=outcome.metrics,
         **fitted,
     )
+
+
+def without_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a run with the names of files and folders instead of their paths."""
+    public = {name: file_names(value) for name, value in options.items() if name in PATHS}
+    trainer = options["trainer"].items()
+    # A configuration may be a path, too.
+    public["trainer"] = {
+        name: file_names(value) if Path(str(value)).is_absolute() else value
+        for name, value in trainer
+    }
+    model = options["model_name_or_path"]
+    public["model_name_or_path"] = hub_id(model) or model_name(model)
+    return {**options, **public}
+
+
+def file_names(paths: str | list[str] | None) -> str | list[str] | None:
+    """Return paths without their folders."""
+    if paths is None:
+        return None
+    return Path(paths).name if isinstance(paths, str) else [Path(path).name for path in paths]
+
+
+def card_name(config: FinetuneConfig) -> str:
+    """Return the name of the trained model: its id on the Hub, or the name of its folder."""
+    folder = expanded(config.finetune_model_dir).absolute().name
+    return str(config.trainer.get("hub_model_id") or folder)
 
 
 def run_facts(run_dir: RunDir, model: TrainableModel, outcome: Outcome) -> dict[str, Any]:

@@ -96,7 +96,9 @@ COMMANDS = {
         "ConvertOptions",
     ),
     "merge": Command(
-        "merge a LoRA adapter into its base", "rerank_plugin.finetune.export.merge", "MergeOptions"
+        "merge a LoRA adapter into its base",
+        "rerank_plugin.finetune.commands.merge",
+        "MergeOptions",
     ),
     "check": Command(
         "report everything that is wrong with groups",

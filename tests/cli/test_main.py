@@ -260,14 +260,14 @@ def test_an_output_folder_is_never_run_over(
     for extra in ((), ("--overwrite",)):
         code, _, err = cli(*options, *extra)
         assert code == 2
-        assert "holds something else" in err
+        assert "is not empty and not a trained folder" in err
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
 
     options = train_options(tiny_model, groups_file, tmp_path / "mine")
     assert cli(*options)[0] == 0
     code, _, err = cli(*options)
     assert code == 2
-    assert "holds a trained model" in err
+    assert "contains a trained model" in err
     assert cli(*options, "--overwrite")[0] == 0
 
 
@@ -355,7 +355,7 @@ def test_merge(
     assert json.loads((merged / "rerank.json").read_text())["max_length"] == 64
     code, _, err = cli("merge", "--model_dir", merged, "--output_dir", tmp_path / "again")
     assert code == 2
-    assert "is no LoRA adapter folder" in err
+    assert "not a LoRA adapter folder: " in err
     code, _, err = cli("merge", "--model_dir", adapter, "--output_dir", merged)
     assert code == 2
 

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rerank_plugin import Reranker
+from rerank_plugin import Reranker, __version__
 from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune.export.model_card import model_card
+from rerank_plugin.model.settings import RerankSettings
 
 from ..factories import easy_groups, sample_texts, write_lines
 
@@ -76,8 +79,36 @@ def test_what_the_tokenizer_cuts_and_pads(trained: Path) -> None:
     assert Reranker(trained).max_length == 96
 
 
-def test_the_model_card_names_no_folder_of_this_machine(trained: Path) -> None:
-    card = (trained / "README.md").read_text("utf-8")
-    assert "pipeline_tag" in card
-    assert "ndcg@10" in card
-    assert str(trained.parent.parent) not in card
+def test_the_model_card_has_the_results_of_the_run(trained: Path) -> None:
+    card = ModelCard.load(trained / "README.md")
+    assert card.data.model_name == "model"
+    assert card.data.pipeline_tag == "text-ranking"
+    assert card.data.base_model is None
+    metrics = json.loads((trained / "metrics.json").read_text("utf-8"))
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results["ndcg@10"] == pytest.approx(metrics["after"]["ndcg@10"], abs=1e-4)
+    assert card.text.startswith("\n# model\n")
+    assert "| ndcg@10 | " in card.text and "](training_curves.png)" in card.text
+    assert "\n\n\n" not in card.text
+
+
+def test_a_base_of_the_hub_is_named() -> None:
+    settings = RerankSettings(base_model="BAAI/bge-reranker-base")
+    card = model_card(Path("none"), settings, name="me/mine", labels=1)
+    assert card.data.base_model == "BAAI/bge-reranker-base"
+    assert "[BAAI/bge-reranker-base](https://huggingface.co/BAAI/bge-reranker-base)" in card.text
+    assert 'Reranker("me/mine")' in card.text
+
+
+def test_no_path_of_this_machine_is_in_a_trained_folder(
+    trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = str(tmp_path_factory.getbasetemp()).encode()
+    files = [path for path in trained.rglob("*") if path.is_file() and "runs" not in path.parts]
+    assert [path.name for path in files if place in path.read_bytes()] == []
+
+
+def test_records_carry_their_versions(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text("utf-8"))
+    assert metrics["schema_version"] == 1
+    assert metrics["rerank_plugin_version"] == __version__

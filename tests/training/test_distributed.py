@@ -85,8 +85,8 @@ torch.distributed.init_process_group("gloo")
 state.PartialState._prepare_backend = lambda *_: ("gloo", state.DistributedType.MULTI_GPU)
 state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
-from rerank_plugin.cli import main
-from rerank_plugin.finetune.trainer import RerankTrainer
+from rerank_plugin.cli.main import main
+from rerank_plugin.finetune.training.trainer import RerankTrainer
 from torch.distributed.fsdp import FSDPModule
 
 save_model = RerankTrainer.save_model

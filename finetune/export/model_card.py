@@ -1,0 +1,100 @@
+"""The model card of a trained folder, from `model_card.md.j2`."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from rerank_plugin.io.paths import expanded
+from rerank_plugin.model.settings import RerankSettings, is_adapter
+
+from ..evaluation.calibration import describe_calibration
+
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+
+#: The Hub's name of the task.
+TASK = "text-ranking"
+
+#: The meaning of a score, by the name of the normalisation.
+SCORES = {
+    "sigmoid": "the sigmoid of the logit, from 0 to 1",
+    "calibrated": "the calibrated probability that the passage is relevant",
+    "none": "the raw logit",
+}
+
+
+def hub_id(model: str) -> str | None:
+    """Return the Hub id of a model; None for a folder, whose path is private."""
+    folder = expanded(model)
+    return None if folder.is_absolute() or folder.exists() else model
+
+
+def model_card(folder: Path, settings: RerankSettings, *, name: str, labels: int) -> ModelCard:
+    """Return the card of a trained folder, with metadata and results for the Hub.
+
+    Args:
+        folder: The folder, with its weights and plots.
+        settings: Its `rerank.json`.
+        name: The name of the model, for the title, the usage and the `model-index`.
+        labels: The number of labels of its head.
+    """
+    metrics, calibration = settings.metrics, settings.calibration
+    return ModelCard.from_template(
+        card_data(folder, settings, name),
+        template_path=str(TEMPLATE),
+        name=name,
+        base=settings.base_model,
+        groups=settings.data.get("train_groups"),
+        metrics=metrics,
+        rows=metric_rows(metrics) if metrics else [],
+        has_curves=(folder / "training_curves.png").is_file(),
+        is_adapter=is_adapter(folder),
+        labels=labels,
+        max_length=settings.max_length,
+        score=SCORES[settings.normalize],
+        calibration=describe_calibration(calibration) if calibration else None,
+        thresholds=settings.thresholds,
+    )
+
+
+def card_data(folder: Path, settings: RerankSettings, name: str) -> ModelCardData:
+    """Return the metadata of a card, with the test metrics as its `model-index`."""
+    metrics = settings.metrics.get("after", {})
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type="unknown",
+            dataset_name="test queries",
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, value in metrics.items()
+        if metric != "queries"
+    ]
+    return ModelCardData(
+        base_model=settings.base_model,
+        library_name="peft" if is_adapter(folder) else "transformers",
+        pipeline_tag=TASK,
+        tags=["reranker", "cross-encoder", "rerank-plugin"],
+        model_name=name,
+        eval_results=results or None,
+    )
+
+
+def metric_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Return a row for each metric: before, after, and their difference with its interval."""
+    rows = []
+    for name, after in metrics["after"].items():
+        if name == "queries":
+            continue
+        change = metrics["difference"][name]
+        low, high = metrics["difference"]["interval_95"][name]
+        rows.append(
+            {
+                "name": name,
+                "before": f"{metrics['before'][name]:.4f}",
+                "after": f"{after:.4f}",
+                "difference": f"{change:+.4f} ({low:+.4f} to {high:+.4f})",
+            }
+        )
+    return rows
