@@ -66,7 +66,7 @@ class Task:
 
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        adapter = {"lora": True, "lora_rank": self.rank} if self.rank else {}
+        adapter = {"lora": True, "lora_r": self.rank} if self.rank else {}
         config = FinetuneConfig(
             model_name_or_path=self.model,
             data_path=str(self.groups),
@@ -255,7 +255,7 @@ def draw_adapter(base: Path, folder: Path, seed: int) -> None:
 
     if folder.is_dir():
         return
-    model = add_adapter(load_model(base), base=str(base), rank=16, alpha=32, dropout=0.0)
+    model = add_adapter(load_model(base), base=str(base), r=16, alpha=32, dropout=0.0)
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rerank_plugin.errors import OptionError
+from rerank_plugin.errors import OptionError, invalid_choice
 from rerank_plugin.options import check_options, option, typed_value
 
 from .argument_names import (
@@ -20,127 +20,130 @@ from .argument_names import (
 )
 from .losses import DEFAULT_LOSS, LOSSES, parse_loss
 
-#: Training arguments that the run computes with, and their types.
+#: Training arguments that the run itself uses, and their types.
 COUNTED = {"gradient_accumulation_steps": (int,), "max_steps": (int,), "warmup_steps": (int, float)}
 
-#: Options that say nothing of what a run computes: a resumed one may have others.
+#: Options that do not change what a run computes: a resumed run may change them.
 FREE = ("overwrite", "fail_if_not_better")
 
 
 @dataclass(kw_only=True)
 class FinetuneConfig:
-    """Fine-tune a cross-encoder on jsonl groups, evaluated before, during and after.
+    """Fine-tune a cross-encoder on jsonl groups, evaluated before, during and after training.
 
     Raises:
-        OptionError: a value cannot be used; the message starts with the option's name.
+        OptionError: a value is invalid; the message starts with the name of the option.
     """
 
-    model_name_or_path: str = option(help="the model to start from: a hub id or a folder")
+    model_name_or_path: str = option(help="the base model: a hub id or a folder")
     data_path: str | list[str] = option(
         help="training groups: .jsonl or .jsonl.gz files, folders or globs"
     )
-    finetune_model_dir: str = option(help="where the trained folder will stand")
+    finetune_model_dir: str = option(help="the folder for the trained model")
     eval_data_path: str | list[str] | None = option(
-        None, help="groups to evaluate on; default: queries held out of the training groups"
+        None, help="validation groups; default: queries held out from the training groups"
     )
     test_data_path: str | list[str] | None = option(
-        None,
-        help="groups that report what the chosen model is worth; default: half of the evaluation "
-        "queries, so that the other half chooses the model",
+        None, help="test groups; default: half of the validation queries"
     )
     eval_queries: int | None = option(
         None,
-        help="how many queries to hold out where there is no --eval_data_path; default: the "
-        "larger of 50 and 5%, at most 500 and at most a fifth",
+        help="queries to hold out without --eval_data_path; default: 5% of them, from 50 to 500, "
+        "and at most a fifth",
     )
     on_bad_line: str = option(
         "error",
         choices=("error", "skip"),
-        help="what a bad line does: end the run, or be skipped, counted and written down",
+        help="stop at an invalid line, or skip, count and save it",
     )
     overwrite: bool = option(False, help="replace an earlier trained folder or an unfinished run")
     train_group_size: int = option(
-        8, help="passages of a group in a step: one positive, the rest negatives"
+        8, help="passages of a group in a step: one positive, the others negatives"
     )
     loss: str | None = option(
         None,
         help=f"{', '.join(LOSSES)}, or a weighted sum such as softmax_cross_entropy+0.1:ranknet; "
-        f"default {DEFAULT_LOSS[True]} for a newly initialised head, {DEFAULT_LOSS[False]} for a "
+        f"default: {DEFAULT_LOSS[True]} for a newly initialised head, {DEFAULT_LOSS[False]} for a "
         "trained reranker",
     )
     temperature: float | None = option(
-        None, help="of --loss kl_divergence: above 1 the teacher's scores are softer; default 1"
+        None, help="with --loss kl_divergence: above 1 softens the teacher's scores; default 1"
     )
     teacher_margin: float | None = option(
         None,
-        help="leave out negatives whose teacher score is not at least this much below that of "
-        "the worst positive: they may be positives",
+        help="leave out negatives whose teacher score is not at least this much below that of the "
+        "lowest positive: they may be relevant",
     )
     max_len: int | None = option(
         None,
-        help="the longest pair in tokens, of a longer one the document is cut; default 512, or "
-        "what the model can read if that is less",
+        aliases=("max_length",),
+        help="the longest pair in tokens, longer documents are truncated; default 512, or the "
+        "model's limit if that is lower",
     )
-    batch_size: int = option(8, help="groups a step and device")
-    total_epoch: float = option(1.0, help="passes over the training groups")
+    batch_size: int = option(8, help="groups per step and device")
+    total_epoch: float = option(1.0, help="epochs: passes over the training groups")
     lr: float | str | None = option(
         None,
         words=("auto",),
-        help="learning rate; default by what is loaded: a newly initialised head needs a larger "
-        "one than a trained reranker, a small model than a large one, LoRA than full fine-tuning; "
-        "auto measures some, for a few steps each",
+        help="learning rate, or auto to try several for a few steps each; default: by the model's "
+        "size, its head and --lora",
     )
     dropout: float = option(0.0, help="dropout of hidden states; attention weights have none")
     factor: float | None = option(
         None,
-        help="multiply the learning rate by this when the evaluation loss has stopped falling; "
-        "0.3 where only --patience is given",
+        help="multiply the learning rate by this when the validation loss stops falling; default "
+        "0.3 with --patience",
     )
     patience: int | None = option(
-        None, help="evaluations without a lower loss before --factor; 8 where only that is given"
+        None, help="evaluations without a lower loss before --factor applies; default 8 with it"
     )
     early_stopping: int | None = option(
-        None, help="end the run after so many evaluations without a better model"
+        None, help="stop after this many evaluations without a better model"
     )
     lora: bool = option(False, help="train a LoRA adapter and the head instead of all weights")
-    lora_rank: int = option(16, help="rank of the adapter")
+    lora_r: int = option(16, aliases=("lora_rank",), help="rank of the adapter")
     lora_alpha: int = option(
-        32, help="scale of the adapter, over its rank: the learning rate then suits every rank"
+        32, help="scale of the adapter, over its rank: one learning rate then suits every rank"
     )
-    lora_dropout: float = option(0.0, help="dropout in front of the adapter")
-    lora_targets: str | None = option(
+    lora_dropout: float = option(0.0, help="dropout before the adapter")
+    lora_target_modules: str | None = option(
         None,
-        help="layers that get an adapter, by the ends of their names, as query,value; default all "
-        "linear layers inside the encoder's layers",
+        aliases=("lora_targets",),
+        help="layers with an adapter, by the ends of their names, as in query,value; default: all "
+        "linear layers of the encoder's layers",
     )
-    lora_rslora: bool = option(
-        False, help="rank-stabilised: the adapter's scale falls with the root of its rank"
+    use_rslora: bool = option(
+        False,
+        aliases=("lora_rslora",),
+        help="rank-stabilised LoRA: scale by the square root of the rank",
     )
-    lora_dora: bool = option(False, help="DoRA: length and direction of weights apart; slower")
-    lora_4bit: bool = option(
-        False, help="QLoRA: keep the base in 4 bits; for CUDA GPUs, by bitsandbytes"
+    use_dora: bool = option(
+        False, aliases=("lora_dora",), help="DoRA: train magnitude and direction apart; slower"
     )
-    merge: bool = option(False, help="with --lora: save a plain model, the adapter merged into it")
+    load_in_4bit: bool = option(
+        False,
+        aliases=("lora_4bit",),
+        help="QLoRA: keep the base in 4 bits, by bitsandbytes; CUDA only",
+    )
+    merge: bool = option(False, help="with --lora: merge the adapter, and save a plain model")
     fold_calibration: bool = option(
         False,
         help="put the calibration into the last layer, so that the sigmoid of a logit is a "
         "probability for every loader",
     )
     fail_if_not_better: bool = option(
-        False, help="end with exit code 3 if no step beats the model that the run started from"
+        False, help="exit with code 3 if no checkpoint beats the base model"
     )
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 …")
     dtype: str = option(
-        "auto", help="precision of the products: auto, float32, bfloat16 or float16"
+        "auto", help="precision of matrix products: auto, float32, bfloat16 or float16"
     )
     token_budget: int | None = option(
         None,
-        help="tokens of a forward and backward pass: fewer need less memory, the step stays the "
-        "same; default by the device",
+        help="tokens of a forward and backward pass; fewer use less memory for the same step; "
+        "default: by the device",
     )
-    seed: int = option(
-        42, help="fixes the held-out queries, the newly initialised head and every draw"
-    )
+    seed: int = option(42, help="fixes the held-out queries, a new head and all sampling")
     trust_remote_code: bool = option(False, help="run code that comes with the model")
     #: Options of transformers.TrainingArguments, by their names there.
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -150,7 +153,7 @@ class FinetuneConfig:
         if self.train_group_size < 2:
             raise OptionError(
                 "train_group_size",
-                f"{self.train_group_size} leaves no negative to compare with: at least 2",
+                f"{self.train_group_size} leaves no room for a negative: must be at least 2",
             )
         for name in ("batch_size", "total_epoch"):
             self._check(name, getattr(self, name) > 0, "must be more than 0")
@@ -174,20 +177,20 @@ class FinetuneConfig:
         self._check(
             "eval_strategy",
             not self.reduces_on_plateau or self.trainer.get("eval_strategy") != "no",
-            "'no' leaves --factor and --patience without an evaluation loss to follow",
+            "'no' is not valid with --factor or --patience, which follow the validation loss",
         )
         self._check(
             "eval_strategy",
             self.early_stopping is None or self.trainer.get("eval_strategy") != "no",
-            "'no' leaves --early_stopping without evaluations to count",
+            "'no' is not valid with --early_stopping, which counts evaluations",
         )
         self._check(
             "lr_scheduler_type",
             not self.reduces_on_plateau or "lr_scheduler_type" not in self.trainer,
-            "cannot be given together with --factor or --patience, which are a schedule",
+            "is not valid with --factor or --patience, which are a schedule",
         )
         folder = Path(self.finetune_model_dir)
-        self._check("finetune_model_dir", folder.name != "", "must name a folder of its own")
+        self._check("finetune_model_dir", folder.name != "", "must name a folder")
 
     def _check_trainer(self) -> None:
         for name, reason in RESERVED.items():
@@ -195,7 +198,7 @@ class FinetuneConfig:
                 raise OptionError(name, f"cannot be set: {reason}")
         for ours, theirs in TWINS.items():
             if theirs in self.trainer:
-                raise OptionError(theirs, f"is --{ours} here")
+                raise OptionError(theirs, f"use --{ours}")
         for name, kinds in COUNTED.items():
             if name in self.trainer:
                 self.trainer[name] = typed_value(name, self.trainer[name], kinds)
@@ -216,11 +219,11 @@ class FinetuneConfig:
         for name in self.trainer:
             needed = BESIDE.get(name, ())
             holds = not needed or any(self.trainer.get(other) for other in needed)
-            self._check(name, holds, f"is for --{' or --'.join(needed)}")
+            self._check(name, holds, f"requires --{' or --'.join(needed)}")
         for name, strategy in INTERVALS.items():
             given = self.trainer.get(strategy, "steps")
             self._check(
-                name, name not in self.trainer or given == "steps", f"is for --{strategy} steps"
+                name, name not in self.trainer or given == "steps", f"requires --{strategy} steps"
             )
         optimizer = str(self.trainer.get("optim", WITHOUT_ARGS[0]))
         if "optim_args" in self.trainer:
@@ -228,27 +231,33 @@ class FinetuneConfig:
             self._check("optim_args", takes, f"has no effect on --optim {optimizer}")
         if "optim_target_modules" in self.trainer:
             by_layers = optimizer.startswith(BY_LAYERS)
-            self._check("optim_target_modules", by_layers, "is for --optim galore_… or apollo_…")
+            self._check("optim_target_modules", by_layers, "requires --optim galore_… or apollo_…")
+        if "torch_compile_mode" in self.trainer:
+            check_compile_mode(self.trainer["torch_compile_mode"])
         self._check(
             "save_strategy",
             self.trainer.get("save_strategy") != "best",
-            "is not for checkpoints, of which the newest is kept: choose from no, steps, epoch",
+            "is not supported, the newest checkpoint is kept (choose from no, steps, epoch)",
         )
 
     def _check_lora(self) -> None:
-        for name in ("merge", "lora_targets", "lora_rslora", "lora_dora", "lora_4bit"):
-            self._check(name, self.lora or not getattr(self, name), "is for --lora")
+        for name in ("merge", "lora_target_modules", "use_rslora", "use_dora", "load_in_4bit"):
+            self._check(name, self.lora or not getattr(self, name), "requires --lora")
         folds = self.fold_calibration and self.lora and not self.merge
-        self._check("fold_calibration", not folds, "is for plain models: with --lora, --merge too")
-        self._check("lora_4bit", not (self.lora_4bit and self.lora_dora), "is not for --lora_dora")
-        self._check("lora_rank", self.lora_rank > 0, "must be more than 0")
+        self._check("fold_calibration", not folds, "requires --merge with --lora")
+        self._check(
+            "load_in_4bit",
+            not (self.load_in_4bit and self.use_dora),
+            "is not valid with --use_dora",
+        )
+        self._check("lora_r", self.lora_r > 0, "must be more than 0")
         self._check("lora_alpha", self.lora_alpha > 0, "must be more than 0")
         self._check("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1)")
 
     def _check_loss(self) -> None:
         losses = [] if self.loss is None else [term.name for term in parse_loss(self.loss)]
         if self.temperature is not None:
-            self._check("temperature", "kl_divergence" in losses, "is for --loss kl_divergence")
+            self._check("temperature", "kl_divergence" in losses, "requires --loss kl_divergence")
             self._check("temperature", self.temperature > 0, "must be more than 0")
 
     def _check(self, name: str, holds: bool, problem: str) -> None:
@@ -259,11 +268,20 @@ class FinetuneConfig:
 
     @property
     def reduces_on_plateau(self) -> bool:
-        """Whether the learning rate follows the evaluation loss."""
+        """Return whether the learning rate follows the validation loss."""
         return self.factor is not None or self.patience is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain values for `rerank.json`, but for the access token."""
+        """Return the options as JSON values, without the access token."""
         record = asdict(self)
         record["trainer"].pop("hub_token", None)
         return record
+
+
+def check_compile_mode(mode: object) -> None:
+    """Check that torch.compile has a mode."""
+    from torch._inductor import list_mode_options
+
+    modes = list(list_mode_options())
+    if mode not in modes:
+        raise OptionError("torch_compile_mode", invalid_choice(mode, modes))

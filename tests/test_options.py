@@ -188,7 +188,7 @@ VALUES: dict[str, Any] = {"model_name_or_path": "m", "data_path": "d", "finetune
         ({"token_budget": 0}, "--token_budget: "),
         ({"seed": 1.5}, "--seed: invalid int value: 1.5"),
         ({"lora": 1}, "--lora: invalid bool value: 1"),
-        ({"lora_rank": True}, "--lora_rank: invalid int value: True"),
+        ({"lora_r": True}, "--lora_r: invalid int value: True"),
         ({"dropout": float("nan")}, "--dropout: nan is not a finite number"),
         ({"lr": float("inf")}, "--lr: inf is not a finite number"),
         ({"lr": "1e-5"}, "--lr: invalid value: '1e-5' (a number, or choose from auto): did you"),

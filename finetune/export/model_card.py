@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rerank_plugin.io.paths import expanded
+from rerank_plugin.model.names import SNAPSHOT
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 
 from ..evaluation.calibration import describe_calibration
@@ -25,6 +26,9 @@ SCORES = {
 
 def hub_id(model: str) -> str | None:
     """Return the Hub id of a model; None for a folder, whose path is private."""
+    snapshot = SNAPSHOT.search(model)
+    if snapshot:
+        return snapshot[1].replace("--", "/")
     folder = expanded(model)
     return None if folder.is_absolute() or folder.exists() else model
 
@@ -39,7 +43,7 @@ def model_card(folder: Path, settings: RerankSettings, *, name: str, labels: int
         labels: The number of labels of its head.
     """
     metrics, calibration = settings.metrics, settings.calibration
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         card_data(folder, settings, name),
         template_path=str(TEMPLATE),
         name=name,
@@ -55,6 +59,7 @@ def model_card(folder: Path, settings: RerankSettings, *, name: str, labels: int
         calibration=describe_calibration(calibration) if calibration else None,
         thresholds=settings.thresholds,
     )
+    return card
 
 
 def card_data(folder: Path, settings: RerankSettings, name: str) -> ModelCardData:

@@ -115,6 +115,12 @@ def training_arguments(
     if values["eval_strategy"] == "steps" and "eval_steps" not in config.trainer:
         long = steps.run >= EVALUATIONS * steps.epoch
         values["eval_steps"] = steps.epoch if long else max(1, ceil(steps.run / EVALUATIONS))
+    if values["warmup_steps"] > steps.run:
+        logger.warning(
+            "--warmup_steps %d: the run has only %d steps, and never reaches the learning rate",
+            values["warmup_steps"],
+            steps.run,
+        )
     with refused_options():
         arguments = TrainingArguments(**values)
     if arguments.n_gpu > 1:

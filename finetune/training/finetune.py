@@ -330,7 +330,7 @@ def load_kept_model(
 
 def warn_of_metrics(config: FinetuneConfig, metrics: dict[str, Any]) -> None:
     """Log what the metrics alone do not show."""
-    if config.lora_4bit:
+    if config.load_in_4bit:
         logger.warning(
             "the metrics are those of the base in 4 bits; `rerank-plugin evaluate` measures the "
             "adapter on the full base"

@@ -1,4 +1,4 @@
-"""LoRA adapters: which layers of any encoder get one, and what is trained and saved beside them."""
+"""LoRA adapters for training: their layers, and the modules trained and saved beside them."""
 
 import re
 from collections.abc import Sequence
@@ -22,37 +22,37 @@ def add_adapter(
     loaded: LoadedModel,
     *,
     base: str,
-    rank: int,
+    r: int,
     alpha: int,
     dropout: float,
-    targets: str | None = None,
-    rslora: bool = False,
-    dora: bool = False,
+    target_modules: str | None = None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
     dtype: torch.dtype = torch.float32,
     in_4bit: bool = False,
 ) -> Any:
-    """Wrap a model in a PEFT model with adapters on its attention and feed-forward products.
+    """Wrap a model in a PEFT model with adapters on its attention and feed-forward layers.
 
-    Trained and saved whole are the classifier (by PEFT) and every module whose weights the base
-    did not have: a fresh pooler or ModernBERT's head would otherwise be lost on reload.
+    The classifier (by PEFT) and every module whose weights the base did not have are trained and
+    saved whole: a newly initialised pooler or ModernBERT's head would otherwise be lost on reload.
 
     Args:
-        loaded: The model; it gets the adapters, in place.
-        base: What it was loaded by, which the adapter's folder names.
-        rank: Rank r of the adapters (Hu et al. 2021, arXiv:2106.09685).
+        loaded: The model; the adapters are added in place.
+        base: The hub id or folder that it was loaded from, which the adapter's folder names.
+        r: The rank of the adapters (Hu et al. 2021, arXiv:2106.09685).
         alpha: Their scale, times r.
-        dropout: In front of them.
-        targets: The ends of the names of the layers that get one, separated by commas; default
-            every linear layer in the backbone's layers.
-        rslora: Whether the scale is alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732).
-        dora: Whether lengths and directions of weights are apart (Liu et al. 2024,
+        dropout: The dropout before them.
+        target_modules: The ends of the names of their layers, separated by commas; default: every
+            linear layer in the backbone's layers.
+        use_rslora: Whether the scale is alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732).
+        use_dora: Whether magnitude and direction of weights are trained apart (Liu et al. 2024,
             arXiv:2402.09353).
-        dtype: The precision that products are computed in; the frozen weights are kept in it.
-        in_4bit: Whether the frozen weights are kept in 4 bits instead, once the model is moved to
+        dtype: The precision of matrix products; the frozen weights are stored in it.
+        in_4bit: Whether the frozen weights are stored in 4 bits instead, once the model is moved to
             its device (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
 
     Raises:
-        InputError: there is no layer to put an adapter on.
+        InputError: the backbone has no linear layer.
         OptionError: a target is none of the backbone's linear layers.
     """
     model = loaded.model
@@ -61,15 +61,15 @@ def add_adapter(
         raise InputError(f"--lora: {base} has no linear layer in its backbone")
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
-        r=rank,
+        r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=products if targets is None else named_targets(model, targets),
+        target_modules=products if target_modules is None else named_targets(model, target_modules),
         modules_to_save=modules_to_save(model, loaded.new_weights),
-        use_rslora=rslora,
-        use_dora=dora,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
     )
-    # The name that a reload needs; a folder by its full path, wherever it is loaded from.
+    # The name that a reload needs: a folder by its full path, for any working directory.
     folder = expanded(base)
     model.name_or_path = str(folder.resolve()) if folder.is_dir() else base
     with quiet_transformers():
@@ -81,11 +81,11 @@ def add_adapter(
 
 
 def keep_frozen_in(adapted: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the frozen weights beside adapters as autocast would cast them in every pass.
+    """Store the frozen weights beside adapters in the precision to which autocast casts them.
 
-    The products stay the same to the last bit, with half the memory, or less: no cast is kept for
-    a backward pass. Nor are the adapters' inputs, which PEFT would cast to float32 and autocast
-    back, a copy for each layer.
+    The products are the same to the last bit, with half the memory or less: no cast is kept for the
+    backward pass. Nor are the adapters' inputs, which PEFT would cast to float32 and autocast back,
+    a copy for each layer.
     """
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
@@ -93,14 +93,14 @@ def keep_frozen_in(adapted: nn.Module, dtype: torch.dtype) -> None:
             for parameter in module.get_base_layer().parameters():
                 parameter.data = parameter.data.to(dtype)
     for parameter in adapted.parameters():
-        # A weight that lies in the mapped file of the checkpoint keeps all of it in memory.
+        # A weight in the mapped file of the checkpoint would keep all of the file in memory.
         parameter.data = parameter.data.clone()
 
 
 def quantize_frozen(adapted: nn.Module, dtype: torch.dtype) -> None:
-    """Swap the layers beside adapters for those that keep their weights in 4 bits (NF4).
+    """Replace the layers beside adapters by layers with 4-bit weights (NF4).
 
-    Weights become 4 bits wide when the model is moved to a device, the CPU included.
+    The weights are quantized when the model is moved to a device, the CPU included.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -119,27 +119,25 @@ def quantize_frozen(adapted: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check_4bit(device: torch.device, *, sharded: bool) -> None:
-    """Check that a base can be kept in 4 bits here.
+    """Check that the base can be kept in 4 bits.
 
     Args:
-        device: Where it is trained.
-        sharded: Whether each process will hold a part of it only.
+        device: The device of the run.
+        sharded: Whether each process holds a shard of the weights.
 
     Raises:
         OptionError: it cannot.
     """
     if device.type != "cuda":
-        raise OptionError("lora_4bit", f"is for CUDA GPUs, this run is on {device.type}")
+        raise OptionError("load_in_4bit", f"requires a CUDA GPU, and this run is on {device.type}")
     if sharded:
-        raise OptionError(
-            "lora_4bit", "is not for FSDP or DeepSpeed, which cut weights on their own"
-        )
+        raise OptionError("load_in_4bit", "is not supported with FSDP or DeepSpeed")
     if find_spec("bitsandbytes") is None:
-        raise OptionError("lora_4bit", "needs bitsandbytes: pip install 'rerank-plugin[qlora]'")
+        raise OptionError("load_in_4bit", "needs bitsandbytes: pip install 'rerank-plugin[qlora]'")
 
 
 def named_targets(model: PreTrainedModel, targets: str) -> list[str]:
-    """The targets that a user names, each of which is the end of a linear layer's name."""
+    """Return the named targets; each is the end of the name of a linear layer."""
     wanted = [name.strip() for name in targets.split(",") if name.strip()]
     layers = [
         name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)
@@ -147,19 +145,18 @@ def named_targets(model: PreTrainedModel, targets: str) -> list[str]:
     for target in wanted:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
-            raise OptionError(
-                "lora_targets", f"the model has no linear layer called {target!r}, it has {known}"
-            )
+            problem = f"no linear layer is called {target!r} (choose from {known})"
+            raise OptionError("lora_target_modules", problem)
     if not wanted:
-        raise OptionError("lora_targets", f"{targets!r} names no layer")
+        raise OptionError("lora_target_modules", f"{targets!r} names no layer")
     return wanted
 
 
 def backbone_products(model: PreTrainedModel) -> str:
-    """A pattern of the names of the linear layers that every layer of the backbone has.
+    """Return a pattern for the names of the linear layers in each layer of the backbone.
 
-    For BERT the query, key, value and dense products of `bert.encoder.layer.0`, `.1` …; neither
-    the pooler nor the head is among them.
+    For BERT these are the query, key, value and dense layers of `bert.encoder.layer.0`, `.1` …, and
+    neither the pooler nor the head.
     """
     backbone = f"{model.base_model_prefix}."
     layers: dict[str, set[str]] = {}
@@ -175,8 +172,8 @@ def backbone_products(model: PreTrainedModel) -> str:
 
 
 def modules_to_save(model: PreTrainedModel, new_weights: Sequence[str]) -> list[str] | None:
-    """The head modules with fresh weights, but for those that PEFT always saves."""
-    fresh = [
+    """Return the newly initialised modules of the head, except those that PEFT always saves."""
+    new = [
         name for name in head_names(model) if any(key.startswith(f"{name}.") for key in new_weights)
     ]
-    return sorted({name.rpartition(".")[2] for name in fresh} - set(SEQ_CLS_HEAD_NAMES)) or None
+    return sorted({name.rpartition(".")[2] for name in new} - set(SEQ_CLS_HEAD_NAMES)) or None

@@ -144,18 +144,18 @@ def with_adapter(
             "lora", f"{config.model_name_or_path} is an adapter; merge it into its base first"
         )
     sharded = is_sharded(config.trainer)
-    if config.lora_4bit:
+    if config.load_in_4bit:
         check_4bit(device, sharded=sharded)
     return add_adapter(
         loaded,
         base=config.model_name_or_path,
-        rank=config.lora_rank,
+        r=config.lora_r,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
-        targets=config.lora_targets,
-        rslora=config.lora_rslora,
-        dora=config.lora_dora,
+        target_modules=config.lora_target_modules,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         # FSDP and DeepSpeed put weights of one precision together, and cast them on their own.
         dtype=torch.float32 if sharded else dtype,
-        in_4bit=config.lora_4bit,
+        in_4bit=config.load_in_4bit,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from rerank_plugin.io.atomic import saving
 from rerank_plugin.io.paths import expanded
-from rerank_plugin.model.names import distinct_names, model_name
+from rerank_plugin.model.names import distinct_names, short_name
 from rerank_plugin.model.settings import RerankSettings
 
 from ..config import FinetuneConfig
@@ -125,15 +125,15 @@ def run_settings(
 
 def without_paths(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a run with the names of files and folders instead of their paths."""
-    public = {name: file_names(value) for name, value in options.items() if name in PATHS}
     trainer = options["trainer"].items()
+    public: dict[str, Any] = {name: file_names(options[name]) for name in PATHS}
     # A configuration may be a path, too.
     public["trainer"] = {
         name: file_names(value) if Path(str(value)).is_absolute() else value
         for name, value in trainer
     }
     model = options["model_name_or_path"]
-    public["model_name_or_path"] = hub_id(model) or model_name(model)
+    public["model_name_or_path"] = hub_id(model) or short_name(model)
     return {**options, **public}
 
 

@@ -215,9 +215,9 @@ def test_bad_data_ends_a_run_with_one_line(
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--train_group_size", 1, "--train_group_size: 1 leaves no negative"),
+        ("--train_group_size", 1, "--train_group_size: 1 leaves no room for a negative"),
         ("--max_len", 4096, "--max_len: 4096 is more than the model's 128 positions"),
-        ("--fp16", "true", "--fp16: float16 is not for a CPU"),
+        ("--fp16", "true", "--fp16: float16 is not supported on a CPU"),
         ("--dtype", "int4", "--dtype: 'int4' is none of"),
         ("--optim", "nonsense", "nonsense"),
         ("--optim", "schedule_free_adamw", "schedulefree"),
@@ -318,7 +318,7 @@ def test_repeated_training_queries_are_a_warning(
     options = train_options(tiny_model, groups_file, tmp_path / "out")
     code, _, err = cli(*options, "--eval_data_path", groups_file)
     assert code == 0
-    assert "repeats 24 training queries" in err
+    assert "24 of 24 queries are training queries, too" in err
 
 
 def test_fail_if_not_better_is_exit_code_3(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_what_the_tokenizer_cuts_and_pads(trained: Path) -> None:
 
 
 def test_the_model_card_has_the_results_of_the_run(trained: Path) -> None:
-    card = ModelCard.load(trained / "README.md")
+    card: Any = ModelCard.load(trained / "README.md")
     assert card.data.model_name == "model"
     assert card.data.pipeline_tag == "text-ranking"
     assert card.data.base_model is None
@@ -94,7 +95,7 @@ def test_the_model_card_has_the_results_of_the_run(trained: Path) -> None:
 
 def test_a_base_of_the_hub_is_named() -> None:
     settings = RerankSettings(base_model="BAAI/bge-reranker-base")
-    card = model_card(Path("none"), settings, name="me/mine", labels=1)
+    card: Any = model_card(Path("none"), settings, name="me/mine", labels=1)
     assert card.data.base_model == "BAAI/bge-reranker-base"
     assert "[BAAI/bge-reranker-base](https://huggingface.co/BAAI/bge-reranker-base)" in card.text
     assert 'Reranker("me/mine")' in card.text

@@ -247,7 +247,7 @@ def test_spelling() -> None:
         ({"loss": "-1:ranknet"}, "--loss: invalid weight of ranknet: '-1'"),
         ({"loss": "nan:ranknet"}, "--loss: invalid weight of ranknet: 'nan'"),
         ({"loss": "ranknet+2:ranknet"}, "contains ranknet twice"),
-        ({"temperature": 2.0}, "--temperature: 2.0 is for --loss kl_divergence"),
+        ({"temperature": 2.0}, "--temperature: 2.0 requires --loss kl_divergence"),
         ({"loss": "kl_divergence", "temperature": 0.0}, "--temperature: 0.0 must be"),
         ({"teacher_margin": math.inf}, "--teacher_margin: inf is not a finite number"),
     ],

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from rerank_plugin.cli.parser import parse_options
 from rerank_plugin.errors import OptionError
 from rerank_plugin.finetune import FinetuneConfig
 from rerank_plugin.finetune.argument_names import (
@@ -63,19 +64,23 @@ def test_numbers_that_a_run_computes_with_are_numbers(
 @pytest.mark.parametrize(
     ("trainer", "problem"),
     [
-        ({"hub_model_id": "me/mine"}, "--hub_model_id: 'me/mine' is for --push_to_hub"),
-        ({"fsdp_config": "f.json"}, "--fsdp_config: 'f.json' is for --fsdp"),
-        ({"dataloader_persistent_workers": True}, "is for --dataloader_num_workers"),
+        ({"hub_model_id": "me/mine"}, "--hub_model_id: 'me/mine' requires --push_to_hub"),
+        ({"fsdp_config": "f.json"}, "--fsdp_config: 'f.json' requires --fsdp"),
+        ({"dataloader_persistent_workers": True}, "requires --dataloader_num_workers"),
         (
             {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
-            "is for --activation_checkpointing or --gradient_checkpointing",
+            "requires --activation_checkpointing or --gradient_checkpointing",
         ),
-        ({"eval_steps": 2, "eval_strategy": "no"}, "--eval_steps: 2 is for --eval_strategy steps"),
-        ({"save_steps": 2, "save_strategy": "epoch"}, "is for --save_strategy steps"),
-        ({"logging_steps": 2, "logging_strategy": "no"}, "is for --logging_strategy steps"),
-        ({"save_strategy": "best"}, "--save_strategy: 'best' is not for checkpoints"),
+        (
+            {"eval_steps": 2, "eval_strategy": "no"},
+            "eval_steps: 2 requires --eval_strategy steps",
+        ),
+        ({"save_steps": 2, "save_strategy": "epoch"}, "requires --save_strategy steps"),
+        ({"logging_steps": 2, "logging_strategy": "no"}, "requires --logging_strategy steps"),
+        ({"torch_compile_mode": "fast"}, "invalid choice: 'fast' (choose from default, "),
+        ({"save_strategy": "best"}, "--save_strategy: 'best' is not supported"),
         ({"optim_args": "a=1"}, "--optim_args: 'a=1' has no effect on --optim adamw_torch"),
-        ({"optim": "sgd", "optim_target_modules": ["q"]}, "is for --optim galore_"),
+        ({"optim": "sgd", "optim_target_modules": ["q"]}, "requires --optim galore_"),
     ],
 )
 def test_options_without_the_one_that_they_belong_to_are_refused(
@@ -107,3 +112,10 @@ def test_tables_name_what_is_passed_on() -> None:
 def test_a_token_is_not_written_down() -> None:
     config = FinetuneConfig(**NEEDED, trainer={"push_to_hub": True, "hub_token": "hf_secret"})
     assert "hf_secret" not in str(config.to_dict())
+
+
+def test_former_spellings_of_lora_options_are_accepted() -> None:
+    arguments = [f"--{name}={value}" for name, value in NEEDED.items()]
+    arguments += ["--lora", "--lora_rank=4", "--lora_targets=query", "--lora_rslora"]
+    config = parse_options(FinetuneConfig, arguments, command="train")
+    assert (config.lora_r, config.lora_target_modules, config.use_rslora) == (4, "query", True)

@@ -124,7 +124,7 @@ def test_the_head_of_a_run_is_trained_and_saved(plain_encoder: Path, trained: Pa
 def drawn_adapter(base: Path, folder: Path, seed: int, **options: Any) -> Path:
     """An adapter as a run would leave one, with weights drawn large."""
     loaded = load_model(base, new_head=True)
-    values: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0}
+    values: dict[str, Any] = {"r": 4, "alpha": 8, "dropout": 0.0}
     return drawn(add_adapter(loaded, base=str(base), **values | options), folder, seed)
 
 
@@ -153,7 +153,7 @@ def drawn(model: Any, folder: Path, seed: int) -> Path:
 def adapters(family_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("adapters")
     return {
-        name: drawn_adapter(family_model, folder / str(seed), seed, rank=2 + seed)
+        name: drawn_adapter(family_model, folder / str(seed), seed, r=2 + seed)
         for seed, name in enumerate(NAMES)
     }
 
@@ -305,9 +305,9 @@ def test_adapters_that_were_trained_apart_must_agree(tiny_model: Path, tmp_path:
 @pytest.mark.parametrize(
     "options",
     [
-        {"lora_rslora": True},
-        {"lora_dora": True},
-        {"lora_targets": "query,value"},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"lora_target_modules": "query,value"},
         {"gradient_checkpointing": True, "lora_dropout": 0.1},
     ],
     ids=lambda options: next(iter(options)),
@@ -319,9 +319,9 @@ def test_variants_are_trained_and_come_back(
     trainer = {name: value for name, value in options.items() if name not in own}
     folder = lora_run(tiny_model, tmp_path / "a", trainer=trainer, **own)
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert config["use_rslora"] == ("lora_rslora" in options)
-    assert config["use_dora"] == ("lora_dora" in options)
-    if "lora_targets" in options:
+    assert config["use_rslora"] == ("use_rslora" in options)
+    assert config["use_dora"] == ("use_dora" in options)
+    if "lora_target_modules" in options:
         assert sorted(config["target_modules"]) == ["query", "value"]
     found = Reranker(tiny_model, adapters={"a": folder}, dtype="float32").logits(PAIRS, adapter="a")
     np.testing.assert_allclose(found, logits(folder), atol=1e-5)
@@ -334,7 +334,7 @@ def test_frozen_weights_in_bfloat16_change_nothing(
         torch.manual_seed(0)
         loaded = load_model(family_model)
         model = add_adapter(
-            loaded, base="m", rank=4, alpha=8, dropout=0.0, dtype=torch.bfloat16
+            loaded, base="m", r=4, alpha=8, dropout=0.0, dtype=torch.bfloat16
         ).train()
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -362,7 +362,7 @@ def test_a_base_in_4_bits_trains_adapter_and_head(plain_encoder: Path, tmp_path:
     for in_4bit in (False, True):
         torch.manual_seed(0)
         loaded = load_model(plain_encoder, new_head=True)
-        options: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "in_4bit": in_4bit}
+        options: dict[str, Any] = {"r": 4, "alpha": 8, "dropout": 0.0, "in_4bit": in_4bit}
         model = add_adapter(loaded, base=str(plain_encoder), **options).to("cpu")
         inputs = loaded.tokenizer(
             [q for q, _ in PAIRS], [t for _, t in PAIRS], padding=True, return_tensors="pt"
@@ -383,7 +383,7 @@ def test_a_base_in_4_bits_trains_adapter_and_head(plain_encoder: Path, tmp_path:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_run_on_a_base_in_4_bits(tiny_encoder: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    options: dict[str, Any] = {"lora_4bit": True, "device": "cuda", "dtype": "bfloat16"}
+    options: dict[str, Any] = {"load_in_4bit": True, "device": "cuda", "dtype": "bfloat16"}
     folder = lora_run(tiny_encoder, tmp_path / "a", **options)
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in history if "loss" in line]
@@ -392,13 +392,15 @@ def test_a_run_on_a_base_in_4_bits(tiny_encoder: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_in_4_bits_is_for_gpus(tiny_encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="lora_4bit: is for CUDA GPUs, this run is on cpu"):
-        lora_run(tiny_encoder, tmp_path / "a", lora_4bit=True)
+    with pytest.raises(OptionError, match="load_in_4bit: requires a CUDA GPU"):
+        lora_run(tiny_encoder, tmp_path / "a", load_in_4bit=True)
 
 
 def test_targets_that_are_not_there_are_named(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"lora_targets: .* no linear layer called 'q_proj'"):
-        lora_run(tiny_model, tmp_path / "a", lora_targets="query,q_proj")
+    with pytest.raises(
+        OptionError, match="lora_target_modules: no linear layer is called 'q_proj'"
+    ):
+        lora_run(tiny_model, tmp_path / "a", lora_target_modules="query,q_proj")
 
 
 def test_plain_peft_adapters_of_a_trained_base_work(tiny_model: Path, tmp_path: Path) -> None:

@@ -373,6 +373,14 @@ def test_a_run_that_breaks_without_evaluations_keeps_the_base(
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_warm_up_longer_than_the_run_is_a_warning(
+    tiny_model: Path, groups_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = {"max_steps": 2, "warmup_steps": 3}
+    run(tiny_model, groups_file, tmp_path / "out", trainer=trainer)
+    assert "--warmup_steps 3: the run has only 2 steps" in caplog.text
+
+
 def test_a_run_of_one_step_trains(
     tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
