@@ -1,4 +1,4 @@
-"""Check groups: everything that is wrong with a data set, at once, and a fixed copy of it."""
+"""Check groups: all problems of a data set at once, and a fixed copy of it."""
 
 from collections.abc import Iterator
 from os import PathLike
@@ -38,7 +38,7 @@ def check_groups(
     trust_remote_code: bool = False,
     progress: bool = False,
 ) -> CheckResult:
-    """Report everything that is wrong with groups, and write a fixed copy if one is wanted.
+    """Report all problems of groups, and write a fixed copy if one is wanted.
 
     Lines that cannot be used, missing files and a model that cannot be loaded are part of the
     result: nothing of them is an error.
@@ -59,7 +59,7 @@ def check_groups(
         The findings, with the report as the command prints it.
 
     Raises:
-        InputError: an option is wrong.
+        InputError: an option is invalid.
     """
     # The parameters are the fields of GroupCheckOptions, which checks them.
     options = {name: value for name, value in locals().items() if name != "progress"}

@@ -1,4 +1,4 @@
-"""Options of checking, checked in one place for Python and the command line."""
+"""Options of checking, validated together for Python and the command line."""
 
 from dataclasses import dataclass
 from pathlib import Path

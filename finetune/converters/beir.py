@@ -1,6 +1,7 @@
 """BEIR folders: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`, or `.jsonl` as MTEB's.
 
-A relevant passage is right, any other judged one wrong; what is not judged is left to drawing.
+Relevant passages are positives and other judged ones negatives; a query without negatives gets
+passages of other queries.
 """
 
 from collections.abc import Iterator
@@ -27,10 +28,10 @@ from .labelled_query import LabelledQuery, from_labels
 def read(
     folder: Path, counts: ReasonCounts, *, split: str, threshold: float | None
 ) -> Iterator[LabelledQuery]:
-    """The judged queries of a split, in the order of the judgements.
+    """Yield the judged queries of a split, in the order of the judgements.
 
-    Right is a grade of at least `threshold`, without one any above 0. What is left out is counted
-    in `counts`.
+    Positives have a grade of at least `threshold`, or above 0 without one. What is left out is
+    counted.
     """
     corpus_file, query_file = (find_file(folder, name) for name in ("corpus", "queries"))
     qrels = find_qrels(folder, split)
@@ -38,26 +39,26 @@ def read(
     queries = {query.id: query.text for query in read_queries(query_file, counts)}
     check_match("query", qrels, grades, query_file, queries)
     counts["queries without a judgement in the split"] += len(queries.keys() - grades.keys())
-    wanted = {passage for of_query in grades.values() for passage in of_query}
+    wanted = {passage for passages in grades.values() for passage in passages}
     with TemporaryDirectory(prefix="beir-") as work:
         corpus = Corpus.build(corpus_file, Path(work), wanted, counts)
         if not corpus.positions and not corpus.blank_ids:
-            passage = next(passage for of_query in grades.values() for passage in of_query)
+            passage = next(passage for passages in grades.values() for passage in passages)
             raise no_match("passage", qrels, passage, corpus_file, corpus.first_id)
-        for query, of_query in grades.items():
+        for query, passages in grades.items():
             if query not in queries:
                 counts.add(MISSING_QUERIES, repr(query))
                 continue
-            count_missing(qrels, query, of_query, corpus, counts)
-            known = [passage for passage in of_query if passage in corpus.positions]
+            count_missing(qrels, query, passages, corpus, counts)
+            known = [passage for passage in passages if passage in corpus.positions]
             texts = corpus.texts([corpus.positions[passage] for passage in known])
-            right = [is_positive(of_query[passage], threshold) for passage in known]
-            yield from_labels(queries[query], zip(texts, right, strict=True), id=query)
+            labels = [is_relevant(passages[passage], threshold) for passage in known]
+            yield from_labels(queries[query], zip(texts, labels, strict=True), id=query)
         corpus.close()
 
 
-def is_positive(grade: float, threshold: float | None) -> bool:
-    """Whether a passage of a grade is right."""
+def is_relevant(grade: float, threshold: float | None) -> bool:
+    """Return whether a passage with a grade is a positive."""
     return grade > 0 if threshold is None else grade >= threshold
 
 
@@ -73,20 +74,20 @@ def count_missing(
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """The file with the corpus or the queries, plain or gzipped."""
+    """Return the file with the corpus or the queries, plain or gzipped."""
     files = [folder / f"{name}{suffix}" for suffix in (".jsonl", ".jsonl.gz")]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        raise InputError(f"{files[0]}: no such file; a BEIR folder has it")
-    return found
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise InputError(f"{files[0]}: no such file, expected in a BEIR folder")
+    return file
 
 
 def find_qrels(folder: Path, split: str) -> Path:
-    """The file with the judgements of a split."""
+    """Return the file with the judgements of a split."""
     files = [folder / "qrels" / f"{split}{suffix}" for suffix in (".tsv", ".jsonl")]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
-        there = sorted(file.stem for file in files[0].parent.glob("*.*"))
-        splits = f"--split can be {', '.join(there)}" if there else "a BEIR folder has it"
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        names = sorted(file.stem for file in files[0].parent.glob("*.*"))
+        splits = f"--split can be {', '.join(names)}" if names else "expected in a BEIR folder"
         raise InputError(f"{files[0]}: no such file; {splits}")
-    return found
+    return file

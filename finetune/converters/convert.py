@@ -68,7 +68,7 @@ def convert(
         The file with its numbers of groups, passages and lines, and counts of what was left out.
 
     Raises:
-        InputError: an option or a record is wrong, or there is no group.
+        InputError: an option or a record is invalid, or there is no group.
     """
     # The parameters are the fields of ConvertOptions, which checks them.
     options = {name: value for name, value in locals().items() if name != "progress"}

@@ -10,15 +10,15 @@ from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, Passage, id_text
 from .rows import Row, read_rows
 
-#: What is read of the format.
+#: The fields that are read.
 FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
 
-#: Fields that are not taken for misspelt ones; what embedding models are trained with is left out.
+#: Other known fields, which are not misspelt; those for embedding models are left out.
 KNOWN = ("id", "idx", "prompt", "type")
 
 
 def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
-    """One record a line; `neg` may be missing or empty. Fields that are left out are counted."""
+    """Yield one record a line; `neg` may be missing or empty. Other fields are counted."""
     for row in read_rows(data_path):
         for name in row.values:
             check_name(row, name)
@@ -33,11 +33,11 @@ def check_name(row: Row, name: str) -> None:
         return
     for meant in get_close_matches(name.lower(), FIELDS, n=1):
         if meant not in row.values:
-            raise row.error(f"unknown field {name!r}, and no {meant!r}: rename it, or take it out")
+            raise row.error(f"unknown field {name!r}, and no {meant!r}: rename or remove it")
 
 
 def side(row: Row, name: str) -> list[Passage]:
-    """The passages of one side with their scores."""
+    """Return the passages of one side with their scores."""
     if row.values.get(name) is None and name == "neg":
         return []
     if name not in row.values:

@@ -1,4 +1,4 @@
-"""What every format is read as: for a query some positives and some negatives, with scores."""
+"""Labelled queries, which every format is read as: a query with positives and negatives."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class LabelledQuery:
-    """A query with what one record says about it; other records may say more."""
+    """A query with the passages of one record; other records may have more."""
 
     query: str
     pos: list[Passage] = field(default_factory=list)
@@ -28,13 +28,13 @@ class LabelledQuery:
 def from_labels(
     query: str, labelled: Iterable[tuple[str, bool]], *, id: object = None, where: str = ""
 ) -> LabelledQuery:
-    """A query with passages of which is said whether they are right."""
+    """Return a query with passages that are labelled True for positive or False for negative."""
     sides: dict[bool, list[Passage]] = {True: [], False: []}
-    for text, right in labelled:
-        sides[right].append(Passage(text))
+    for text, is_positive in labelled:
+        sides[is_positive].append(Passage(text))
     return LabelledQuery(query, sides[True], sides[False], id_text(id), where)
 
 
 def id_text(value: object) -> str | None:
-    """An id as text; what is neither text nor a whole number is none."""
+    """Return an id as text; None if it is neither a text nor a whole number."""
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None

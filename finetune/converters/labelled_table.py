@@ -8,7 +8,7 @@ from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, from_labels
 from .rows import first_of, is_positive, read_rows
 
-#: What columns are usually called, the likeliest first.
+#: The usual names of columns, the likeliest first.
 QUERIES = ("query", "question", "anchor", "sentence1", "text1", "q")
 PASSAGES = ("passage", "document", "doc", "text", "context", "answer", "sentence2", "text2", "p")
 LABELS = ("label", "relevance", "score", "grade", "is_selected", "is_relevant")
@@ -23,5 +23,5 @@ def read(
         passage = first_of(row, PASSAGES, "passage")
         label = first_of(row, LABELS, "label")
         row.count_others((query, passage, label), counts)
-        right = is_positive(row, row.number(label), label, threshold)
-        yield from_labels(row.text(query), [(row.text(passage), right)], where=row.where)
+        positive = is_positive(row, row.number(label), label, threshold)
+        yield from_labels(row.text(query), [(row.text(passage), positive)], where=row.where)

@@ -17,17 +17,17 @@ from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, Passage, from_labels
 from .rows import JSON, Row, plain_rows, read_rows, table_files
 
-#: What is read of a record.
+#: The fields of a record that are read.
 FIELDS = ("query", "passages", "query_id")
 
-#: In the place of a text that is not even null.
+#: The value of a text that is missing, not null.
 MISSING = object()
 
 
 def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
-    """Files ending in `.tsv` are triples, all others have records.
+    """Yield triples of files ending in `.tsv`, and records of all others.
 
-    Fields of records that are left out are counted.
+    Other fields of records are counted.
     """
     for path in table_files(data_path, JSON):
         name = path.name.removesuffix(".gz")
@@ -38,20 +38,20 @@ def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
 
 
 def read_triples(path: Path) -> Iterator[LabelledQuery]:
-    """A query, a positive and a negative a line, as in `triples.train.small.tsv`."""
-    for place, row in enumerate(plain_rows(path)):
-        if place == 0 and is_header(row):
+    """Yield a query, a positive and a negative a line, as in `triples.train.small.tsv`."""
+    for index, row in enumerate(plain_rows(path)):
+        if index == 0 and is_header(row):
             continue
         if len(row.values) != 3:
-            raise row.error(f"expected query, positive and negative, has {len(row.values)} parts")
-        query, right, wrong = (row.text(column) for column in ("0", "1", "2"))
-        if query.isdecimal() and right.isdecimal() and wrong.isdecimal():
+            raise row.error(f"expected query, positive and negative, has {len(row.values)} columns")
+        query, positive, negative = (row.text(column) for column in ("0", "1", "2"))
+        if query.isdecimal() and positive.isdecimal() and negative.isdecimal():
             raise row.error("these are ids: the triples of texts are needed")
-        yield LabelledQuery(query, [Passage(right)], [Passage(wrong)], where=row.where)
+        yield LabelledQuery(query, [Passage(positive)], [Passage(negative)], where=row.where)
 
 
 def is_header(row: Row) -> bool:
-    """Whether a row of triples has the names of its columns."""
+    """Return whether a row of triples has the names of its columns."""
     names = [str(name).lower() for name in row.values.values()]
     begins = zip(names, ("query", "pos", "neg"), strict=False)
     return len(names) == 3 and all(
@@ -60,7 +60,7 @@ def is_header(row: Row) -> bool:
 
 
 def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
-    """A query with its passages."""
+    """Return a query with its passages."""
     row.count_others(FIELDS, counts)
     passages = row.values.get("passages")
     if isinstance(passages, str):
@@ -71,12 +71,12 @@ def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
         counts.add(f"fields {name!r} of passages, left out")
     if isinstance(passages, dict):
         texts, selected = passages.get("passage_text"), passages.get("is_selected")
-    elif isinstance(passages, list) and all(isinstance(item, dict) for item in passages):
-        texts = [item.get("passage_text", MISSING) for item in passages]
-        selected = [item.get("is_selected") for item in passages]
+    elif isinstance(passages, list) and all(isinstance(passage, dict) for passage in passages):
+        texts = [passage.get("passage_text", MISSING) for passage in passages]
+        selected = [passage.get("is_selected") for passage in passages]
     if not (isinstance(texts, list) and isinstance(selected, list) and texts):
         raise row.error("column 'passages' has no 'passage_text' and 'is_selected'")
-    # A text that is null is a blank one.
+    # A null text is blank.
     texts = ["" if text is None else text for text in texts]
     if len(texts) != len(selected) or not all(isinstance(text, str) for text in texts):
         raise row.error("'passages' needs a text and an 'is_selected' for every passage")
@@ -87,7 +87,7 @@ def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
 
 
 def fields_of(passages: object) -> set[str]:
-    """The names of the fields that a record's passages have."""
+    """Return the names of the fields of a record's passages."""
     values = passages if isinstance(passages, list) else [passages]
     return {name for value in values if isinstance(value, dict) for name in value}
 

@@ -1,4 +1,4 @@
-"""Options of converting, checked in one place for Python and the command line."""
+"""Options of converting, validated together for Python and the command line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """sentence-transformers' training data: pairs, triplets, n-tuples, labelled pairs and lists.
 
-As that library does, columns are read by their order in the first row: the first is the query, the
+As in that library, columns are read by their order in the first row: the first is the query, the
 second a positive, all others negatives. Columns of labels and scores go by their names. Lists
 of passages are taken too, as `negatives`.
 """
@@ -17,26 +17,26 @@ from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, Passage, from_labels
 from .rows import DELIMITED, Row, column_names, is_positive, read_rows, table_files
 
-#: Columns that hold no text; sentence-transformers knows the same ones.
+#: Columns of labels and scores, as in sentence-transformers.
 LABELS = ("label", "labels", "score", "scores")
 
-#: Columns that hold no text either, of which sentence-transformers does not know.
+#: Columns of ids, which sentence-transformers takes for texts.
 IDS = ("id", "_id", "idx", "query_id", "qid")
 
-#: What a column may be called in a file that may lack the line of names.
+#: The pattern of a column name in a file that may lack the line of names.
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def read(
     data_path: DataPath, counts: ReasonCounts, *, threshold: float | None
 ) -> Iterator[LabelledQuery]:
-    """One record a row; where there are labels, `is_positive` says what is right."""
+    """Yield one record a row, labelled by `is_positive` where there are labels."""
     for path in table_files(data_path):
         if path.name.endswith(DELIMITED):
             check_names(path)
         columns = None
         for row in read_rows(path):
-            columns = columns or Columns.of(row)
+            columns = columns or Columns.from_row(row)
             columns.check(row)
             row.count_others((*texts_of(row), *labels_of(row)), counts)
             yield read_row(row, columns, threshold)
@@ -44,17 +44,17 @@ def read(
 
 def check_names(path: Path) -> None:
     """Check that a CSV or TSV file begins with names, and not with a query and its passages."""
-    wrong = next((name for name in column_names(path) if not NAME.fullmatch(name)), None)
-    if wrong is not None:
+    text = next((name for name in column_names(path) if not NAME.fullmatch(name)), None)
+    if text is not None:
         raise InputError(
-            f"{path}:1: {wrong!r} is no column name (letters, digits, '_', '.' and '-'): "
+            f"{path}:1: {text!r} is not a column name (letters, digits, '_', '.' and '-'): "
             "put a line of names first, as query and positive"
         )
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a file are, by its first row: a JSON line may have another order."""
+    """The meaning of a file's columns, by its first row: JSON lines may have another order."""
 
     query: str
     second: str
@@ -62,8 +62,8 @@ class Columns:
     labels: str | None
 
     @classmethod
-    def of(cls, row: Row) -> "Columns":
-        """The columns of a first row."""
+    def from_row(cls, row: Row) -> "Columns":
+        """Return the columns of a first row."""
         labels, texts = labels_of(row), texts_of(row)
         if len(texts) < 2 or len(labels) > 1:
             raise row.error(
@@ -73,85 +73,85 @@ class Columns:
         return cls(texts[0], texts[1], labels[0] if labels else None)
 
     def check(self, row: Row) -> None:
-        """Check that a row has what the first one has."""
+        """Check that a row has the columns of the first one."""
         expected = [self.query, self.second, *([self.labels] if self.labels else [])]
         missing = [column for column in expected if column not in row.values]
         more = [column for column in labels_of(row) if column != self.labels]
         if missing or more:
-            found = f"no {missing[0]!r}" if missing else f"a column {more[0]!r}"
-            raise row.error(f"the row has {found}, other than the first row of the file")
+            problem = f"no {missing[0]!r}" if missing else f"a column {more[0]!r}"
+            raise row.error(f"the row has {problem}, unlike the first row of the file")
 
-    def wrong(self, row: Row) -> list[str]:
-        """The columns of the negatives of a row, which may have more or fewer of them."""
+    def negatives(self, row: Row) -> list[str]:
+        """Return the columns of the negatives of a row, whose number can differ between rows."""
         return [column for column in texts_of(row) if column not in (self.query, self.second)]
 
 
 def labels_of(row: Row) -> list[str]:
-    """The columns of labels and scores."""
+    """Return the columns of labels and scores."""
     return [column for column in row.values if column.lower() in LABELS]
 
 
 def texts_of(row: Row) -> list[str]:
-    """The columns of texts, in their order."""
+    """Return the columns of texts, in their order."""
     return [column for column in row.values if column.lower() not in (*LABELS, *IDS)]
 
 
 def read_row(row: Row, columns: Columns, threshold: float | None) -> LabelledQuery:
-    """What one row says."""
-    query, wrong = row.text(columns.query), columns.wrong(row)
+    """Return the record of one row."""
+    query, negatives = row.text(columns.query), columns.negatives(row)
     labels = columns.labels
     if isinstance(row.values[columns.second], list) and (labels or not is_positives(columns)):
         return labelled_list(row, query, columns, threshold)
     if labels and not isinstance(row.values[labels], list):
-        if wrong:
+        if negatives:
             raise row.error(
-                f"{labels!r} is one number for the {1 + len(wrong)} passages in "
-                f"{', '.join((columns.second, *wrong))}: give a list with a score for each, or "
-                "take it out"
+                f"{labels!r} is one number for the {1 + len(negatives)} passages in "
+                f"{', '.join((columns.second, *negatives))}: give a list with a score for each, or "
+                "remove it"
             )
-        right = is_positive(row, row.number(labels), labels, threshold)
-        return from_labels(query, [(row.text(columns.second), right)], where=row.where)
+        label = is_positive(row, row.number(labels), labels, threshold)
+        return from_labels(query, [(row.text(columns.second), label)], where=row.where)
     return tuple_of(row, query, columns)
 
 
 def is_positives(columns: Columns) -> bool:
-    """Whether a list in the second column is one of positives, by its name."""
+    """Return whether a list in the second column has positives, by its name."""
     return columns.second.lower().startswith("pos")
 
 
 def labelled_list(row: Row, query: str, columns: Columns, threshold: float | None) -> LabelledQuery:
-    """A query, a list of passages and a list of labels."""
+    """Return the record of a query, a list of passages and a list of labels."""
     column, labels = columns.second, columns.labels
     passages = row.texts(column)
     if not labels:
-        raise row.error(f"column {column!r} is a list, which needs a column 'labels' beside it")
+        raise row.error(f"column {column!r} is a list, which needs a column 'labels'")
     values = row.numbers(labels)
     if len(values) != len(passages):
         raise row.error(f"{labels!r} has {len(values)} numbers for {len(passages)} passages")
-    right = [is_positive(row, value, labels, threshold) for value in values]
-    return from_labels(query, zip(passages, right, strict=True), where=row.where)
+    positive = [is_positive(row, value, labels, threshold) for value in values]
+    return from_labels(query, zip(passages, positive, strict=True), where=row.where)
 
 
 def tuple_of(row: Row, query: str, columns: Columns) -> LabelledQuery:
-    """A query, a positive and any number of negatives, perhaps with a list of scores.
+    """Return the record of a query, a positive and negatives, perhaps with a list of scores.
 
-    A column may hold a list of passages, as `negatives`; one that is null has none.
+    A column may have a list of passages, as `negatives`; one that is null has none.
     """
-    right = passages_of(row, columns.second)
-    wrong = [
+    positives = passages_of(row, columns.second)
+    negatives = [
         text
-        for column in columns.wrong(row)
+        for column in columns.negatives(row)
         if row.values[column] is not None
         for text in passages_of(row, column)
     ]
-    texts, labels = [*right, *wrong], columns.labels
+    texts, labels = [*positives, *negatives], columns.labels
     scores = row.numbers(labels) if labels else [None] * len(texts)
     if len(scores) != len(texts):
         raise row.error(f"{labels!r} has {len(scores)} numbers for {len(texts)} passages")
     scored = [Passage(text, score) for text, score in zip(texts, scores, strict=True)]
-    return LabelledQuery(query, scored[: len(right)], scored[len(right) :], where=row.where)
+    return LabelledQuery(query, scored[: len(positives)], scored[len(positives) :], where=row.where)
 
 
 def passages_of(row: Row, column: str) -> list[str]:
-    """The passages in a column: a text, or a list of them."""
+    """Return the passages in a column: a text, or a list of them."""
     return row.texts(column) if isinstance(row.values[column], list) else [row.text(column)]

@@ -1,4 +1,4 @@
-"""Tevatron's training data, as MIRACL, Mr. TyDi and MS MARCO come on the hub.
+"""Tevatron's training data, the format of MIRACL, Mr. TyDi and MS MARCO on the hub.
 
 A record has `query`, `positive_passages` and `negative_passages`: objects with `text`, and perhaps
 `title` and `docid`.
@@ -12,13 +12,13 @@ from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, Passage, id_text
 from .rows import Row, read_rows
 
-#: What is read of a record, and of its passages.
+#: The fields of a record that are read, and of its passages.
 FIELDS = ("query", "query_id", "positive_passages", "negative_passages")
 PASSAGE_FIELDS = ("docid", "title", "text")
 
 
 def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
-    """One record a row; title and text are joined by a space. Other fields are counted."""
+    """Yield one record a row, title and text joined by a space. Other fields are counted."""
     for row in read_rows(data_path):
         row.count_others(FIELDS, counts)
         pos, neg = (side(row, f"{name}_passages", counts) for name in ("positive", "negative"))
@@ -27,27 +27,27 @@ def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
 
 
 def side(row: Row, column: str, counts: ReasonCounts) -> list[Passage]:
-    """The passages of one side; a test set may have none."""
-    found = row.values.get(column)
-    if found is None and column in row.values:
+    """Return the passages of one side; a test set may have none."""
+    values = row.values.get(column)
+    if values is None and column in row.values:
         return []
-    if not isinstance(found, list):
+    if not isinstance(values, list):
         expected = "expected a list of objects with 'text' and perhaps 'title'"
-        found = json_type(found) if column in row.values else "missing"
-        raise row.error(f"column {column!r} is {found}, {expected}")
-    return [passage(row, f"{column}[{place}]", item, counts) for place, item in enumerate(found)]
+        actual = json_type(values) if column in row.values else "missing"
+        raise row.error(f"column {column!r} is {actual}, {expected}")
+    return [passage(row, f"{column}[{i}]", value, counts) for i, value in enumerate(values)]
 
 
-def passage(row: Row, where: str, found: object, counts: ReasonCounts) -> Passage:
-    """One passage; without a text it is blank."""
-    if not isinstance(found, dict):
-        raise row.error(f"{where} is {json_type(found)}, expected an object with 'text'")
-    for name in sorted(found.keys() - PASSAGE_FIELDS):
+def passage(row: Row, where: str, value: object, counts: ReasonCounts) -> Passage:
+    """Return one passage; without a text it is blank."""
+    if not isinstance(value, dict):
+        raise row.error(f"{where} is {json_type(value)}, expected an object with 'text'")
+    for name in sorted(value.keys() - PASSAGE_FIELDS):
         counts.add(f"fields {name!r} of passages, left out")
-    parts = []
+    texts = []
     for name in ("title", "text"):
-        text = found.get(name)
+        text = value.get(name)
         if text is not None and not isinstance(text, str):
             raise row.error(f"{name!r} of {where} is {json_type(text)}, expected a text")
-        parts.append(text or "")
-    return Passage(" ".join(filter(str.strip, parts)))
+        texts.append(text or "")
+    return Passage(" ".join(filter(str.strip, texts)))

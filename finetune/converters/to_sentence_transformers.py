@@ -16,7 +16,7 @@ SCORED = ("triplet", "n-tuple")
 
 
 def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -> Iterator[Group]:
-    """Groups that a format can hold; what it has no column for is counted.
+    """Yield groups as far as a format can hold them; what it has no column for is counted.
 
     Raises:
         InputError: n-tuples, which are columns, of groups with unequally many negatives; a
@@ -53,7 +53,7 @@ def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -
 
 
 def rows(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:
-    """The rows of a group.
+    """Yield the rows of a group.
 
     `labeled-list` has one row (query, docs, labels), `labeled-pair` one for every passage,
     `triplet` one for every positive and negative, `n-tuple` and `pair` one for every positive
@@ -72,16 +72,16 @@ def rows(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:
 
 
 def tuples(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:
-    """The triplets or n-tuples of a group."""
-    for place, right in enumerate(group.pos):
-        first: dict[str, object] = {"query": group.query, "positive": right}
+    """Yield the triplets or n-tuples of a group."""
+    for index, positive in enumerate(group.pos):
+        first: dict[str, object] = {"query": group.query, "positive": positive}
         scores = []
         if group.pos_scores and group.neg_scores:
-            scores = [group.pos_scores[place], *group.neg_scores]
+            scores = [group.pos_scores[index], *group.neg_scores]
         if output_format == "n-tuple":
-            wrong = {f"negative_{number}": text for number, text in enumerate(group.neg, 1)}
-            yield {**first, **wrong, **({"scores": scores} if scores else {})}
+            negatives = {f"negative_{number}": text for number, text in enumerate(group.neg, 1)}
+            yield {**first, **negatives, **({"scores": scores} if scores else {})}
             continue
         for number, text in enumerate(group.neg, 1):
-            own = {"scores": [scores[0], scores[number]]} if scores else {}
-            yield {**first, "negative": text, **own}
+            pair_scores = {"scores": [scores[0], scores[number]]} if scores else {}
+            yield {**first, "negative": text, **pair_scores}

@@ -100,7 +100,7 @@ def mine_negatives(
         The files with their numbers of groups, and counts of what was left out.
 
     Raises:
-        InputError: an option or an input is wrong, or no query gives a group.
+        InputError: an option or an input is invalid, or no query gives a group.
     """
     # The parameters are the fields of MineOptions, which checks them.
     options = {name: value for name, value in locals().items() if name != "progress"}
@@ -111,7 +111,7 @@ def mine(options: MineOptions, *, progress: bool) -> MiningResult:
     """Mine and write the groups."""
     result = MiningResult()
     judged, queries = read_inputs(options, result)
-    # Before the corpus is indexed: that takes time, a wrong name none.
+    # Before the corpus is indexed, so that a misspelt name is an error at once.
     teacher = options.load_reranker(options.filter_model) if options.filter_model else None
     embedding_model = load_embedding_model(options)
     with TemporaryDirectory(prefix=".mine-", dir=scratch_place(options.files[0])) as work:

@@ -168,7 +168,7 @@ def test_beir(tmp_path: Path) -> None:
     (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-1\t2\nPLAIN-0\tMED-3\t1\n")
     (graded,) = converted("beir", folder, split="dev", threshold=2)
     assert graded["neg"] == [f"Title 3 {texts[3]}"]
-    # Nothing is judged wrong: drawn from the other queries' passages.
+    # No negative is judged: drawn from the other queries' passages.
     assert second["neg"][0] in (first["pos"][0], first["neg"][0])
     (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-99\t1\n")
     err = refused("beir", folder, split="dev")
@@ -588,13 +588,13 @@ MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
             "sentence-transformers",
             "a.jsonl",
             '{"a": "q", "b": "p", "label": 0}\n{"a": "q", "b": "o"}',
-            ":2: the row has no 'label', other than the first row",
+            ":2: the row has no 'label', unlike the first row",
         ),
         (
             "flagembedding",
             "a.jsonl",
             '{"query": "q", "pos": ["p"], "negs": ["n"]}',
-            ":1: unknown field 'negs', and no 'neg': rename it",
+            ":1: unknown field 'negs', and no 'neg': rename or",
         ),
         ("sentence-transformers", "a.csv", "q,d,label\na,b,c\n", ":2: column 'label' is 'c'"),
         ("msmarco", "a.csv", 'query,passages\nq,"[1, ..., 2]"\n', "has no 'passage_text'"),
@@ -661,7 +661,9 @@ def test_copies_of_right_passages_are_not_wrong(tmp_path: Path) -> None:
 
 
 def test_ids_are_no_queries(tmp_path: Path) -> None:
-    rows = [{"id": f"q{place}", "anchor": f"a {place}", "positive": f"p {place}"} for place in "12"]
+    rows = [
+        {"id": f"q{number}", "anchor": f"a {number}", "positive": f"p {number}"} for number in "12"
+    ]
     first, _ = converted("sentence-transformers", write_lines(tmp_path / "t.jsonl", rows))
     assert first == {"query": "a 1", "pos": ["p 1"], "neg": ["p 2"]}
 

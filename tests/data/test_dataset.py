@@ -37,7 +37,7 @@ def build(path: DataPath, cache: Path, skipped: SkippedLines | None = None) -> G
 
 
 def settle(path: Path) -> None:
-    """As if the file had been there for a while: right after a change its time says nothing."""
+    """Make a file look old: the modification time of a new one is not relied on."""
     then = time.time_ns() - 10**10
     os.utime(path, ns=(then, then))
 
@@ -252,24 +252,24 @@ class Unwritable:
     """Ways in which a cache cannot be written."""
 
     @staticmethod
-    def below_a_file(place: Path) -> Path:
-        (place / "file").write_text("")
-        return place / "file" / "cache"
+    def below_a_file(folder: Path) -> Path:
+        (folder / "file").write_text("")
+        return folder / "file" / "cache"
 
     @staticmethod
-    def full_disk(place: Path) -> Path:
-        mount("tmpfs", place, "-o", "size=4k")
-        (place / "all").write_bytes(bytes(4096))
-        return place
+    def full_disk(folder: Path) -> Path:
+        mount("tmpfs", folder, "-o", "size=4k")
+        (folder / "all").write_bytes(bytes(4096))
+        return folder
 
     @staticmethod
-    def read_only(place: Path) -> Path:
-        mount("tmpfs", place, "-o", "ro")
-        return place
+    def read_only(folder: Path) -> Path:
+        mount("tmpfs", folder, "-o", "ro")
+        return folder
 
     @staticmethod
-    def read_only_parent(place: Path) -> Path:
-        return Unwritable.read_only(place) / "deeper" / "cache"
+    def read_only_parent(folder: Path) -> Path:
+        return Unwritable.read_only(folder) / "deeper" / "cache"
 
 
 WAYS = [name for name in vars(Unwritable) if not name.startswith("_")]

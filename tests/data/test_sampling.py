@@ -47,8 +47,8 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone(groups: int, epoc
     for one in (batches, again):
         one.set_epoch(epoch)
     assert list(batches) == list(again)
-    places = sorted(place for batch in batches for place in batch)
-    assert places == [(epoch, index, True) for index in range(groups)]
+    indices = sorted(index for batch in batches for index in batch)
+    assert indices == [(epoch, index, True) for index in range(groups)]
 
 
 def hashes(queries: list[str]) -> Hashes:

@@ -95,7 +95,7 @@ def test_no_right_passage_is_ever_mined_as_wrong(
     strategy: str,
     data: st.DataObject,
 ) -> None:
-    right = [
+    positives = [
         data.draw(st.sets(st.integers(0, len(passages) - 1), min_size=1, max_size=3))
         for _ in queries
     ]
@@ -108,7 +108,7 @@ def test_no_right_passage_is_ever_mined_as_wrong(
         write_lines(
             folder / "queries.jsonl", [{"_id": f"q{i}", "text": q} for i, q in enumerate(queries)]
         )
-        judged = [f"q{i}\tp{position}\t1\n" for i, own in enumerate(right) for position in own]
+        judged = [f"q{i}\tp{position}\t1\n" for i, ps in enumerate(positives) for position in ps]
         (folder / "qrels.tsv").write_text("".join(judged), encoding="utf-8")
         options = {
             "corpus": folder / "corpus.jsonl",
@@ -138,9 +138,9 @@ def test_no_right_passage_is_ever_mined_as_wrong(
     for group in (group for side in sides for group in side):
         known = [
             passages[position]
-            for query, own in zip(queries, right, strict=True)
+            for query, positions in zip(queries, positives, strict=True)
             if text_key(query) == text_key(group["query"])
-            for position in own
+            for position in positions
         ]
         duplicates = Duplicates(known)
         assert {text_key(text) for text in group["pos"]} == {text_key(text) for text in known}
@@ -526,7 +526,7 @@ def test_no_side_of_a_split_is_empty(tmp_path: Path) -> None:
     rows = [{"id": "d", "text": "two"}, {"id": "e", "text": "three"}]
     write_lines(tmp_path / "queries.jsonl", [{"id": text, "text": text} for text in ("one", "six")])
     write_lines(tmp_path / "corpus.jsonl", rows)
-    # For the second query everything is right.
+    # For the second query every passage is a positive.
     (tmp_path / "qrels").write_text("one\td\t1\nsix\td\t1\nsix\te\t1\n")
     with pytest.raises(OptionError, match="--split: no group is left for o"):
         mine_negatives(**files, split="0.5,0.5")
@@ -564,9 +564,9 @@ def test_names_of_split_files() -> None:
     assert names("mined.train.jsonl", "0.8,0.2") == ["mined.train.jsonl", "mined.dev.jsonl"]
     assert names("training.jsonl", "0.8,0.2") == ["training.jsonl", "training-dev.jsonl"]
     assert names("x.jsonl", ["0.8", "0.1", "0.1"]) == ["x.jsonl", "x-dev.jsonl", "x-test.jsonl"]
-    for wrong in ("1", "0.5,0.6", "a,b", "1,0"):
+    for shares in ("1", "0.5,0.6", "a,b", "1,0"):
         with pytest.raises(OptionError, match="--split"):
-            parse_shares(wrong)
+            parse_shares(shares)
 
 
 def test_groups_may_go_to_stdout(tmp_path: Path) -> None:
