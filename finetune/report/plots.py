@@ -64,6 +64,9 @@ FEWEST_DOCUMENTS = 10
 #: The smallest height of an axis of a metric: noise shall not look like progress.
 SMALLEST_RANGE = 0.1
 
+#: Steps and values of a curve.
+Points = list[tuple[float, float]]
+
 GROUP_ID = re.compile(r' id="[a-z0-9]+_\d+"')
 SIZE = re.compile(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>')
 
@@ -101,19 +104,12 @@ def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Any]]
     return figure, list(figure.subplots(rows, 1, squeeze=False, **options)[:, 0])
 
 
-@mpl.rc_context(STYLE)
-def plot_training(
-    history: Sequence[Mapping[str, float]], metric: str, kept_step: int | None = None
-) -> Figure:
-    """Plot training loss, validation loss and a metric over the steps, each on its own axis.
-
-    The training loss is that of sampled groups, the validation loss that of whole ones: they are
-    on different scales and cannot be compared.
+def training_curves(history: Sequence[Mapping[str, float]], metric: str) -> dict[str, Points]:
+    """Return steps and values of training loss, validation loss and a metric, where there are any.
 
     Args:
         history: The entries of `history.jsonl`.
-        metric: The metric of the validation queries that is shown.
-        kept_step: The step whose model was kept, marked by a line.
+        metric: The metric of the validation queries.
     """
     titles = {
         "loss": "Training loss",
@@ -121,31 +117,51 @@ def plot_training(
         metric: f"{metric_title(metric)} on validation queries",
     }
     curves = {
-        name: [(entry["step"], entry[name]) for entry in history if name in entry]
-        for name in titles
+        title: [(entry["step"], entry[name]) for entry in history if name in entry]
+        for name, title in titles.items()
     }
-    curves = {name: points for name, points in curves.items() if points}
+    return {title: points for title, points in curves.items() if points}
+
+
+@mpl.rc_context(STYLE)
+def plot_training(curves: Mapping[str, Points], kept_step: int | None = None) -> Figure:
+    """Plot losses and a metric over the steps, each on its own axis.
+
+    The training loss is that of sampled groups, the validation loss that of whole ones: they are
+    on different scales and cannot be compared.
+
+    Args:
+        curves: Steps and values by the titles of their axes, as `training_curves` returns them.
+        kept_step: The step whose model was kept, marked by a line.
+    """
+    blue = PALETTE["blue"]
     figure, axes = panels(len(curves), 0.5 + 1.35 * len(curves), sharex=True)
-    for panel, (name, points) in zip(axes, curves.items(), strict=True):
-        marker = None if name == "loss" and len(points) > 20 else "o"
-        panel.plot(*zip(*points, strict=True), color=PALETTE["blue"], marker=marker)
-        if kept_step is not None:
-            panel.axvline(kept_step, color=PALETTE["orange"], linestyle="--", linewidth=1)
-        panel.set(title=titles[name])
-    if metric in curves:
-        axes[-1].set_ylim(*metric_range([value for _, value in curves[metric]]))
-    if kept_step is not None:
-        axes[-1].annotate(
-            "kept",
-            (kept_step, axes[-1].get_ylim()[0]),
-            (-3, 3),
-            textcoords="offset points",
-            ha="right",
-            color=PALETTE["orange"],
-            fontsize=8.5,
-        )
+    for panel, (title, points) in zip(axes, curves.items(), strict=True):
+        panel.plot(*zip(*points, strict=True), "o-" if len(points) <= 20 else "-", color=blue)
+        panel.set(title=title)
+        if title.endswith("queries"):
+            panel.set_ylim(*metric_range([value for _, value in points]))
     axes[-1].set(xlabel="step")
+    if kept_step is not None:
+        mark_step(axes, kept_step)
     return figure
+
+
+def mark_step(axes: Sequence[Any], step: int) -> None:
+    """Mark the step whose model was kept on all axes, and name the mark on the last."""
+    for panel in axes:
+        panel.axvline(step, color=PALETTE["orange"], linestyle="--", linewidth=1)
+    low, high = axes[-1].get_xlim()
+    is_early = step < (low + high) / 2
+    axes[-1].annotate(
+        "kept",
+        (step, axes[-1].get_ylim()[0]),
+        (3 if is_early else -3, 3),
+        textcoords="offset points",
+        ha="left" if is_early else "right",
+        color=PALETTE["orange"],
+        fontsize=8.5,
+    )
 
 
 def metric_range(values: Sequence[float]) -> tuple[float, float]:

@@ -137,10 +137,8 @@ class ComparisonReport:
             "scores": plots.plot_scores(scores, relevant),
             "reliability": plots.plot_reliability(curves, relevant, colours),
         }
-        if self.history:
-            figures["training_curves"] = plots.plot_training(
-                self.history, self.comparison.metric, self.kept_step
-            )
+        if training := plots.training_curves(self.history, self.comparison.metric):
+            figures["training_curves"] = plots.plot_training(training, self.kept_step)
         return figures
 
     @property

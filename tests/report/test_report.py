@@ -18,6 +18,7 @@ from rerank_plugin.finetune.evaluation.calibration import Calibration
 from rerank_plugin.finetune.evaluation.comparison import Comparison
 from rerank_plugin.finetune.evaluation.metrics import ScoredQuery, query_metrics
 from rerank_plugin.finetune.evaluation.scoring import Evaluation
+from rerank_plugin.finetune.report import plots
 from rerank_plugin.finetune.report.report import ComparisonReport, shown_fact
 from rerank_plugin.finetune.report.verdict import verdict
 from rerank_plugin.model.names import distinct_names, short_name
@@ -159,6 +160,21 @@ def test_names_of_models_are_short_and_tell_them_apart(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--BAAI--bge-reranker-base" / "snapshots" / "0ab1"
     assert short_name(snapshot) == "BAAI/bge-reranker-base"
     assert distinct_names("a", "a") == ("a (first)", "a (second)")
+
+
+def test_losses_and_the_metric_have_axes_of_their_own() -> None:
+    history = [
+        {"step": 0, "eval_loss": 2.4, "ndcg@10": 0.5},
+        {"step": 1, "loss": 1.6},
+        {"step": 2, "train_seconds": 1.0},
+    ]
+    curves = plots.training_curves(history, "ndcg@10")
+    figure = plots.plot_training(curves, kept_step=0)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["Training loss", "Validation loss", "nDCG@10 on validation queries"]
+    low, high = figure.axes[-1].get_ylim()
+    assert high - low >= 0.1
+    assert plots.training_curves(history[2:], "ndcg@10") == {}
 
 
 def test_facts_have_no_absolute_paths() -> None:
