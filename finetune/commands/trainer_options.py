@@ -1,4 +1,4 @@
-"""The options of transformers.TrainingArguments on our command line, by their own names."""
+"""The options of transformers.TrainingArguments on the command line, by their own names."""
 
 from dataclasses import fields
 from typing import Any, NoReturn
@@ -12,15 +12,15 @@ from ..argument_names import TWINS
 
 
 def names() -> list[str]:
-    """The names of all training arguments."""
+    """Return the names of all training arguments."""
     return [item.name for item in fields(TrainingArguments) if item.init]
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
-    """The training arguments that a command line sets, and nothing that it leaves alone."""
+    """Return the training arguments that a command line sets, without defaults."""
     parser = HfArgumentParser(TrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
     parser.error = refuse  # type: ignore[method-assign]
-    # transformers' own defaults stay out: a run has its own.
+    # transformers' defaults are left out: a run has its own.
     for action in parser._actions:
         action.default = None
         action.required = False
@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 
 
 def refuse(message: str) -> NoReturn:
-    """End with one line instead of transformers' long usage."""
+    """Raise one line instead of printing transformers' long usage."""
     raise InputError(message)
 
 
