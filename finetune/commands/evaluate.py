@@ -10,6 +10,7 @@ from rerank_plugin.io.outputs import check_output, check_output_folder
 from rerank_plugin.options import option
 
 from ..evaluation.options import EvaluationOptions
+from ..export.versions import VERSIONS
 
 
 @dataclass(kw_only=True)
@@ -65,7 +66,7 @@ def main(options: EvaluateOptions) -> int:
     result = run_evaluation(options, progress=True)
     # Files first: printing fails if nobody reads stdout.
     if options.output:
-        write_json(Path(options.output), result.to_dict())
+        write_json(Path(options.output), {**VERSIONS, **result.to_dict()})
         say(f"metrics: {options.output}")
     if options.report:
         say(f"report: {write_evaluation_report(result, Path(options.report))}")

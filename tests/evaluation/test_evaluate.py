@@ -82,7 +82,9 @@ def test_metrics_have_the_spelling_of_ir_measures(
     names = ["AP", "P@1", "nDCG@10", "RR@10", "hit@1", "ndcg@10"]
     arguments = ["--model_dir", tiny_model, "--data_path", data, "--output", output]
     assert cli("evaluate", *arguments, "--metrics", *names)[0] == 0
-    after = json.loads(output.read_text())["after"]
+    record = json.loads(output.read_text())
+    assert record["schema_version"] == 1
+    after = record["after"]
     assert list(after) == [*names, "queries"]
     assert (after["nDCG@10"], after["P@1"]) == (after["ndcg@10"], after["hit@1"])
     code, _, err = cli("evaluate", *arguments, "--metrics", *names, "--fail_below", 1)
