@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     raise MissingPackageError("langchain_core") from error
 
 from rerank_plugin.arguments import whole_number
-from rerank_plugin.ranking import checked_query, document_list
+from rerank_plugin.inputs import checked_query, document_list
 
 from .cross_encoder import BaseCrossEncoder
 from .settings import ModelSettings, Ranking, RankingSettings, Request, TopN, earlier_score

@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingPackageError("llama_index") from error
 
-from rerank_plugin.ranking import checked_query
+from rerank_plugin.inputs import checked_query
 
 from .settings import Ranking, RankingSettings, Request, TopN, earlier_score
 

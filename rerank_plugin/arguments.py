@@ -1,6 +1,6 @@
-"""Arguments of the Python API: every value either has one meaning or is an error that names it.
+"""Check arguments of the Python API: every value has one meaning, or is an error that names it.
 
-Nothing here imports torch: adapters check their fields before a model is loaded.
+Nothing here imports torch: integrations check their fields before a model is loaded.
 """
 
 import os
@@ -20,7 +20,7 @@ LONG_DOCUMENTS = ("cut", "windows")
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: its repr where that is short, else its type."""
+    """Return a value for a message: its repr if that is short, else its type."""
     if value is None or isinstance(value, str | bytes | int | float):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:56]} …"
@@ -28,7 +28,7 @@ def shown(value: object) -> str:
 
 
 def whole_number(name: str, value: Any, *, minimum: int = 1) -> int | None:
-    """Return an optional whole number as an `int`; those of numpy count, booleans do not.
+    """Return an optional whole number as an `int`; numpy's are valid, booleans are not.
 
     Raises:
         InputError: not a whole number, or less than the minimum.
@@ -36,7 +36,7 @@ def whole_number(name: str, value: Any, *, minimum: int = 1) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputError(f"{name}: {shown(value)} is not a whole number")
+        raise InputError(f"{name}: expected a whole number, not {shown(value)}")
     if value < minimum:
         raise InputError(f"{name}: {value} is less than {minimum}")
     return int(value)
@@ -54,11 +54,11 @@ def score_threshold(value: Any) -> float | str | None:
         return str(value)
     if isinstance(value, str | bool) or not isinstance(value, Real):
         raise InputError(
-            f"score_threshold: {shown(value)} is neither a number nor a name such as "
-            "'precision@0.9'"
+            f"score_threshold: expected a number, or a name such as 'precision@0.9', not "
+            f"{shown(value)}"
         )
     if isnan(value):
-        raise InputError("score_threshold: NaN is not a threshold")
+        raise InputError("score_threshold: expected a number, not NaN")
     return float(value)
 
 
@@ -78,7 +78,7 @@ def flag(name: str, value: Any) -> bool:
         InputError: not a boolean.
     """
     if not isinstance(value, bool):
-        raise InputError(f"{name}: {shown(value)} is not a boolean")
+        raise InputError(f"{name}: expected True or False, not {shown(value)}")
     return value
 
 
@@ -91,7 +91,7 @@ def text_or_none(name: str, value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{name}: {shown(value)} is not a name")
+        raise InputError(f"{name}: expected a name, not {shown(value)}")
     return str(value)
 
 
@@ -101,14 +101,14 @@ def model_name(name: str, value: Any) -> str:
     Raises:
         InputError: neither a string nor a path, or blank.
     """
-    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(found, str) or not found.strip():
-        raise InputError(f"{name}: a hub id or a folder is needed, not {shown(value)}")
-    return str(found)
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not path.strip():
+        raise InputError(f"{name}: expected a hub id or a folder, not {shown(value)}")
+    return str(path)
 
 
 def adapter_folders(value: Any) -> dict[str, str] | None:
-    """Return LoRA adapter folders by name; None where there are none.
+    """Return LoRA adapter folders by name; None if there are none.
 
     Raises:
         InputError: not a mapping of names to folders.
@@ -116,12 +116,12 @@ def adapter_folders(value: Any) -> dict[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"adapters: a mapping of names to folders is needed, not {shown(value)}")
+        raise InputError(f"adapters: expected a mapping of names to folders, not {shown(value)}")
     return {str(name): model_name(f"adapters[{name!r}]", value[name]) for name in value} or None
 
 
 def device_name(value: Any) -> str:
-    """Return the name of a device; the number of a GPU and a `torch.device` have one.
+    """Return the name of a device, which may be the number of a GPU or a `torch.device`.
 
     Raises:
         InputError: neither a name, a number nor a device.
@@ -132,11 +132,16 @@ def device_name(value: Any) -> str:
         return f"cuda:{int(value)}"
     if is_torch(value, "device"):
         return str(value)
-    raise InputError(f"device: {shown(value)} is no device: use auto, cpu, cuda, cuda:1 or mps")
+    raise InputError(f"device: {unknown_device(value)}")
+
+
+def unknown_device(value: object) -> str:
+    """Return the problem with a value that is not a device."""
+    return f"unknown device {shown(value)}; use auto, cpu, cuda, cuda:1 or mps"
 
 
 def dtype_name(value: Any) -> str:
-    """Return the name of a precision; a `torch.dtype` has one.
+    """Return the name of a precision, which may be a `torch.dtype`.
 
     Raises:
         InputError: neither a name nor a `torch.dtype`.
@@ -145,12 +150,10 @@ def dtype_name(value: Any) -> str:
         return str(value)
     if is_torch(value, "dtype"):
         return str(value).removeprefix("torch.")
-    raise InputError(
-        f"dtype: {shown(value)} is no precision: use auto, float32, bfloat16 or float16"
-    )
+    raise InputError(f"dtype: unknown dtype {shown(value)}; use auto, float32, bfloat16 or float16")
 
 
 def is_torch(value: object, kind: str) -> bool:
-    """Return whether a value is one of torch's types; without torch none is."""
+    """Return whether a value has one of torch's types; without torch none has."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, getattr(torch, kind))

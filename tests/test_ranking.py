@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rerank_plugin import Reranker
-from rerank_plugin.cli import rerank
 from rerank_plugin.errors import InputError
-from rerank_plugin.io.requests import Request
-from rerank_plugin.ranking import Selection, is_blank
+from rerank_plugin.inputs import is_blank
+from rerank_plugin.ranking import RankingPolicy
 
 from .factories import Run, sample_texts, write_lines
 
@@ -54,6 +53,14 @@ def by_arank(reranker: Reranker, texts: list[str], top_n: int | None, threshold:
     return [(item.index, item.score) for item in found]
 
 
+def by_rank_stream(
+    reranker: Reranker, texts: list[str], top_n: int | None, threshold: Any
+) -> Ranking:
+    requests = [(QUERY, texts)]
+    (ranked,) = reranker.rank_stream(requests, top_n, score_threshold=threshold)
+    return [(item.index, item.score) for item in ranked.ranking]
+
+
 def by_langchain(
     reranker: Reranker, texts: list[str], top_n: int | None, threshold: Any
 ) -> Ranking:
@@ -78,7 +85,7 @@ def by_llama_index(
     return [(int(item.node_id), item.score) for item in found]
 
 
-WAYS: list[Way] = [by_rank, by_rank_many, by_arank, by_langchain, by_llama_index]
+WAYS: list[Way] = [by_rank, by_rank_many, by_rank_stream, by_arank, by_langchain, by_llama_index]
 
 
 def close(found: Ranking, wanted: Ranking) -> bool:
@@ -110,22 +117,19 @@ def test_every_way_ranks_by_the_policy(
 
 @FEW
 @given(requests=st.lists(st.tuples(st.just(QUERY), TEXTS), max_size=5))
-def test_the_commands_stream_is_the_same_ranking(
+def test_a_stream_of_requests_is_ranked_in_its_order(
     reranker: Reranker, requests: list[tuple[str, list[str]]]
 ) -> None:
     done: list[int] = []
-    asked = iter([Request(query, list(texts)) for query, texts in requests])
-    found = [item for part in rerank.rank(reranker, asked, None, done.append) for item in part]
+    stream = list(reranker.rank_stream(iter(requests), progress=done.append))
     assert sum(done) == sum(len(texts) for _, texts in requests)
-    assert len(found) == len(requests)
-    for item, ranking in zip(found, reranker.rank_many(requests), strict=True):
-        told: Any = item["ranking"]
+    assert [ranked.query for ranked in stream] == [query for query, _ in requests]
+    for ranked, ranking in zip(stream, reranker.rank_many(requests), strict=True):
         assert close(
-            [(entry["index"], entry["score"]) for entry in told],
-            [(entry.index, entry.score) for entry in ranking],
+            [(item.index, item.score) for item in ranked.ranking],
+            [(item.index, item.score) for item in ranking],
         )
-        scores: Any = item["scores"]
-        assert all(scores[entry["index"]] == entry["score"] for entry in told)
+        assert all(ranked.scores[item.index] == item.score for item in ranked.ranking)
 
 
 @FEW
@@ -167,8 +171,8 @@ def test_a_threshold_is_not_rounded_to_the_scores_precision() -> None:
     scores = np.array([0.3, 0.1], np.float32)
     exact = float(scores[1])
     above = float(np.nextafter(exact, 1))  # the same float32 as the score
-    assert len(Selection(score_threshold=exact).rank(scores, scores)) == 2
-    assert len(Selection(score_threshold=above).rank(scores, scores)) == 1
+    assert len(RankingPolicy(score_threshold=exact).select(scores, scores)) == 2
+    assert len(RankingPolicy(score_threshold=above).select(scores, scores)) == 1
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -207,8 +211,8 @@ def test_pairs_are_named_too(reranker: Reranker) -> None:
             (("a", None), r"pairs\[1\]: document"),
             (("a", "\ud83d"), r"pairs\[1\]: document: not valid Unicode"),
             ((b"a", "b"), r"pairs\[1\]: query"),
-            ("ab", r"pairs\[1\]: a \(query, document\) pair"),
-            (("a", "b", "c"), r"pairs\[1\]: a \(query, document\) pair"),
+            ("ab", r"pairs\[1\]: expected a \(query, document\) pair"),
+            (("a", "b", "c"), r"pairs\[1\]: expected a \(query, document\) pair"),
         ):
             with pytest.raises(InputError, match=told):
                 score([("a", "b"), wrong])  # type: ignore[list-item]
@@ -256,9 +260,9 @@ def test_documents_of_many_kinds_are_ranked(
     [None, 3, "text", b"text", {"a": "text"}, {"text"}, np.array([["a"]]), np.array("a")],
 )
 def test_what_is_no_list_of_documents_is_refused(reranker: Reranker, documents: Any) -> None:
-    with pytest.raises(InputError, match="documents: a list of texts is needed, not"):
+    with pytest.raises(InputError, match="documents: expected a list of texts, not"):
         reranker.rank(QUERY, documents)
-    with pytest.raises(InputError, match=r"requests\[1\]: documents: a list of texts"):
+    with pytest.raises(InputError, match=r"requests\[1\]: documents: expected a list of texts"):
         reranker.rank_many([(QUERY, []), (QUERY, documents)])
 
 
@@ -268,7 +272,7 @@ def test_a_blank_query_is_an_error_whatever_is_ranked(
     reranker: Reranker, way: Way, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(globals(), "QUERY", " \n")
-    with pytest.raises(ValueError, match="query: a text that is not blank is needed"):
+    with pytest.raises(ValueError, match="query: expected a text that is not blank"):
         way(reranker, texts, None, None)
 
 

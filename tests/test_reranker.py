@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_plugin import Ranked, Reranker
-from rerank_plugin.engine.scorer import ScoringError, batches_by_length
+from rerank_plugin.engine.padding import batches_by_length
+from rerank_plugin.engine.scores import ScoringError
 from rerank_plugin.errors import InputError, OptionError
 
 from .factories import build_model, sample_texts
@@ -129,7 +130,7 @@ def test_misuse_is_told(reranker: Reranker) -> None:
         reranker.rank(" ", ["a"])
     with pytest.raises(ValueError, match="top_n"):
         reranker.rank("a", ["a"], top_n=0)
-    with pytest.raises(ValueError, match="not one text"):
+    with pytest.raises(ValueError, match="not a single text"):
         reranker.rank("a", "abc")
     with pytest.raises(ValueError, match=r"documents\[0\]: not valid Unicode"):
         reranker.rank("a", ["\ud83d"])
@@ -155,7 +156,7 @@ def test_a_broken_model_is_an_error_never_a_rank(tmp_path: Path) -> None:
 
 
 def test_an_encoder_without_a_head_gives_no_scores(tiny_encoder: Path) -> None:
-    with pytest.raises(InputError, match=r"has no trained scoring head.*fine-tune it first"):
+    with pytest.raises(InputError, match=r"has no trained scoring head.*fine-tune it"):
         Reranker(tiny_encoder)
 
 
@@ -172,17 +173,17 @@ def test_cuda_without_cuda_warns(tiny_model: Path, caplog: pytest.LogCaptureFixt
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     assert Reranker(tiny_model, device="cuda").device.type == "cpu"
-    assert "running on the CPU" in caplog.text
+    assert "using the CPU" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"max_length": 129}, "max_length: 129 is more than the model's 128 positions"),
-        ({"device": "gpu"}, "device: 'gpu' is no device"),
+        ({"device": "gpu"}, "device: unknown device 'gpu'"),
         ({"device": "mps"}, "device: mps is not available"),
-        ({"dtype": "int8"}, "dtype: 'int8'"),
-        ({"dtype": "float16", "device": "cpu"}, "float16 is not for a CPU"),
+        ({"dtype": "int8"}, "dtype: invalid choice: 'int8'"),
+        ({"dtype": "float16", "device": "cpu"}, "float16 is not supported on a CPU"),
     ],
 )
 def test_options_are_checked(family_model: Path, options: dict[str, str], expected: str) -> None:

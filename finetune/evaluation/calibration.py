@@ -11,8 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from rerank_plugin.engine.scorer import Logits
-from rerank_plugin.engine.scores import sigmoid
+from rerank_plugin.engine.scores import Logits, sigmoid
 
 from ..data.splits import Hashes, halves
 from ..text.normalize import text_digest

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rerank_plugin.engine.scorer import Logits, ScoresPairs
+from rerank_plugin.engine.scorer import ScoresPairs
+from rerank_plugin.engine.scores import Logits
 
 from ..data.batched import batched
 from ..losses.base import Loss, teacher_scores

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from rerank_plugin.cli.console import bar
-from rerank_plugin.engine.scorer import Logits
+from rerank_plugin.engine.scores import Logits
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import DataPath, Line, read_lines
 

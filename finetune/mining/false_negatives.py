@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from rerank_plugin.engine.scorer import Logits, ScoresPairs
+from rerank_plugin.engine.scorer import ScoresPairs
+from rerank_plugin.engine.scores import Logits
 
 from ..data.groups import Group
-from .negatives import NegativeSelection
+from .negatives import Selection
 
 #: Decimals of logits in groups: more of them are noise of the model's precision.
 DIGITS = 4
@@ -18,7 +19,7 @@ AS_GOOD = "passages that the reranker scores as high as a positive"
 
 
 def take_scored(
-    selections: Sequence[NegativeSelection],
+    selections: Sequence[Selection],
     negatives: int,
     scorer: ScoresPairs,
     *,

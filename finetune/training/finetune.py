@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from rerank_plugin.engine.scorer import ScoringError
+from rerank_plugin.engine.scores import ScoringError
 from rerank_plugin.model.device import resolve_device
 from rerank_plugin.model.loaded import quiet_transformers
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from rerank_plugin.cli.console import bar
-from rerank_plugin.engine.scorer import Scorer, ScoringError
+from rerank_plugin.engine.scorer import Scorer
+from rerank_plugin.engine.scores import ScoringError
 from rerank_plugin.errors import OptionError
 
 from ..data.dataset import GroupDataset

@@ -107,7 +107,7 @@ def prepare_encoder(config: FinetuneConfig, loaded: LoadedModel) -> PairEncoder:
 
 def check_base(config: FinetuneConfig, run_dir: RunDir, loaded: LoadedModel) -> str:
     """Return the fingerprint of the base weights, which a resumed run must find again."""
-    fingerprint = Base.of(loaded, config.model_name_or_path).fingerprint
+    fingerprint = Base.from_model(loaded, config.model_name_or_path).fingerprint
     if run_dir.state.get("base", fingerprint) != fingerprint:
         raise run_dir.changed("model_name_or_path", "the model")
     run_dir.keep(base=fingerprint)

@@ -1,4 +1,4 @@
-"""Attention inside the pairs of a packed row, as transformers calls it."""
+"""Attention inside the pairs of a packed row, with the interface of transformers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,38 +10,37 @@ from transformers import AttentionInterface
 
 from rerank_plugin.engine.cpu_attention import CpuAttention, is_supported
 
-#: The name under which transformers knows it. No mask function goes by this name, so that models
-#: build no mask.
+#: Its name in transformers. No mask function has this name, so that models build no mask.
 NAME = "rerank_packed"
 
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Where the pairs of a packed row begin and end; goes through a model as one keyword."""
+    """The boundaries of the pairs in a packed row; passed through a model as one keyword."""
 
-    #: Where pairs begin, and the end: int32 `[pairs + 1]`, on the CPU and on the model's device.
+    #: The start of each pair, and the end: int32 `[pairs + 1]`, on the CPU and on the model's
+    #: device.
     offsets: Tensor
     on_device: Tensor
-    #: The same in int64. Nested tensors are alike only if theirs are this very tensor, also when a
-    #: layer is computed once more for its gradient.
-    places: Tensor
+    #: The same in int64. Nested tensors match only if their offsets are the same tensor object,
+    #: also when a layer is computed once more for its gradient.
+    offsets64: Tensor
     lengths: tuple[int, ...]
     longest: int
-    #: Of all pairs; what a row has behind them belongs to none.
+    #: The number of tokens of all pairs; the row may be longer.
     tokens: int
 
     @classmethod
-    def of(cls, lengths: list[int]) -> "Boundaries":
-        """The boundaries of pairs that stand one behind the other, on the CPU."""
+    def from_lengths(cls, lengths: list[int]) -> "Boundaries":
+        """Return the boundaries of consecutive pairs, on the CPU."""
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         torch.cumsum(torch.tensor(lengths), 0, dtype=torch.int32, out=offsets[1:])
-        places = offsets.long()
-        return cls(offsets, offsets, places, tuple(lengths), max(lengths), sum(lengths))
+        return cls(offsets, offsets, offsets.long(), tuple(lengths), max(lengths), sum(lengths))
 
     def to(self, device: torch.device) -> "Boundaries":
-        """The same for a model on a device."""
+        """Return the same boundaries for a model on a device."""
         on_device = self.offsets.to(device, non_blocking=True)
-        return replace(self, on_device=on_device, places=on_device.long())
+        return replace(self, on_device=on_device, offsets64=on_device.long())
 
 
 def packed_attention(
@@ -56,17 +55,17 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention inside each pair, without dropout of its weights on any device.
+    """Compute attention inside each pair, without dropout of its weights on any device.
 
     Args:
-        _module: The layer that asks.
+        _module: The layer.
         query: As `key` and `value` `[1, heads, tokens, head size]`.
         key: See above.
         value: See above.
-        _attention_mask: None: the boundaries say what a token sees.
-        boundaries: Where the pairs of the row begin and end.
+        _attention_mask: None: the boundaries decide which tokens see each other.
+        boundaries: The boundaries of the pairs in the row.
         scaling: The factor of the scores; default one over the root of the head size.
-        sliding_window: A token sees those less than so many places away; all by default.
+        sliding_window: A token sees tokens less than this distance away; all by default.
 
     Returns:
         `[1, tokens, heads, head size]`, and no weights.
@@ -89,10 +88,10 @@ def attend(
     scale: float,
     window: int = 0,
 ) -> Tensor:
-    """Attention inside each pair by the fastest kernel that is there, `[tokens, heads, head size]`.
+    """Compute attention by the fastest kernel available, `[tokens, heads, head size]`.
 
-    A token sees those less than `window` places away, all where that is 0; of what a row has behind
-    its pairs the output is 0.
+    A token sees the tokens of its pair less than `window` away, all of them if that is 0. Of tokens
+    after the last pair the output is 0.
     """
     if window >= boundaries.longest:
         window = 0
@@ -109,13 +108,13 @@ def attend(
 
 
 def takes_rows_of_pairs(query: Tensor) -> bool:
-    """Whether CUDA's kernels take a tensor; ROCm's have limits of their own."""
+    """Return whether CUDA's kernels take a tensor; ROCm's have other limits."""
     size = query.shape[-1]
     return query.is_cuda and not torch.version.hip and size % 8 == 0 and size <= 256
 
 
 def has_flash(query: Tensor) -> bool:
-    """Whether FlashAttention takes a tensor on a GPU: half precision, from Ampere on."""
+    """Return whether FlashAttention takes a tensor: half precision, on Ampere or newer."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     return half and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
@@ -123,7 +122,7 @@ def has_flash(query: Tensor) -> bool:
 def varlen(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Boundaries, window: int, scale: float
 ) -> Tensor:
-    """Attention by FlashAttention for rows of pairs, `[tokens, heads, head size]`."""
+    """Compute attention by FlashAttention for packed rows, `[tokens, heads, head size]`."""
     from torch.nn.attention.varlen import varlen_attn
 
     offsets, longest = boundaries.on_device, boundaries.longest
@@ -137,7 +136,7 @@ def varlen(
         longest,
         scale=scale,
         window_size=(window - 1, window - 1) if window else (-1, -1),
-        # Splitting keys by how many pairs there are would let a score move with its neighbours.
+        # Splits that depend on the number of pairs would let a score depend on its neighbours.
         num_splits=1,
     )
     assert isinstance(out, Tensor)
@@ -147,11 +146,11 @@ def varlen(
 def nested(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Boundaries, scale: float
 ) -> Tensor:
-    """Attention by torch's kernels for nested tensors, `[tokens, heads, head size]`.
+    """Compute attention by torch's kernels for nested tensors, `[tokens, heads, head size]`.
 
-    They take float32 too, and run on GPUs that have no FlashAttention.
+    They take float32 too, and run on GPUs without FlashAttention.
     """
-    tokens, offsets = boundaries.tokens, boundaries.places
+    tokens, offsets = boundaries.tokens, boundaries.offsets64
     shortest, longest = min(boundaries.lengths), boundaries.longest
     q, k, v = (
         torch.nested.nested_tensor_from_jagged(
@@ -160,37 +159,37 @@ def nested(
         for tensor in (query, key, value)
     )
     out = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
-    return filled(out.transpose(1, 2).values(), query.shape[0])
+    return padded(out.transpose(1, 2).values(), query.shape[0])
 
 
 def pair_by_pair(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Boundaries, window: int, scale: float
 ) -> Tensor:
-    """Attention by torch's fused kernel, one pair at a time, `[tokens, heads, head size]`.
+    """Compute attention by torch's fused kernel pair by pair, `[tokens, heads, head size]`.
 
-    Pairs are split off and not sliced out: the gradient of a slice is a row full of zeros.
+    The row is split, not sliced: the gradient of a slice is a row full of zeros.
     """
     tokens = boundaries.tokens
     rows = [tensor[:tokens].transpose(0, 1)[None] for tensor in (query, key, value)]
-    parts = zip(*(row.split(boundaries.lengths, dim=2) for row in rows), strict=True)
+    pairs = zip(*(row.split(boundaries.lengths, dim=2) for row in rows), strict=True)
     outputs = []
-    for q, k, v in parts:
+    for q, k, v in pairs:
         mask = window_mask(q.shape[2], window, q.device) if 0 < window < q.shape[2] else None
         outputs.append(
             nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         )
-    return filled(torch.cat(outputs, dim=2)[0].transpose(0, 1), query.shape[0])
+    return padded(torch.cat(outputs, dim=2)[0].transpose(0, 1), query.shape[0])
 
 
-def filled(out: Tensor, tokens: int) -> Tensor:
-    """The outputs of all pairs and zeros behind them, `[tokens, heads, head size]`."""
+def padded(out: Tensor, tokens: int) -> Tensor:
+    """Return the outputs of all pairs, followed by zeros, `[tokens, heads, head size]`."""
     return nn.functional.pad(out, (0, 0, 0, 0, 0, tokens - out.shape[0]))
 
 
 def window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """Which tokens see each other: those less than `window` places apart; `[length, length]`."""
-    places = torch.arange(length, device=device)
-    return (places[:, None] - places[None, :]).abs() < window
+    """Return which tokens see each other, those less than `window` apart, `[length, length]`."""
+    positions = torch.arange(length, device=device)
+    return (positions[:, None] - positions[None, :]).abs() < window
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,8 +1,8 @@
-"""The compiled attention of `packed_attention.c`, where this machine can run it.
+"""The compiled attention of `packed_attention.c`, for processors that can run it.
 
-It is built when the package is installed, if there is a C compiler. Without one, on a processor
-without bfloat16 products, or in float32, attention runs through torch's own kernels: slower, with
-the same results.
+It is built when the package is installed, if a C compiler is found. Without it, on a processor
+without bfloat16 products, or in float32, attention runs through torch's kernels: slower, with the
+same results.
 """
 
 import ctypes
@@ -21,19 +21,19 @@ from rerank_plugin.model.device import cpu_has, torch_uses_avx512
 
 logger = logging.getLogger(__name__)
 
-#: The compiled library stands beside this file, under the name that setuptools gives it.
+#: The compiled library, which setuptools puts into the package.
 MODULE = "rerank_plugin.engine._packed_attention"
 
 HEAD_SIZES = (32, 64)
 
-#: What the C file is compiled for, by torch's names.
+#: The instructions that the C file is compiled for, by torch's names.
 INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16", "fma3")
 
 Kernel = Callable[[Any, int | None, int], int]
 
 
 class Rows(ctypes.Structure):
-    """Tokens of all heads: where they start, and the distance of tokens and heads in numbers."""
+    """The address of a tensor, and the strides of its tokens and heads in numbers."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -42,13 +42,13 @@ class Rows(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Rows":
-        """The rows of a tensor `[tokens, heads, head size]`."""
+    def from_tensor(cls, tensor: Tensor) -> "Rows":
+        """Return the rows of a tensor `[tokens, heads, head size]`."""
         return cls(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
 class Work(ctypes.Structure):
-    """What one call computes; the layout is that of `Work` in the C file."""
+    """The arguments of one call, with the layout of `Work` in the C file."""
 
     _fields_ = (
         *((name, Rows) for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")),
@@ -66,9 +66,9 @@ class Work(ctypes.Structure):
 
 @cache
 def kernels() -> tuple[Kernel, Kernel] | None:
-    """Return the forward and the backward kernel; None where this machine cannot run them.
+    """Return the forward and the backward kernel; None if this machine cannot run them.
 
-    None too where `ATEN_CPU_CAPABILITY` keeps torch itself from using AVX-512.
+    None too if `ATEN_CPU_CAPABILITY` keeps torch itself from using AVX-512.
     """
     if not torch_uses_avx512() or not all(map(cpu_has, INSTRUCTIONS)):
         return None
@@ -79,7 +79,9 @@ def kernels() -> tuple[Kernel, Kernel] | None:
         library = ctypes.CDLL(spec.origin)
         size = library.packed_attention_work_size()
     except (OSError, AttributeError) as error:
-        logger.warning("%s cannot be used, attention is slower without it: %s", spec.origin, error)
+        logger.warning(
+            "%s cannot be loaded, attention is slower without it: %s", spec.origin, error
+        )
         return None
     if size != ctypes.sizeof(Work):
         logger.warning("%s was built for another version: reinstall the package", spec.origin)
@@ -93,9 +95,9 @@ def kernels() -> tuple[Kernel, Kernel] | None:
 
 @cache
 def parallel() -> int | None:
-    """The address of `GOMP_parallel` in the OpenMP runtime that torch uses, if it is GNU's.
+    """Return the address of `GOMP_parallel` in the OpenMP runtime of torch, if it is GNU's.
 
-    Other packages bring a copy of their own, whose threads would get into the way of torch's.
+    Other packages come with another copy, whose threads would compete with torch's.
     """
     package = Path(torch.__file__).parent
     for folder in (package / "lib", package.with_name("torch.libs")):
@@ -107,7 +109,7 @@ def parallel() -> int | None:
 
 
 def is_supported(query: Tensor) -> bool:
-    """Whether the kernel computes the attention of queries `[tokens, heads, head size]`."""
+    """Return whether the kernel takes queries `[tokens, heads, head size]`."""
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
@@ -120,7 +122,9 @@ def call(kernel: Kernel, bounds: Tensor, *, longest: int, window: int, **values:
     """Fill in the sizes and run a kernel."""
     query = values["q"]
     tokens, heads, dim = query.shape
-    rows = {name: Rows.of(value) for name, value in values.items() if isinstance(value, Tensor)}
+    rows = {
+        name: Rows.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)
+    }
     lse = rows.pop("lse", None)
     work = Work(
         **rows,
@@ -139,7 +143,7 @@ def call(kernel: Kernel, bounds: Tensor, *, longest: int, window: int, **values:
 
 
 def inner_contiguous(tensor: Tensor) -> Tensor:
-    """A tensor whose last dimension lies in one piece, as the kernels read it."""
+    """Return a tensor with a contiguous last dimension, as the kernels read it."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -157,27 +161,27 @@ class CpuAttention(torch.autograd.Function):
         window: int,
         scale: float,
     ) -> Tensor:
-        """The output of every token, contiguous.
+        """Return the output of every token, contiguous.
 
         Args:
-            ctx: What the backward pass needs.
+            ctx: Keeps the tensors of the backward pass.
             query: As `key` and `value` `[tokens, heads, head size]`.
             key: See above.
             value: See above.
-            bounds: Where pairs begin, and the end; int32 `[pairs + 1]` on the CPU.
-            longest: Tokens of the longest pair.
-            window: A token sees those less than so many places away; 0 for all.
+            bounds: The start of each pair, and the end; int32 `[pairs + 1]` on the CPU.
+            longest: The number of tokens of the longest pair.
+            window: A token sees tokens less than this distance away; 0 for all.
             scale: The factor of the scores.
         """
-        found = kernels()
-        assert found is not None
+        compiled = kernels()
+        assert compiled is not None
         query, key, value = (inner_contiguous(tensor) for tensor in (query, key, value))
         out = torch.empty(query.shape, dtype=query.dtype)
         out[bounds[-1] :] = 0
         training = any(ctx.needs_input_grad[:3])
         lse = torch.empty(query.shape[1], query.shape[0]) if training else None
         sizes: dict[str, Any] = {"longest": longest, "window": window, "scale": scale}
-        call(found[0], bounds, q=query, k=key, v=value, out=out, lse=lse, **sizes)
+        call(compiled[0], bounds, q=query, k=key, v=value, out=out, lse=lse, **sizes)
         if training:
             ctx.save_for_backward(query, key, value, out, lse, bounds)
             ctx.sizes = sizes
@@ -185,16 +189,16 @@ class CpuAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of query, key and value."""
-        found = kernels()
-        assert found is not None
+        """Return the gradients of query, key and value."""
+        compiled = kernels()
+        assert compiled is not None
         query, key, value, out, lse, bounds = ctx.saved_tensors
-        # Side by side: where the three were one product, its gradient is one tensor already.
+        # Side by side: if the three are one product, its gradient is one tensor already.
         grads = torch.empty(query.shape[0], 3, *query.shape[1:], dtype=query.dtype)
         grads[bounds[-1] :] = 0
         dq, dk, dv = grads.unbind(1)
         call(
-            found[1],
+            compiled[1],
             bounds,
             q=query,
             k=key,

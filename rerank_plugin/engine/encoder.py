@@ -1,4 +1,4 @@
-"""From (query, document) pairs to token ids: the one encoder of training and of serving."""
+"""Encode (query, document) pairs as token ids, in training and in serving alike."""
 
 import logging
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from transformers import PreTrainedTokenizerBase
 
 from rerank_plugin.arguments import LONG_DOCUMENTS
 from rerank_plugin.errors import InputError, OptionError, invalid_choice
+from rerank_plugin.inputs import Pair
 
 logger = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int32]
-Pair = tuple[str, str]
 
-#: Tokens that a window of a long document shares with the one before, where they are few of it.
+#: The tokens that a window of a long document shares with the one before, half of it at most.
 WINDOW_OVERLAP = 80
 
-#: Texts handed to the tokenizer at once, so that a long list needs no second copy of itself.
+#: Texts that are tokenised at once, so that a long list is not copied as a whole.
 TEXTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """One pair as the model reads it: token ids and token types, both int32 of shape `[length]`."""
+    """The token ids and token types of one pair, both int32 `[length]`."""
 
     ids: Ids
     types: Ids
@@ -36,13 +36,13 @@ class EncodedPair:
 
     @property
     def key(self) -> tuple[int, bytes, bytes]:
-        """What pairs are sorted by: the longest first, then their contents."""
+        """Return the sorting key of pairs: the longest first, then by their contents."""
         return -len(self.ids), self.ids.tobytes(), self.types.tobytes()
 
 
 @dataclass(frozen=True)
 class PairTemplate:
-    """The special tokens around a query and a document, with the type ids of all five parts."""
+    """The special tokens around a query and a document, and the token types of the two."""
 
     prefix: EncodedPair
     middle: EncodedPair
@@ -52,14 +52,14 @@ class PairTemplate:
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens of a pair are neither query nor document."""
+        """Return the number of special tokens of a pair."""
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
     def join(self, query: Ids, document: Ids) -> EncodedPair:
-        """One pair out of a query's and a document's ids."""
+        """Return the pair of a query's and a document's ids."""
         query_types = np.full(len(query), self.query_type, np.int32)
         document_types = np.full(len(document), self.document_type, np.int32)
-        parts = (
+        segments = (
             self.prefix,
             EncodedPair(query, query_types),
             self.middle,
@@ -67,23 +67,23 @@ class PairTemplate:
             self.suffix,
         )
         return EncodedPair(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.types for part in parts]),
+            np.concatenate([segment.ids for segment in segments]),
+            np.concatenate([segment.types for segment in segments]),
         )
 
 
 class PairEncoder:
     """Encodes pairs of at most `max_length` tokens; every text of a call is tokenised once.
 
-    Of a pair that is longer, the document is cut and not the query, or is read in windows; but a
-    query longer than half of `max_length` is cut to that, with one warning.
+    In a longer pair the document is cut or read in windows, and not the query; but a query longer
+    than half of `max_length` is cut to that, with one warning.
 
     Args:
-        tokenizer: A tokenizer of the `tokenizers` library. Its own truncation and padding, which
-            some models ship with, are cleared.
+        tokenizer: A tokenizer of the `tokenizers` library. The truncation and padding that some
+            models ship with are cleared.
         max_length: The longest pair in tokens, special tokens included.
-        option: The name under which the user knows `max_length`.
-        long_documents: What `windows` does with documents that do not fit: `cut` or `windows`.
+        option: The name of the option for `max_length`.
+        long_documents: `cut` or `windows`, for `windows`.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class PairEncoder:
             raise OptionError("long_documents", invalid_choice(long_documents, LONG_DOCUMENTS))
         if not getattr(tokenizer, "is_fast", False):
             raise InputError(
-                f"{type(tokenizer).__name__} of {tokenizer.name_or_path} has no tokenizer.json: "
-                "save it with transformers as a fast tokenizer first"
+                f"{tokenizer.name_or_path}: {type(tokenizer).__name__} is not a fast tokenizer; "
+                "save it with transformers as one (tokenizer.json) first"
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -108,17 +108,17 @@ class PairEncoder:
         self._backend = tokenizer.backend_tokenizer
         self.template = read_template(tokenizer)
         if max_length < 2 * (self.template.special_tokens + 1):
-            raise OptionError(option, f"{max_length} leaves no room for a document")
+            raise OptionError(option, f"{max_length} is too small for a document")
         self._warned = False
 
     @property
     def query_limit(self) -> int:
-        """The longest query in tokens, where a pair is too long."""
+        """Return the longest query in tokens, if a pair is too long."""
         return self.max_length // 2
 
     @property
     def pad_id(self) -> int:
-        """The id that fills a padded batch."""
+        """Return the id that fills a padded batch."""
         return int(self.tokenizer.pad_token_id or 0)
 
     def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
@@ -129,7 +129,7 @@ class PairEncoder:
     def windows(self, pairs: Sequence[Pair]) -> list[list[EncodedPair]]:
         """Encode pairs, in their order, a long document in as many windows as it needs.
 
-        Windows overlap and are all of full length; with `long_documents="cut"` there is one.
+        Windows overlap and have full length; with `long_documents="cut"` there is one.
         """
         if self.long_documents == "cut":
             return [[pair] for pair in self.encode(pairs)]
@@ -137,7 +137,7 @@ class PairEncoder:
         return [self._windows(texts[query], texts[document]) for query, document in pairs]
 
     def lengths(self, pairs: Sequence[Pair]) -> Ids:
-        """The lengths that pairs have before anything is cut, int32 `[pairs]`."""
+        """Return the lengths of pairs before anything is cut, int32 `[pairs]`."""
         texts = self._tokenize(pairs)
         special = self.template.special_tokens
         lengths = [len(texts[query]) + len(texts[document]) + special for query, document in pairs]
@@ -155,13 +155,13 @@ class PairEncoder:
         return [self.template.join(query, document[start : start + room]) for start in starts]
 
     def _room(self, query: Ids, document: Ids) -> tuple[Ids, int]:
-        """The query as it is read, and the tokens that are left for a document beside it."""
+        """Return the query, cut if necessary, and the number of tokens left for a document."""
         room = self.max_length - self.template.special_tokens
         if len(query) + len(document) > room and len(query) > self.query_limit:
             if not self._warned:
                 self._warned = True
                 logger.warning(
-                    "a query of %d tokens is cut to %d, half of max_length %d (said once)",
+                    "a query of %d tokens is cut to %d, half of max_length %d (warned once)",
                     len(query),
                     self.query_limit,
                     self.max_length,
@@ -170,32 +170,32 @@ class PairEncoder:
         return query, room - len(query)
 
     def _tokenize(self, pairs: Sequence[Pair]) -> dict[str, Ids]:
-        """The ids of every query and every document, each text tokenised once."""
+        """Return the ids of every query and every document, each text tokenised once."""
         distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
         ids: dict[str, Ids] = {}
         for start in range(0, len(distinct), TEXTS_AT_ONCE):
-            part = distinct[start : start + TEXTS_AT_ONCE]
+            texts = distinct[start : start + TEXTS_AT_ONCE]
             try:
-                encodings = self._backend.encode_batch_fast(part, add_special_tokens=False)
+                encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
             except TypeError:
-                raise InputError("a query or a document is no text of valid Unicode") from None
-            for text, encoding in zip(part, encodings, strict=True):
+                raise InputError("a query or a document is not valid Unicode") from None
+            for text, encoding in zip(texts, encodings, strict=True):
                 ids[text] = np.array(encoding.ids, np.int32)
         return ids
 
 
 def clear_truncation_and_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Clear what a `tokenizer.json` cuts and pads to (MiniLM's cuts to 128 tokens)."""
+    """Clear the truncation and padding of a `tokenizer.json` (MiniLM's cuts to 128 tokens)."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
 
 
 def read_template(tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
-    """The template of a pair, read off a real call of the tokenizer."""
+    """Return the template of a pair, taken from a real call of the tokenizer."""
     encoding = tokenizer.backend_tokenizer.encode("a", "b", add_special_tokens=True)
     ids = np.array(encoding.ids, np.int32)
-    # The types that transformers gives are the ones that the model was trained with: some
-    # tokenizers number the second sequence 1 although their model knows only type 0.
+    # The types that transformers returns are those of training: some tokenizers number the second
+    # sequence 1 although their model has only type 0.
     types = np.array(tokenizer("a", "b", return_token_type_ids=True)["token_type_ids"], np.int32)
     sequences = np.array([-1 if s is None else s for s in encoding.sequence_ids])
     query, document = np.flatnonzero(sequences == 0), np.flatnonzero(sequences == 1)
@@ -207,11 +207,11 @@ def read_template(tokenizer: PreTrainedTokenizerBase) -> PairTemplate:
             "(its tokenizer.json has no template for pairs), so the model cannot tell them apart"
         )
     edges = [0, query[0], query[-1] + 1, document[0], document[-1] + 1, len(ids)]
-    parts = [EncodedPair(ids[start:end], types[start:end]) for start, end in pairwise(edges)]
+    segments = [EncodedPair(ids[start:end], types[start:end]) for start, end in pairwise(edges)]
     return PairTemplate(
-        prefix=parts[0],
-        middle=parts[2],
-        suffix=parts[4],
+        prefix=segments[0],
+        middle=segments[2],
+        suffix=segments[4],
         query_type=int(types[query[0]]),
         document_type=int(types[document[0]]),
     )

@@ -1,4 +1,4 @@
-"""Packed batches: one row of real tokens, pairs one behind the other, nothing padded."""
+"""Packed batches: one row of consecutive pairs, without padding."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from rerank_plugin.model.families import family_of
 
 Inputs = dict[str, Any]
 
-#: What multiplying by a weight costs less than attention does, per floating-point operation.
+#: The cost of a floating-point operation in attention, relative to one in a product of weights.
 ATTENTION_RATE = 2.5
 
 
 def pair_costs(lengths: Sequence[int], hidden_size: int) -> "np.typing.NDArray[np.float64]":
-    """What pairs cost in tokens of a very short pair, float64 `[pairs]`.
+    """Return the costs of pairs, in tokens of a very short pair, float64 `[pairs]`.
 
     A layer multiplies each token with 12 H^2 weights (24 H^2 operations), and with the L tokens of
     its pair twice (4 L H operations).
@@ -32,11 +32,11 @@ def pair_costs(lengths: Sequence[int], hidden_size: int) -> "np.typing.NDArray[n
 
 
 def equal_batches(costs: Sequence[float], budget: float) -> list[list[int]]:
-    """Indices of items in as few batches as keep within a budget, of equal cost.
+    """Return indices in as few batches as the budget allows, of about equal cost.
 
-    The dearest item goes first, each into the cheapest batch so far (Graham 1969); equal costs go
-    by index. A batch above the budget holds one item alone. The dearest batch comes first, so that
-    memory is at its highest at once.
+    The most expensive item goes first, each into the cheapest batch so far (Graham 1969); equal
+    costs go by index. A batch above the budget has a single item. The most expensive batch comes
+    first, so that memory use peaks at the start.
     """
     total, order = float(sum(costs)), sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     count = max(1, ceil(total / budget))
@@ -57,16 +57,16 @@ def equal_batches(costs: Sequence[float], budget: float) -> list[list[int]]:
 def pack(
     pairs: Sequence[EncodedPair], *, first_position: int, with_types: bool, multiple: int = 1
 ) -> Inputs:
-    """Pairs as one row, as a model prepared by `prepare_packing` takes it.
+    """Pack pairs into one row, for a model prepared by `prepare_packing`.
 
     Args:
         pairs: At least one.
-        first_position: The position of a pair's first token; every pair starts from it anew.
+        first_position: The position of the first token of every pair.
         with_types: Whether the model is given token types.
-        multiple: Tokens that belong to no pair make the row's length a multiple of this.
+        multiple: The row is filled up to a multiple of this many tokens.
 
     Returns:
-        `input_ids`, `position_ids` and perhaps `token_type_ids`, int64 `[1, tokens]`, and the
+        `input_ids`, `position_ids` and `token_type_ids` (if any), int64 `[1, tokens]`, and the
         `boundaries` of the pairs.
     """
     lengths = [len(pair) for pair in pairs]
@@ -75,24 +75,24 @@ def pack(
     inputs: Inputs = {
         "input_ids": one_row([*(pair.ids for pair in pairs), rest]),
         "position_ids": one_row([*positions, rest]),
-        "boundaries": Boundaries.of(lengths),
+        "boundaries": Boundaries.from_lengths(lengths),
     }
     if with_types:
         inputs["token_type_ids"] = one_row([*(pair.types for pair in pairs), rest])
     return inputs
 
 
-def one_row(parts: Sequence["np.typing.NDArray[Any]"]) -> Tensor:
-    """Arrays one behind the other, int64 `[1, tokens]`."""
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]
+def one_row(arrays: Sequence["np.typing.NDArray[Any]"]) -> Tensor:
+    """Return arrays as one row, int64 `[1, tokens]`."""
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))[None]
 
 
 def prepare_packing(model: PreTrainedModel) -> bool:
-    """Let a model take packed rows, in place, if its family can; says whether it does.
+    """Let a model take packed rows, in place, if its family can; returns whether it does.
 
-    Its attention stays inside pairs, and behind its last layer a forward hook keeps one token a
-    pair, `[1, tokens, hidden]` to `[pairs, 1, hidden]`: pooler and head see what they would see of
-    a padded batch. Everything else, and so what is saved, is the stock model.
+    Its attention is restricted to pairs, and after its last layer a forward hook keeps one token a
+    pair, `[1, tokens, hidden]` to `[pairs, 1, hidden]`: pooler and head get the same input as from
+    a padded batch. Everything else, and so the saved model, is the stock model.
     """
     config = model.config
     last = family_of(config).last_module
@@ -118,7 +118,7 @@ def keep_one_token(
     *,
     pool: Callable[[Tensor, Boundaries], Tensor],
 ) -> Any:
-    """A forward hook that keeps of a packed row what `pool` makes of each pair's tokens."""
+    """Replace the tokens of a packed row by one for each pair; a forward hook."""
     boundaries = keywords.get("boundaries")
     if boundaries is not None:
         output.last_hidden_state = pool(output.last_hidden_state[0], boundaries)[:, None]
@@ -126,14 +126,14 @@ def keep_one_token(
 
 
 def first_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
-    """The first token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
-    return hidden.index_select(0, boundaries.places[:-1])
+    """Return the first token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
+    return hidden.index_select(0, boundaries.offsets64[:-1])
 
 
 def means(hidden: Tensor, boundaries: Boundaries) -> Tensor:
-    """The mean of every pair, summed in float32, `[tokens, hidden]` to `[pairs, hidden]`."""
+    """Return the mean of every pair, in float32, `[tokens, hidden]` to `[pairs, hidden]`."""
     tokens = hidden[: boundaries.tokens].float()
-    lengths = boundaries.places.diff()
+    lengths = boundaries.offsets64.diff()
     pairs = torch.arange(len(lengths), device=tokens.device)
     owner = pairs.repeat_interleave(lengths, output_size=tokens.shape[0])
     sums = tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, owner, tokens)

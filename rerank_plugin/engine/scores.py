@@ -1,53 +1,65 @@
-"""From raw logits to the scores that a user sees, in float32."""
+"""Turn raw logits into the scores that a user sees, in float32."""
 
+from collections.abc import Sequence
 from math import log
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_plugin.arguments import NORMALIZATIONS
-from rerank_plugin.errors import InputError, OptionError, invalid_choice
+from rerank_plugin.errors import InputError, OptionError, RerankError, invalid_choice
 from rerank_plugin.model.settings import RerankSettings
 
-if TYPE_CHECKING:
-    from rerank_plugin.engine.scorer import Logits
+Logits = npt.NDArray[np.float32]
 
-#: The score of a raw logit of -inf: JSON has numbers alone.
+#: The score of a raw logit of -inf, which JSON has no number for.
 LOWEST = np.finfo(np.float32).min
-
 
 Numbers = TypeVar("Numbers", bound=npt.NDArray[np.floating[Any]])
 
 
+class ScoringError(RerankError):
+    """The model returned a logit that is not a finite number."""
+
+
+def concatenated(chunks: Sequence[Logits]) -> Logits:
+    """Return the logits of all chunks, `[pairs]`."""
+    return np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+
+
 def check_normalization(name: str) -> str:
-    """The name of a normalisation, checked."""
+    """Return the name of a normalisation.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
     if name not in NORMALIZATIONS:
         raise OptionError("normalize", invalid_choice(name, NORMALIZATIONS))
     return name
 
 
 def sigmoid(values: Numbers) -> Numbers:
-    """The sigmoid of numbers, at their precision."""
-    # Without overflow: exp of a positive number never happens.
+    """Return the sigmoid of numbers, at their precision."""
+    # Without overflow: exp of a positive number is never computed.
     power = np.exp(-np.abs(values))
-    found: Numbers = np.where(values >= 0, values.dtype.type(1), power) / (1 + power)
-    return found
+    sigmoids: Numbers = np.where(values >= 0, values.dtype.type(1), power) / (1 + power)
+    return sigmoids
 
 
 def scale_and_bias(settings: RerankSettings) -> tuple[float, float]:
-    """What a model's calibrated scores are the sigmoid of: `scale * logit + bias`.
+    """Return `scale` and `bias` of calibrated scores, the sigmoid of `scale * logit + bias`.
 
     Raises:
-        InputError: the model carries no calibration.
+        InputError: the model has no calibration.
     """
     if settings.calibration is None:
-        raise InputError("normalize: the model carries no calibration: use sigmoid or none")
+        raise InputError("normalize: the model has no calibration; use sigmoid or none")
     return float(settings.calibration["scale"]), float(settings.calibration["bias"])
 
 
-def normalize(logits: "Logits", name: str, settings: RerankSettings) -> "Logits":
-    """Scores of the same shape, all finite; the order never changes.
+def normalize(logits: Logits, name: str, settings: RerankSettings) -> Logits:
+    """Return scores of the same shape, all finite; the order never changes.
 
     With two labels the sigmoid of the logits' difference is the positive label's softmax.
     """
@@ -60,14 +72,14 @@ def normalize(logits: "Logits", name: str, settings: RerankSettings) -> "Logits"
 
 
 def threshold_logit(name: str, settings: RerankSettings) -> float:
-    """The logit from which on a document is kept, by a name in the model's `thresholds`.
+    """Return a named threshold of a model as a logit.
 
     Raises:
-        InputError: the model carries none of that name.
+        InputError: the model has no threshold of that name.
     """
     score = settings.threshold(name)
     if settings.normalize != "none":
-        # Of a score that rounds to 0 or 1 no logit is known but that it is far out.
+        # A score that rounds to 0 or 1 has a logit far from 0, of unknown size.
         score = min(max(score, 1e-30), 1 - 1e-16)
         score = log(score) - log(1 - score)
     if settings.normalize == "calibrated":
@@ -77,7 +89,7 @@ def threshold_logit(name: str, settings: RerankSettings) -> float:
 
 
 def threshold(name: str, normalization: str, settings: RerankSettings) -> float:
-    """What `threshold_logit` gives, as a score."""
+    """Return a named threshold of a model as a score under a normalisation."""
     if normalization == settings.normalize:
         return settings.threshold(name)
     logit = np.array([threshold_logit(name, settings)], np.float32)

@@ -85,7 +85,7 @@ class Line:
             found = f"expected one JSON object a line, found {json_type(value)}"
             raise self.error(self._first_line_problem(text) or found)
         if not whole:
-            raise self.error("a text holds half a surrogate pair (\\ud800 to \\udfff)")
+            raise self.error("a text has half a surrogate pair (\\ud800 to \\udfff)")
         if isinstance(value, Repeated):
             raise self.error(f"field {value.field!r} is there twice: take one out")
         return value

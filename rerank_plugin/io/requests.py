@@ -1,4 +1,4 @@
-"""Reranking input: a query with its documents, as JSON or JSON Lines, in every spelling."""
+"""Read reranking requests: queries with their documents, as JSON or JSON Lines."""
 
 import json
 from collections.abc import Iterator
@@ -19,34 +19,34 @@ from rerank_plugin.io.jsonl import (
     reading,
 )
 
-#: Where the documents may stand; `kowndges` is what older scripts wrote.
+#: The fields that may have the documents; `kowndges` is that of older scripts.
 SPELLINGS = ("documents", "kowndges", "passages", "texts")
 
 
 @dataclass(frozen=True)
-class Request:
+class RerankRequest:
     """A query and the documents to rank for it."""
 
     query: str
     documents: list[str | dict[str, object]]
 
 
-def read_requests(data_path: DataPath) -> Iterator[Request]:
-    """The requests of a `.json` file (one object or a list) or of JSON Lines, one at a time.
+def read_requests(data_path: DataPath) -> Iterator[RerankRequest]:
+    """Yield the requests of a `.json` file (one object or a list) or of JSON Lines.
 
     Raises:
-        InputError: naming the file and the line or the place in the list.
+        InputError: naming the file and the line, or the index in the list.
     """
     for path in input_files(data_path):
         if path.name.endswith(SUFFIXES):
             for line in read_lines(path):
                 yield parse_request(line.record(), f"{path}:{line.number}")
         else:
-            yield from read_json(path)
+            yield from read_json_requests(path)
 
 
-def read_json(path: Path) -> Iterator[Request]:
-    """The requests of one JSON file; of JSON Lines too, whatever the file is called."""
+def read_json_requests(path: Path) -> Iterator[RerankRequest]:
+    """Yield the requests of one JSON file, which may be JSON Lines under another name."""
     with reading(path) as file:
         raw = file.read()
     try:
@@ -64,14 +64,14 @@ def read_json(path: Path) -> Iterator[Request]:
     if isinstance(value, dict):
         yield parse_request(value, str(path))
     elif isinstance(value, list):
-        for place, record in enumerate(value):
-            yield parse_request(record, f"{path}[{place}]")
+        for index, record in enumerate(value):
+            yield parse_request(record, f"{path}[{index}]")
     else:
         raise InputError(f"{path}: expected an object or a list, found {json_type(value)}")
 
 
 def not_json(path: Path, error: json.JSONDecodeError) -> str:
-    """What is wrong with a file of requests that is no JSON."""
+    """Return the problem with a file of requests that is not JSON."""
     text = error.doc
     if not text.strip():
         return f"{path}: the file is empty"
@@ -81,31 +81,29 @@ def not_json(path: Path, error: json.JSONDecodeError) -> str:
     return f"{path}:{error.lineno}: {problem}"
 
 
-def parse_request(record: object, where: str) -> Request:
-    """A request out of a JSON value."""
+def parse_request(record: object, where: str) -> RerankRequest:
+    """Return the request in a JSON value; `where` is its place for errors."""
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected an object, found {json_type(record)}")
     if not is_unicode(record):
-        raise InputError(f"{where}: a text holds half a surrogate pair (\\ud800 to \\udfff)")
+        raise InputError(f"{where}: a text has half a surrogate pair (\\ud800 to \\udfff)")
     if isinstance(record, Repeated):
-        raise InputError(f"{where}: field {record.field!r} is there twice: take one out")
+        raise InputError(f"{where}: field {record.field!r} is given twice")
     query = query_of(record, where)
-    given = [name for name in SPELLINGS if name in record]
-    if len(given) != 1:
-        found = " and ".join(given) or f"none; {field_names(record)}"
-        raise InputError(
-            f"{where}: one list of documents is needed under 'documents', found {found}"
-        )
-    documents = record[given[0]]
+    names = [name for name in SPELLINGS if name in record]
+    if len(names) != 1:
+        given = f"found {' and '.join(names)}" if names else field_names(record)
+        raise InputError(f"{where}: expected one list of documents under 'documents'; {given}")
+    documents = record[names[0]]
     if not isinstance(documents, list):
-        problem = f"field '{given[0]}' is {json_type(documents)}, expected a list"
+        problem = f"field '{names[0]}' is {json_type(documents)}, expected a list"
         raise InputError(f"{where}: {problem}")
-    for place, document in enumerate(documents):
+    for index, document in enumerate(documents):
         text = document.get("text") if isinstance(document, dict) else document
         if not isinstance(text, str):
-            problem = f"{given[0]}[{place}] is neither a text nor an object with a 'text'"
+            problem = f"{names[0]}[{index}] is neither a text nor an object with a 'text'"
             raise InputError(f"{where}: {problem}")
-    return Request(query, documents)
+    return RerankRequest(query, documents)
 
 
 def query_of(record: dict[str, object], where: str) -> str:
@@ -122,5 +120,5 @@ def query_of(record: dict[str, object], where: str) -> str:
 
 
 def field_names(record: dict[str, object]) -> str:
-    """Return what fields a record has, in words."""
+    """Return the names of a record's fields in words."""
     return f"the fields are {', '.join(map(ascii, list(record)[:8]))}"

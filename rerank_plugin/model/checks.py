@@ -1,4 +1,4 @@
-"""What is checked of a model while it is loaded: its files, its weights, its tokenizer."""
+"""Check a model while it is loaded: its files, its weights, its tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from rerank_plugin.model.head import head_names
 from rerank_plugin.model.loaded import PICKLED
 from rerank_plugin.model.settings import is_adapter
 
-#: Any of them is a tokenizer that transformers can make a fast one of.
+#: Files of a tokenizer, any of which transformers can load as a fast one.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -23,10 +23,10 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
-#: What a file begins with that git-lfs has not fetched.
+#: The first bytes of a file that git-lfs has not fetched.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-#: Beginnings of the names of weights that no score needs: heads of pretraining, and poolers.
+#: Prefixes of weights that no score needs: heads of pretraining, and poolers.
 PRETRAINING_HEADS = (
     "cls.",
     "contact_head.",
@@ -46,7 +46,7 @@ PRETRAINING_HEADS = (
     "vocab_transform.",
 )
 
-#: Ends of the names of numbers that older versions of transformers stored among the weights.
+#: Suffixes of buffers that older versions of transformers saved with the weights.
 STORED_BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq")
 
 
@@ -56,26 +56,26 @@ def check_folder(name: str | Path) -> None:
     if not folder.is_dir():
         looks_like_a_path = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
         if folder.exists() or looks_like_a_path:
-            raise InputError(f"{name}: no model folder there")
+            raise InputError(f"{name}: no such model folder")
         return
     if is_adapter(folder):
         return
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json, so no Hugging Face model folder")
+        raise InputError(f"{folder}: not a Hugging Face model folder (config.json not found)")
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         how = f" ({PICKLED})" if pickled else ""
-        raise InputError(f"{folder}: no model weights, expected model.safetensors{how}")
+        raise InputError(f"{folder}: model.safetensors not found{how}")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise InputError(f"{folder}: no tokenizer, expected tokenizer.json beside the weights")
+        raise InputError(f"{folder}: tokenizer.json not found")
     check_stored(folder)
 
 
 def check_stored(folder: Path) -> None:
-    """Check that the files of a model folder are there themselves.
+    """Check that no file of a model folder is a pointer of git-lfs.
 
     Raises:
-        InputError: one is the pointer that git leaves of a large file without git-lfs.
+        InputError: one is, as git without git-lfs does not fetch large files.
     """
     for path in sorted(folder.iterdir()):
         if path.suffix in (".safetensors", ".json", ".model", ".txt") and path.is_file():
@@ -83,7 +83,7 @@ def check_stored(folder: Path) -> None:
                 start = file.read(len(LFS_POINTER))
             if start == LFS_POINTER:
                 raise InputError(
-                    f"{path}: a Git LFS pointer, not the file itself: run `git lfs pull` there"
+                    f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull`"
                 )
 
 
@@ -93,7 +93,7 @@ def lacks_head(model: PreTrainedModel, info: Mapping[str, Any]) -> bool:
 
 
 def in_head(model: PreTrainedModel, key: str) -> bool:
-    """Return whether a weight belongs to what follows the backbone."""
+    """Return whether a weight belongs to the head."""
     return key.startswith(tuple(f"{head}." for head in head_names(model)))
 
 
@@ -101,31 +101,31 @@ def check_weights(source: str, model: PreTrainedModel, info: Mapping[str, Any]) 
     """Check that a checkpoint has the model's weights, and no others that a score would need.
 
     Raises:
-        InputError: weights of the backbone are missing, have other shapes, or are not read.
+        InputError: weights of the backbone are missing, have other shapes, or are not loaded.
     """
     kind = model.config.model_type
     for key, stored, expected in sorted(info["mismatched_keys"]):
         raise InputError(
-            f"{source}: {key} has the shape {list(stored)} in the checkpoint, config.json asks for "
-            f"{list(expected)}"
+            f"{source}: {key} has shape {list(stored)} in the checkpoint, but {list(expected)} by "
+            "config.json"
         )
-    lost = sorted(key for key in info["missing_keys"] if not in_head(model, key))
-    if lost:
+    missing = sorted(key for key in info["missing_keys"] if not in_head(model, key))
+    if missing:
         raise InputError(
-            f"{source}: {len(lost)} weights are missing behind the head, such as {lost[0]}: "
-            f"no checkpoint of a {kind} model"
+            f"{source}: not a checkpoint of a {kind} model ({len(missing)} weights of the backbone "
+            f"are missing, such as {missing[0]})"
         )
     prefix = f"{model.base_model_prefix}."
-    unread = [
+    unused = [
         key
         for key in sorted(info["unexpected_keys"])
         if not key.removeprefix(prefix).startswith(PRETRAINING_HEADS)
         and not key.endswith(STORED_BUFFERS)
     ]
-    if unread:
+    if unused:
         raise InputError(
-            f"{source}: {len(unread)} weights of the checkpoint are not read by a {kind} sequence "
-            f"classifier, such as {unread[0]}: its scores would not be the model's own"
+            f"{source}: {len(unused)} weights of the checkpoint are not used by a {kind} sequence "
+            f"classifier, such as {unused[0]}: its scores would be wrong"
         )
 
 
@@ -135,20 +135,20 @@ def check_vocabulary(
     """Check that a model has an embedding for every token and token type of its tokenizer.
 
     Raises:
-        InputError: it has not.
+        InputError: one is missing.
     """
     try:
         embeddings: Any = model.get_input_embeddings()
         rows = embeddings.weight.shape[0]
     except (AttributeError, NotImplementedError):
-        # Tokens that are hashed have no rows of their own.
+        # Tokens that are hashed have no embeddings.
         return
     last, token = max((number, token) for token, number in tokenizer.get_vocab().items())
     if last >= rows:
         raise InputError(
-            f"{source}: the tokenizer has {last + 1} tokens, up to {token!r}, and the model has "
-            f"embeddings of {rows}: tokenizer and weights are of different models (or "
-            "resize_token_embeddings was left out)"
+            f"{source}: the tokenizer has {last + 1} tokens, up to {token!r}, but the model has "
+            f"{rows} embeddings: they belong to different models (or resize_token_embeddings was "
+            "not called)"
         )
 
 
@@ -166,6 +166,6 @@ def no_head(source: str, missing: Sequence[str] = ()) -> InputError:
     """Return the error for scores of an encoder without a trained scoring head."""
     weights = f" ({', '.join(missing)})" if missing else ""
     return InputError(
-        f"{source} has no trained scoring head{weights}, so its scores would be random: fine-tune "
-        "it first (rerank-plugin train), or use a reranker"
+        f"{source} has no trained scoring head{weights}, its scores would be random; fine-tune it "
+        "first (rerank-plugin train), or use a reranker"
     )

@@ -1,4 +1,4 @@
-"""Where a model runs and at which precision."""
+"""The device and the precision that a model runs with."""
 
 import logging
 import platform
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from rerank_plugin.errors import OptionError
+from rerank_plugin.arguments import unknown_device
+from rerank_plugin.errors import OptionError, invalid_choice
 
 logger = logging.getLogger(__name__)
 
@@ -34,37 +35,40 @@ LINUX_NAMES = {
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device for a name; `auto` takes the accelerator that is there.
+    """Return the device of a name; `auto` is the accelerator if there is one.
 
-    `cuda` on a machine without it warns and gives the CPU.
+    `cuda` on a machine without it warns and returns the CPU.
     """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise OptionError("device", f"{name!r} is no device: use auto, cpu, cuda, cuda:1 or mps")
+        raise OptionError("device", unknown_device(name))
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise OptionError("device", "mps is not available on this machine")
     if device.type == "cuda" and not torch.cuda.is_available():
-        logger.warning("--device %s: no CUDA device on this machine, running on the CPU", name)
+        logger.warning("device %s: no CUDA device is available, using the CPU", name)
         return torch.device("cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError("device", f"{name}: there are {torch.cuda.device_count()} CUDA devices")
+        count = torch.cuda.device_count()
+        raise OptionError("device", f"{name}: this machine has {count} CUDA device(s)")
     return device
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of the backbone for a name.
+    """Return the precision of a name for the backbone.
 
-    `auto` is bfloat16 where the hardware multiplies it, else float16 on a GPU and float32 on a CPU.
+    `auto` is bfloat16 if the hardware multiplies it, else float16 on a GPU and float32 on a CPU.
     """
     if name != "auto":
         if name not in DTYPES:
-            raise OptionError("dtype", f"{name!r} is none of auto, {', '.join(DTYPES)}")
+            raise OptionError("dtype", invalid_choice(name, ["auto", *DTYPES]))
         if DTYPES[name] == torch.float16 and device.type == "cpu":
-            raise OptionError("dtype", "float16 is not for a CPU: use auto, bfloat16 or float32")
+            raise OptionError(
+                "dtype", "float16 is not supported on a CPU; use auto, bfloat16 or float32"
+            )
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
@@ -76,15 +80,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def warn_of_slow_products(dtype: torch.dtype, device: torch.device) -> None:
     """Warn of a precision that works on a device but is slower there than float32."""
     if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_multiplies_bfloat16():
-        logger.warning(
-            "dtype bfloat16: this CPU has no bfloat16 instructions, float32 would be faster"
-        )
+        logger.warning("dtype bfloat16: this CPU has no bfloat16 instructions, float32 is faster")
 
 
 def cpu_multiplies_bfloat16() -> bool:
     """Return whether this CPU has bfloat16 products (AVX512-BF16, AMX, or Arm's BF16 extension).
 
-    Without them where `ATEN_CPU_CAPABILITY` or `ONEDNN_MAX_CPU_ISA` keep torch from using them.
+    False if `ATEN_CPU_CAPABILITY` or `ONEDNN_MAX_CPU_ISA` keep torch from using them.
     """
     if platform.machine() == "aarch64":
         return "svebf16" in listed_instructions()
@@ -116,15 +118,15 @@ def listed_instructions() -> frozenset[str]:
 
 
 def torch_uses_avx512() -> bool:
-    """Return whether torch's own kernels are those for AVX-512."""
+    """Return whether torch uses its kernels for AVX-512."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @cache
 def onednn_takes(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN packs and multiplies weights of a precision here, by trying it once.
+    """Return whether oneDNN packs and multiplies weights of a precision, by trying it once.
 
-    In bfloat16 it refuses CPUs without AVX-512, and builds of torch may come without oneDNN.
+    In bfloat16 it refuses CPUs without AVX-512, and some builds of torch have no oneDNN.
     """
     if not torch.backends.mkldnn.is_available():
         return False

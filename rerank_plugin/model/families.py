@@ -1,4 +1,4 @@
-"""What differs between model families, as a table: a new family is a row."""
+"""The differences between model families, as a table: a new family is a row."""
 
 import logging
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-#: Why a family is refused whose inputs are more than texts.
-PAGES = "it reads where words are on a page, which pairs of texts do not say"
+#: The reason to refuse a family whose inputs are more than texts.
+PAGES = "it needs the positions of words on a page, which pairs of texts do not have"
 
 
 @dataclass(frozen=True)
@@ -19,27 +19,27 @@ class Family:
 
     #: Positions count from `pad_token_id + 1`, as in fairseq: the ones before are not usable.
     positions_after_padding: bool = False
-    #: The part of the backbone behind which only one token a pair is needed, "" for its end; none
-    #: where attention is the family's own, so that its pairs are padded instead of packed.
+    #: The module of the backbone after which only one token a pair is needed, "" for the backbone
+    #: itself; None if the family has its own attention, so that its pairs are padded, not packed.
     last_module: str | None = None
-    #: How its layers are built, if `fused_layers` has a faster one of the kind: "bert" (norms
-    #: behind attention and feed-forward) or "modernbert" (norms before, rotary positions, gated).
+    #: The kind of its layers, if `fused_layers` has a faster one: "bert" (norms after attention and
+    #: feed-forward) or "modernbert" (norms before, rotary positions, gated).
     layers: str | None = None
-    #: Whether padding leaves the logit of a pair as it is. Otherwise a batch only has pairs of
-    #: equal length, or a score would depend on the pairs beside it.
+    #: Whether the logit of a pair does not depend on padding. Otherwise the pairs of a batch have
+    #: equal length, or a score would depend on the other pairs.
     masks_padding: bool = True
     #: Whether its code raises an error in half precision.
     float32_only: bool = False
-    #: Values of its config that are set whatever a checkpoint has.
+    #: Values that override those of a checkpoint's config.
     config: Mapping[str, Any] = field(default_factory=dict)
-    #: Why its scores cannot be right, for a family that is refused.
+    #: The reason why the family is refused.
     refused: str | None = None
 
 
 FAMILIES = {
     "albert": Family(last_module="encoder"),
     "bert": Family(last_module="encoder", layers="bert"),
-    # Its sparse attention is replaced by the full one, for good, as soon as a batch is short.
+    # A short batch would replace its sparse attention by the full one for ever.
     "big_bird": Family(config={"attention_type": "original_full"}),
     "camembert": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
     # In some versions of transformers: its mask is float32 whatever the model is.
@@ -70,11 +70,11 @@ FAMILIES = {
     "mobilebert": Family(),
     "modernbert": Family(last_module="", layers="modernbert"),
     "mpnet": Family(positions_after_padding=True),
-    "mra": Family(refused="without a CUDA kernel of its own its attention is zero"),
+    "mra": Family(refused="its attention is zero without a special CUDA kernel"),
     "nomic_bert": Family(),
     "nystromformer": Family(refused="its attention averages over a fixed number of tokens"),
     "perceiver": Family(refused="it reads bytes, not the tokens of pairs"),
-    "reformer": Family(refused="it hashes tokens at random, so that equal pairs differ in score"),
+    "reformer": Family(refused="it hashes tokens at random, so equal pairs get different scores"),
     "rembert": Family(),
     "roberta": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
     "roberta-prelayernorm": Family(positions_after_padding=True, last_module="encoder"),
@@ -85,11 +85,11 @@ FAMILIES = {
     "xlm": Family(),
     "xlm-roberta": Family(positions_after_padding=True, last_module="encoder", layers="bert"),
     "xlm-roberta-xl": Family(positions_after_padding=True, last_module="encoder"),
-    "xmod": Family(refused="its layers are chosen by a language, which pairs do not say"),
+    "xmod": Family(refused="its layers are chosen by a language, which pairs do not have"),
     "yoso": Family(masks_padding=False),
 }
 
-#: A family of which nothing is known, such as one whose code comes with the model.
+#: An unknown family, such as one whose code comes with the model.
 UNKNOWN = Family(masks_padding=False)
 
 
@@ -99,11 +99,11 @@ def family_of(config: Any) -> Family:
 
 
 def usable_dtype(dtype: torch.dtype, config: Any) -> torch.dtype:
-    """Return a precision as a model's family can run in it: float32 for some, with a warning."""
+    """Return a precision that a model's family can run in: float32 for some, with a warning."""
     if dtype == torch.float32 or not family_of(config).float32_only:
         return dtype
     logger.warning(
-        "dtype %s: the code of %s models needs float32, which is used instead",
+        "dtype %s: %s models need float32, which is used instead",
         str(dtype).removeprefix("torch."),
         config.model_type,
     )
@@ -111,7 +111,7 @@ def usable_dtype(dtype: torch.dtype, config: Any) -> torch.dtype:
 
 
 def usable_positions(config: Any) -> int | None:
-    """How many tokens a pair can have at most under a model's config, `None` if it does not say."""
+    """Return the number of tokens of the longest pair of a model, None if it is not limited."""
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         return None
@@ -119,5 +119,5 @@ def usable_positions(config: Any) -> int | None:
 
 
 def first_position(config: Any) -> int:
-    """The position of a pair's first token."""
+    """Return the position of a pair's first token."""
     return int(config.pad_token_id) + 1 if family_of(config).positions_after_padding else 0

@@ -1,7 +1,7 @@
-"""In which format a model is, told by its configuration before any weight is read.
+"""The format of a model, found from its configuration before any weight is read.
 
 A model in a format that is not supported is refused: its scores would be computed without its
-prompt, or with a head that is not its own.
+prompt, or with another head.
 """
 
 import json
@@ -22,25 +22,25 @@ from transformers.utils.hub import cached_file
 from rerank_plugin.errors import InputError
 from rerank_plugin.model.families import family_of
 
-#: What a user of a model that is refused can do.
+#: The advice for a model that is refused.
 INSTEAD = "use an encoder reranker, such as BAAI/bge-reranker-base or BAAI/bge-reranker-v2-m3"
 
-#: Ends of the names of architectures that are an encoder with no scoring head.
+#: Suffixes of architectures that are an encoder without a scoring head.
 ENCODERS = ("Model", "ForMaskedLM", "ForPreTraining", "LMHeadModel")
 
-#: Modules of sentence-transformers that make an embedding of what the encoder gives, no score.
+#: Modules of sentence-transformers that compute an embedding, not a score.
 EMBEDDING_MODULES = {"Pooling", "Normalize", "Dropout"}
 
-#: What sentence-transformers may use an encoder for where a pair is read as plain text.
+#: Tasks of sentence-transformers in which a pair is encoded as plain text.
 TASKS = ("sequence-classification", "feature-extraction", "fill-mask")
 
 
 class ModelFormat(StrEnum):
-    """What kind of model there is, and so how a pair gets its score."""
+    """The kind of a model, which decides how a pair is scored."""
 
     #: The logit of one label, or the difference of two.
     SEQUENCE_CLASSIFIER = "sequence classifier"
-    #: No score yet: training gives it a newly initialised head.
+    #: It has no scores until it is trained with a newly initialised head.
     ENCODER = "encoder without a scoring head"
 
 
@@ -86,7 +86,7 @@ def check_modules(source: str, config: PreTrainedConfig, revision: str | None) -
     Raises:
         InputError: there is a module that would not be read.
     """
-    modules = read_json(source, "modules.json", revision)
+    modules = model_json(source, "modules.json", revision)
     if modules is None:
         return False
     try:
@@ -126,7 +126,7 @@ def check_text_inputs(source: str, config: PreTrainedConfig, revision: str | Non
     Raises:
         InputError: it puts a prompt before them or around them.
     """
-    transformer = read_object(source, "sentence_bert_config.json", revision)
+    transformer = model_object(source, "sentence_bert_config.json", revision)
     task = transformer.get("transformer_task") or TASKS[0]
     if task == "text-generation":
         raise causal_model(source, config)
@@ -134,7 +134,7 @@ def check_text_inputs(source: str, config: PreTrainedConfig, revision: str | Non
         raise InputError(f"{source}: a model for the task {task}, which is not supported")
     if "message" in (transformer.get("modality_config") or {}):
         raise prompted(source, "reads pairs as messages of a chat")
-    options = read_object(source, "config_sentence_transformers.json", revision)
+    options = model_object(source, "config_sentence_transformers.json", revision)
     if options.get("model_type") == "CrossEncoder":
         name, prompts = options.get("default_prompt_name"), options.get("prompts") or {}
         if name is not None and prompts.get(name):
@@ -205,15 +205,15 @@ def prompted(source: str, what: str) -> InputError:
     return InputError(f"{source}: {what}, and prompts are not supported yet: {INSTEAD}")
 
 
-def read_object(source: str, name: str, revision: str | None) -> dict[str, Any]:
+def model_object(source: str, name: str, revision: str | None) -> dict[str, Any]:
     """Return a JSON file of a model as an object; an empty one if there is no such file."""
-    values = read_json(source, name, revision) or {}
+    values = model_json(source, name, revision) or {}
     if not isinstance(values, dict):
         raise InputError(f"{source}: {name} is not a JSON object")
     return values
 
 
-def read_json(source: str, name: str, revision: str | None) -> Any:
+def model_json(source: str, name: str, revision: str | None) -> Any:
     """Return what a JSON file of a model holds; None if there is no such file."""
     path = cached_file(
         source,

@@ -1,6 +1,6 @@
-"""The scoring head (pooler, dense, classifier), kept in float32 whatever the backbone runs in.
+"""The scoring head (pooler, dense, classifier), in float32 whatever the backbone's precision.
 
-A bfloat16 logit near 5 has steps of 0.03, which ties documents that the model tells apart.
+A bfloat16 logit near 5 has steps of 0.03: documents with different logits would be tied.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ class Float32Linear(nn.Linear):
     """A linear layer that computes in float32, also under autocast.
 
     A last layer with one or two labels multiplies and sums row by row: a matrix product may give
-    equal rows unequal results, depending on where in the batch they stand.
+    equal rows different results, depending on their position in the batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Float32Linear(nn.Linear):
 
 
 def head_names(model: PreTrainedModel) -> list[str]:
-    """The names of the modules behind the backbone: the model's own and the backbone's pooler."""
+    """Return the names of the modules after the backbone, and of the backbone's pooler."""
     backbone = model.base_model_prefix
     names = [name for name, _ in model.named_children() if name != backbone]
     if isinstance(getattr(model.base_model, "pooler", None), nn.Module):
@@ -40,7 +40,7 @@ def head_names(model: PreTrainedModel) -> list[str]:
 
 
 def run_head_in_float32(model: PreTrainedModel) -> None:
-    """Make every linear layer of the head a `Float32Linear`, in place; names stay as they are."""
+    """Make every linear layer of the head a `Float32Linear`, in place; names do not change."""
     for name in head_names(model):
         head = model.get_submodule(name).float()
         for module in head.modules():
@@ -49,7 +49,7 @@ def run_head_in_float32(model: PreTrainedModel) -> None:
 
 
 def last_layer(model: PreTrainedModel) -> Any:
-    """Return the linear layer of the head that gives the logits.
+    """Return the linear layer of the head that computes the logits.
 
     Raises:
         InputError: the head has no such layer.
@@ -70,9 +70,9 @@ def last_layer(model: PreTrainedModel) -> Any:
 
 
 def keep_one_label(model: PreTrainedModel) -> None:
-    """Turn a head of two labels into one of their difference, in place; the logit stays as it is.
+    """Turn a head of two labels into one of their difference, in place; the logit is the same.
 
-    Other libraries give two logits for two labels, and one score for one.
+    Other libraries return two scores for two labels, and one for one.
     """
     if model.config.num_labels == 1:
         return
@@ -83,16 +83,16 @@ def keep_one_label(model: PreTrainedModel) -> None:
             last.bias = nn.Parameter(last.bias[1:] - last.bias[:1])
     last.out_features = 1
     for module in model.modules():
-        # Heads keep the number beside the config.
+        # Heads have the number besides the config.
         if getattr(module, "num_labels", None) == 2:
             setattr(module, "num_labels", 1)  # noqa: B010
     model.config.num_labels = 1
 
 
 def cast_backbone(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast the weights behind which the head stands, in place.
+    """Cast the weights of the backbone, in place.
 
-    Buffers stay: rotary frequencies lose their meaning in half precision.
+    Buffers are not cast: rotary frequencies need float32.
     """
     head = tuple(f"{name}." for name in head_names(model))
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""What loading a model gives, and how what goes wrong with it is told."""
+"""A loaded model, and one-line errors for everything that can go wrong while it loads."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from rerank_plugin.errors import InputError
 
-#: What transformers, peft and safetensors raise for a model that they cannot load.
+#: The errors of transformers, peft and safetensors for a model that they cannot load.
 LOADING_ERRORS = (
     AssertionError,
     AttributeError,
@@ -26,36 +26,36 @@ LOADING_ERRORS = (
     ValueError,
 )
 
-#: What to do with weights that are pickles, which can run any code.
+#: The remedy for pickled weights, which can run any code.
 PICKLED = "pickled weights are not loaded: save them as safetensors"
 
-#: What is said instead of an error of transformers, by a part of its text.
+#: Messages that replace an error of transformers, by a part of its text.
 REMEDIES = {
-    "trust_remote_code": "it comes with code of its own, which is run with trust_remote_code only "
-    "(--trust_remote_code): read it first",
-    "does not appear to have a file named model.safetensors": "it has no model.safetensors "
-    f"({PICKLED}, or choose a --revision that has them)",
+    "trust_remote_code": "the model comes with code; read it, and set trust_remote_code "
+    "(--trust_remote_code) to run it",
+    "does not appear to have a file named model.safetensors": "model.safetensors not found "
+    f"({PICKLED}, or use a --revision that has them)",
 }
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A cross-encoder in float32 on the CPU, its tokenizer, and which weights were not loaded."""
+    """A cross-encoder in float32 on the CPU, and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    #: Names of the weights that the checkpoint lacks and that were drawn at random.
+    #: Names of the weights that are not in the checkpoint, which are newly initialised.
     new_weights: tuple[str, ...]
 
     @property
     def has_new_head(self) -> bool:
-        """Whether the head is random, so that scores mean nothing before training."""
+        """Return whether the head is newly initialised: scores are random before training."""
         return bool(self.new_weights)
 
 
 @contextmanager
 def one_line_errors(source: str) -> Iterator[None]:
-    """Turn what transformers raises while loading into one line that names the model."""
+    """Turn errors of transformers while loading into one line that names the model."""
     try:
         yield
     except LOADING_ERRORS as error:
@@ -65,7 +65,7 @@ def one_line_errors(source: str) -> Iterator[None]:
 
 
 def problem_of(error: Exception) -> str:
-    """Return an error of transformers in one line that says what to do."""
+    """Return an error of transformers in one line, with a remedy if one is known."""
     text = str(error)
     for part, remedy in REMEDIES.items():
         if part in text:
@@ -74,7 +74,7 @@ def problem_of(error: Exception) -> str:
 
 
 def in_one_line(error: Exception) -> str:
-    """Return what an error of a library says first, in one line."""
+    """Return the first sentence of a library's error in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     problem = lines[0] if lines else type(error).__name__
     return f"{problem} {lines[1]}" if problem.endswith(":") and len(lines) > 1 else problem
@@ -82,9 +82,9 @@ def in_one_line(error: Exception) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' load report and bars off the terminal: fresh weights are told by us.
+    """Hide transformers' load report and bars: newly initialised weights have our own message.
 
-    So are the warnings that peft and transformers have for each other.
+    The warnings of peft and transformers about each other are hidden, too.
     """
     verbosity = transformers_logging.get_verbosity()
     bar = transformers_logging.is_progress_bar_enabled()

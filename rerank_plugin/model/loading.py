@@ -1,4 +1,4 @@
-"""Loading a cross-encoder from a hub id, a folder or a LoRA adapter folder."""
+"""Load a cross-encoder from a hub id, a folder or a LoRA adapter folder."""
 
 import sys
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from rerank_plugin.model.head import run_head_in_float32
 from rerank_plugin.model.loaded import LoadedModel, one_line_errors, quiet_transformers
 from rerank_plugin.model.settings import is_adapter
 
-#: The longest pair in tokens, where neither the user nor the model folder says.
+#: The longest pair in tokens, if neither the user nor the model folder sets it.
 DEFAULT_MAX_LENGTH = 512
 
 
@@ -52,20 +52,22 @@ def load_model(
     Args:
         name: A hub id, a folder, or an adapter folder, which names its base.
         adapter: An adapter folder for the model.
-        new_head: Whether an encoder without a scoring head gets a newly initialised one, of one
-            label, drawn from torch's current seed: to be trained, or replaced by an adapter's.
+        new_head: Give an encoder without a scoring head a newly initialised one of one label, drawn
+            from torch's current seed: to be trained, or replaced by an adapter's.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        InputError: no model there, one in a format that is not supported, no safetensors weights,
-            weights that are missing or not read, no scoring head, a tokenizer that does not fit,
-            more than two labels, or an adapter for another base or without its head.
+        InputError: no such model, a format that is not supported, no safetensors weights, weights
+            that are missing or not used, no scoring head, a tokenizer of another model, more than
+            two labels, or an adapter for another base or without its head.
     """
     folder = expanded(name)
     if is_adapter(folder):
         if adapter is not None:
-            raise InputError(f"{name}: an adapter itself, which cannot carry another: merge it")
+            raise InputError(
+                f"{name}: an adapter, which cannot have another adapter; merge it first"
+            )
         with base_errors(folder):
             base = base_of(folder)
             check_folder(base)
@@ -91,12 +93,12 @@ def load_model(
         if loaded.has_new_head and not new_head:
             raise no_head(source, loaded.new_weights)
         return loaded
-    own = expanded(adapter)
-    merged = merge(loaded, own, name, load_base)
-    if not (own / "tokenizer_config.json").is_file():
+    folder = expanded(adapter)
+    merged = merge(loaded, folder, name, load_base)
+    if not (folder / "tokenizer_config.json").is_file():
         return merged
-    tokenizer = load_tokenizer(own, trust_remote_code=trust_remote_code)
-    check_vocabulary(str(own), merged.model, tokenizer)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    check_vocabulary(str(folder), merged.model, tokenizer)
     return replace(merged, tokenizer=tokenizer)
 
 
@@ -108,10 +110,10 @@ def load_base(folder: Path) -> LoadedModel:
 def check_model(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> None:
-    """Check all that can be checked of a model that is to give scores without its weights.
+    """Check a model that will score as far as possible without loading its weights.
 
     Raises:
-        InputError: no model there, or none that gives scores.
+        InputError: no such model, or one without a scoring head.
     """
     folder = expanded(name)
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -126,7 +128,7 @@ def load_config(
     """Return the config of a hub id or a folder, or of an adapter folder's base.
 
     Raises:
-        InputError: no model there, or one in a format that is not supported.
+        InputError: no such model, or one in a format that is not supported.
     """
     folder = expanded(name)
     if is_adapter(folder):
@@ -162,10 +164,10 @@ def load_tokenizer(
 def read_weights(
     source: str, config: PreTrainedConfig, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return a model with its weights in float32, and what transformers says about its loading."""
+    """Return a model with its weights in float32, and transformers' report of its loading."""
     labels = int(config.num_labels or 1)
     if labels > 2:
-        raise InputError(f"{source}: a classifier with {labels} labels, a reranker has one or two")
+        raise InputError(f"{source}: a classifier with {labels} labels; a reranker has one or two")
     with one_line_errors(source), quiet_transformers():
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
@@ -173,7 +175,7 @@ def read_weights(
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
-            # Told by us: transformers' own error refers to a report that is switched off.
+            # We raise that error: transformers' own refers to a report that is switched off.
             ignore_mismatched_sizes=True,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -183,7 +185,7 @@ def read_weights(
 
 @contextmanager
 def base_errors(folder: Path) -> Iterator[None]:
-    """Say of an error that it is about the base of an adapter."""
+    """Let an error say that it is about the base of an adapter."""
     try:
         yield
     except InputError as error:
@@ -193,10 +195,10 @@ def base_errors(folder: Path) -> Iterator[None]:
 def resolve_max_length(
     max_length: int | None, *, default: int, config: PreTrainedConfig, option: str
 ) -> int:
-    """The longest pair in tokens; the default is lowered to what the model can read.
+    """Return the longest pair in tokens; the default is lowered to the model's positions.
 
     Raises:
-        OptionError: more than the model has positions.
+        OptionError: the model has fewer positions.
     """
     positions = usable_positions(config) or sys.maxsize
     if max_length is None:

@@ -1,7 +1,7 @@
-"""`rerank.json`: how a trained folder wants to be used, and where it came from."""
+"""`rerank.json`: the settings of a trained folder, and how it was trained."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -11,15 +11,16 @@ from rerank_plugin.arguments import NORMALIZATIONS
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.atomic import write_json
 from rerank_plugin.io.paths import expanded
+from rerank_plugin.io.versions import check_schema, with_versions
 
 FILE = "rerank.json"
 
-#: The file that makes a folder a LoRA adapter, by PEFT.
+#: The configuration that PEFT saves in the folder of a LoRA adapter.
 ADAPTER = "adapter_config.json"
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether there is an adapter folder."""
+    """Return whether a folder is a LoRA adapter."""
     return (expanded(folder) / ADAPTER).is_file()
 
 
@@ -27,7 +28,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of a model folder.
 
     Raises:
-        InputError: there is none.
+        InputError: it cannot be read, or is something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -44,7 +45,7 @@ def is_number(value: object) -> bool:
         return False
     try:
         return isfinite(value)
-    except OverflowError:  # a whole number that is no float
+    except OverflowError:  # a whole number too large for a float
         return False
 
 
@@ -66,7 +67,7 @@ def is_calibration(value: object) -> bool:
 
 
 def are_thresholds(value: object) -> bool:
-    """Return whether a value is names with finite numbers."""
+    """Return whether a value is an object of finite numbers."""
     return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
@@ -75,10 +76,9 @@ def is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-#: What each entry of the file must be where it is not null: the check, and the words for it.
+#: The check of each entry that is not null, and its words for an error.
 ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "max_length": (is_length, "a whole number above 0"),
-    "truncation": (lambda value: value == "only_second", "'only_second'"),
     "normalize": (lambda value: value in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
     "calibration": (is_calibration, "numbers 'scale', above 0, and 'bias'"),
     "thresholds": (are_thresholds, "names with finite numbers"),
@@ -92,37 +92,37 @@ ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
 
 @dataclass(frozen=True)
 class RerankSettings:
-    """The contents of `rerank.json`; every field has a value that a plain model folder implies."""
+    """The contents of `rerank.json`; the defaults are those of a plain model folder."""
 
     #: The longest pair in tokens, special tokens included.
     max_length: int | None = None
-    #: Which side of a pair is cut.
-    truncation: str = "only_second"
-    #: How logits become scores.
+    #: The normalisation of logits to scores.
     normalize: str = "sigmoid"
-    #: `scale` and `bias` of calibrated scores, where there are any; the share of relevant documents
-    #: that they assume (`prior`), what they were fitted on, and how far probabilities are off.
+    #: `scale` and `bias` of calibrated scores; the share of relevant documents that they assume
+    #: (`prior`), the numbers of queries and documents of the fit, and its calibration error.
     calibration: dict[str, float] | None = None
-    #: Scores from which on a document counts, by what that holds: `precision@0.9`, where there are
-    #: any. They are on the scale of `normalize`.
+    #: Calibrated thresholds by name, such as `precision@0.9`: the lowest score with that precision,
+    #: on the scale of `normalize`.
     thresholds: dict[str, float] = field(default_factory=dict)
+    #: The hub id of the base model, or the name of its folder without the path.
     base_model: str | None = None
-    #: By what an adapter knows its base, whatever that is called (`adapters.Base`).
+    #: A hash of the base's weights, by which an adapter knows it (`adapters.Base`).
     base_fingerprint: str | None = None
-    #: Files, groups and their fingerprint.
+    #: The fingerprint of the data, and the numbers of groups.
     data: dict[str, Any] = field(default_factory=dict)
-    #: Options that the run was started with.
+    #: The options of the training run, with names of files instead of paths.
     options: dict[str, Any] = field(default_factory=dict)
     #: `before`, `after` and their `difference` on the held-out queries.
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The settings of a model folder; the defaults where it has no `rerank.json`."""
+        """Return the settings of a model folder; the defaults if it has no `rerank.json`."""
         path = folder / FILE
         if not path.is_file():
             return cls()
         values = read_object(path)
+        check_schema(values, path)
         given = {name: values[name] for name in ENTRIES if values.get(name) is not None}
         for name, value in given.items():
             check, expected = ENTRIES[name]
@@ -131,19 +131,35 @@ class RerankSettings:
         return cls(**given)
 
     def threshold(self, name: str) -> float:
-        """The score of a name in `thresholds`.
+        """Return a threshold by its name.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: there is no threshold of that name.
         """
         if name not in self.thresholds:
-            known = ", ".join(self.thresholds) or "none at all"
+            known = (
+                f"choose from {', '.join(self.thresholds)}" if self.thresholds else "it has none"
+            )
             raise InputError(
-                f"score_threshold: the model carries no calibrated threshold {name!r} "
-                f"(its {FILE} has {known})"
+                f"score_threshold: the model has no calibrated threshold {name!r} ({known})"
             )
         return self.thresholds[name]
 
     def write(self, folder: Path) -> None:
         """Write `rerank.json`, whole or not at all."""
-        write_json(folder / FILE, asdict(self))
+        write_json(folder / FILE, with_versions(asdict(self)))
+
+
+def agreed(settings: Sequence[RerankSettings], name: str, value: Any) -> Any:
+    """Return the value of a setting: the one given, or the one that all folders have.
+
+    Raises:
+        InputError: none is given, and the folders have different ones.
+    """
+    if value is not None:
+        return value
+    values = sorted({getattr(folder, name) for folder in settings}, key=str)
+    if len(values) > 1:
+        different = ", ".join(map(str, values))
+        raise InputError(f"{name}: the adapters have different ones ({different}), set it")
+    return values[0]

@@ -1,15 +1,25 @@
-"""What a model was loaded from and how: two loaded models of one identity are the same."""
+"""The source and options of a loaded model, and its identity: equal for equal models."""
 
 import json
 from collections.abc import Hashable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from rerank_plugin.arguments import (
+    adapter_folders,
+    device_name,
+    dtype_name,
+    flag,
+    model_name,
+    text_or_none,
+    whole_number,
+)
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.settings import ADAPTER, read_object
 
-#: The options that decide how it is loaded; how much is scored at once changes no score.
-LOADING = (
+#: The options in a model's identity; the token budget changes no score.
+IDENTIFYING = (
     "device",
     "dtype",
     "max_length",
@@ -19,8 +29,48 @@ LOADING = (
     "trust_remote_code",
 )
 
-#: The kinds of files that make a model: others may come and go in its folder.
-SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".py")
+#: The suffixes of a model's files; its folder may have others that come and go.
+MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".py")
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+def loading_options(
+    *,
+    adapter: str | Path | None,
+    adapters: Mapping[str, str | Path] | None,
+    device: "str | int | torch.device",
+    dtype: "str | torch.dtype",
+    max_length: int | None,
+    normalize: str | None,
+    long_documents: str,
+    token_budget: int | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """Check the options of a `Reranker` and return them as plain values, with absolute paths.
+
+    Raises:
+        InputError: naming the option that is not valid.
+    """
+    adapter = None if adapter is None else absolute(model_name("adapter", adapter))
+    folders = adapter_folders(adapters)
+    if adapter is not None and folders:
+        raise InputError("adapter: not used with adapters, of which each call chooses one")
+    return {
+        "adapter": adapter,
+        "adapters": folders and {name: absolute(path) for name, path in folders.items()},
+        "device": device_name(device),
+        "dtype": dtype_name(dtype),
+        "max_length": whole_number("max_length", max_length),
+        "normalize": normalize,
+        "long_documents": long_documents,
+        "token_budget": whole_number("token_budget", token_budget),
+        "revision": text_or_none("revision", revision),
+        "trust_remote_code": flag("trust_remote_code", trust_remote_code),
+    }
 
 
 def absolute(name: str) -> str:
@@ -30,36 +80,36 @@ def absolute(name: str) -> str:
 
 
 def identity(model: str, options: Mapping[str, Any]) -> Hashable:
-    """Return what makes a loaded model one of a kind.
+    """Return a value that is equal for equal loaded models.
 
-    A folder that was replaced, or in which a file was, is another one.
+    A folder that was replaced, or has a file that was, is another model.
     """
     adapters = dict(sorted((options["adapters"] or {}).items()))
     folders = [model, *filter(None, [options["adapter"]]), *adapters.values()]
-    chosen = {name: options[name] for name in LOADING}
-    return (*map(state, folders), tuple(adapters), json.dumps(chosen, sort_keys=True))
+    chosen = {name: options[name] for name in IDENTIFYING}
+    return (*map(folder_state, folders), tuple(adapters), json.dumps(chosen, sort_keys=True))
 
 
-def state(name: str) -> Hashable:
-    """Return the files in a folder as they are now, with those of an adapter's base."""
+def folder_state(name: str) -> Hashable:
+    """Return the state of the files in a folder now, with those of an adapter's base."""
     base = adapter_base(name)
-    return (files(name), files(base)) if base else files(name)
+    return (file_states(name), file_states(base)) if base else file_states(name)
 
 
-def files(name: str) -> Hashable:
-    """Return a folder's path and the files in it as they are now, or a hub id."""
+def file_states(name: str) -> Hashable:
+    """Return a folder's path and the state of the files in it now, or a hub id."""
     folder = expanded(name)
     if not folder.is_dir():
         return name
-    found = [file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file()]
-    stats = sorted((file.name, file.stat()) for file in found)
+    files = [file for file in folder.iterdir() if file.suffix in MODEL_SUFFIXES and file.is_file()]
+    stats = sorted((file.name, file.stat()) for file in files)
     return str(folder.resolve()), tuple(
-        (name, item.st_ino, item.st_mtime_ns, item.st_size) for name, item in stats
+        (name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats
     )
 
 
 def adapter_base(name: str) -> str | None:
-    """Return the base that an adapter folder names, if it is one that can be read."""
+    """Return the base that an adapter folder names, if it can be read."""
     try:
         base = read_object(expanded(name) / ADAPTER).get("base_model_name_or_path")
     except InputError:

@@ -116,7 +116,7 @@ def test_rerank_prints_one_object_a_request(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('{"query": "q"}', "'documents', found none"),
+        ('{"query": "q"}', "expected one list of documents under 'documents'"),
         ('{"query": "q", "documents": [], "texts": []}', "found documents and texts"),
         ('{"query": " ", "documents": []}', "field 'query' is blank"),
         ('{"question": "q", "texts": []}', "field 'query' is missing, expected a text; the fields"),
@@ -129,9 +129,9 @@ def test_rerank_prints_one_object_a_request(
         ("", "a.json: the file is empty"),
         ("\n", "a.json: the file is empty"),
         ("query,passage\nq,p\n", "a.json:1: a table, as its first line"),
-        ('{"query": "q", "pos": ["p"], "neg": []}', "none; the fields are 'query', 'pos', 'neg'"),
-        ('{"query": "q", "query": "p", "texts": []}', "field 'query' is there twice"),
-        ('[{"query": "q", "texts": ["\\udc00"]}]', "a.json[0]: a text holds half a surrogate"),
+        ('{"query": "q", "pos": ["p"], "neg": []}', "; the fields are 'query', 'pos', 'neg'"),
+        ('{"query": "q", "query": "p", "texts": []}', "field 'query' is given twice"),
+        ('[{"query": "q", "texts": ["\\udc00"]}]', "a.json[0]: a text has half a surrogate"),
         ('{"query": "q", "texts": ["t", null]}', "texts[1] is neither a text nor an object"),
         ('{"query": "q", "texts": [{"text": 1}]}', "texts[0] is neither a text nor an object"),
         ('{"query": {"text": "q"}, "texts": []}', "field 'query' is an object"),
@@ -173,7 +173,7 @@ def bad_train_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     files["broken"] = (file("broken.jsonl", line + b'{"query": '), ":2: broken JSON")
     files["surrogate"] = (
         file("surrogate.jsonl", line + rb'{"query": "\ud83d", "pos": ["p"], "neg": ["n"]}'),
-        ":2: a text holds half a surrogate pair",
+        ":2: a text has half a surrogate pair",
     )
     files["long_number"] = (file("long.jsonl", line + b"1" * 5000), ":2: broken JSON")
     files["cut_gzip"] = (file("cut.jsonl.gz", gzip.compress(line * 999)[:-20]), "cannot be read")
@@ -218,15 +218,15 @@ def test_bad_data_ends_a_run_with_one_line(
         ("--train_group_size", 1, "--train_group_size: 1 leaves no room for a negative"),
         ("--max_len", 4096, "--max_len: 4096 is more than the model's 128 positions"),
         ("--fp16", "true", "--fp16: float16 is not supported on a CPU"),
-        ("--dtype", "int4", "--dtype: 'int4' is none of"),
+        ("--dtype", "int4", "--dtype: invalid choice: 'int4'"),
         ("--optim", "nonsense", "nonsense"),
         ("--optim", "schedule_free_adamw", "schedulefree"),
         ("--lr_scheduler_type", "cosine_with_min_lr", "min_lr"),
         ("--report_to", "no_such_logger", "no_such_logger"),
         ("--seed", -1, "--seed: -1 must be from 0"),
         ("--gradient_accumulation_steps", 0, "--gradient_accumulation_steps: 0 must be more"),
-        ("--max_len", 7, "--max_len: 7 leaves no room"),
-        ("--device", "gpu", "--device: 'gpu' is no device"),
+        ("--max_len", 7, "--max_len: 7 is too small"),
+        ("--device", "gpu", "--device: unknown device 'gpu'"),
         ("--learning_rate", 1, "--lr and --learning_rate are the same option"),
         ("--frobnicate", 1, "unknown option --frobnicate"),
     ],
@@ -457,7 +457,7 @@ def test_no_command_writes_over_what_it_reads(
     other = groups_file.parent / "." / "." / groups_file.name
     code, _, err = cli(*command, reads, groups_file, f"--{name}", other)
     assert code == 2
-    assert f"--{name}: {other} is what the command reads: choose another" in err
+    assert f"--{name}: {other} is an input of the command: choose another" in err
     assert groups_file.read_bytes() == before
 
 

@@ -116,16 +116,17 @@ def test_a_killed_ranking_goes_on_where_it_stopped(
     program = (
         "import os, sys, torch\n"
         "torch.set_num_threads(1)\n"
-        "from rerank_plugin.engine import scorer as scoring\n"
+        "from rerank_plugin.engine import scorer\n"
+        "from rerank_plugin.engine.distinct import EncodedPairs\n"
         "from rerank_plugin.cli.main import main\n"
-        "scoring.PAIRS_AT_ONCE = 64\n"
-        "of_pairs, calls = scoring.EncodedPairs.of_pairs, []\n"
+        "scorer.PAIRS_AT_ONCE = 64\n"
+        "pair_logits, calls = EncodedPairs.pair_logits, []\n"
         "def dies(*arguments):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 4:\n"
         "        os.kill(os.getpid(), 9)\n"
-        "    return of_pairs(*arguments)\n"
-        "scoring.EncodedPairs.of_pairs = dies\n"
+        "    return pair_logits(*arguments)\n"
+        "EncodedPairs.pair_logits = dies\n"
         "main(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", program, *map(str, options), "--output", str(output)]
@@ -140,7 +141,7 @@ def test_a_killed_ranking_goes_on_where_it_stopped(
     assert "unfinished results of other data or options" in err
     code, _, err = cli(*options, "--output", output)
     assert code == 0
-    assert f"going on behind the {done} requests" in err
+    assert f"resuming after {done} requests" in err
     found = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     wanted = [json.loads(line) for line in expected.splitlines()]
     assert [item["query"] for item in found] == [item["query"] for item in wanted]
@@ -153,17 +154,17 @@ def test_two_commands_never_write_one_output(
     cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
-    options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
+    command = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
     codes: list[tuple[int, str, str]] = []
-    rank = rerank.rank
+    rank_all = rerank.rank_all
 
-    def begins_another(*arguments: Any) -> Any:
-        monkeypatch.setattr(rerank, "rank", rank)
-        codes.append(cli(*options))
-        return rank(*arguments)
+    def begins_another(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(rerank, "rank_all", rank_all)
+        codes.append(cli(*command))
+        return rank_all(*arguments, **options)
 
-    monkeypatch.setattr(rerank, "rank", begins_another)
-    assert cli(*options)[0] == 0
+    monkeypatch.setattr(rerank, "rank_all", begins_another)
+    assert cli(*command)[0] == 0
     ((code, _, err),) = codes
     assert code == 2 and "another command is writing it" in err
     assert len(output.read_text("utf-8").splitlines()) == 5
@@ -191,19 +192,19 @@ def test_an_output_that_appears_meanwhile_is_kept(
     cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
-    rank = rerank.rank
+    rank_all = rerank.rank_all
 
-    def late(*arguments: Any) -> Any:
+    def late(*arguments: Any, **options: Any) -> Any:
         output.write_text("kept")
-        return rank(*arguments)
+        return rank_all(*arguments, **options)
 
-    monkeypatch.setattr(rerank, "rank", late)
+    monkeypatch.setattr(rerank, "rank_all", late)
     options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
     code, _, err = cli(*options)
     assert code == 1 and "out.jsonl.part" in err
     assert output.read_text() == "kept"
     output.unlink()
-    monkeypatch.setattr(rerank, "rank", rank)
+    monkeypatch.setattr(rerank, "rank_all", rank_all)
     assert cli(*options)[0] == 0
     assert len(output.read_text("utf-8").splitlines()) == 5
 

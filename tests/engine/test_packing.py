@@ -228,7 +228,7 @@ def test_the_compiled_kernel_is_attention(size: int, window: int) -> None:
     torch.manual_seed(0)
     lengths = [1, 2, 11, 12, 13, 31, 32, 33, 100, 255, 256, 257, 300, 520]
     qkv = torch.randn(sum(lengths) + 7, 3, 3, size).bfloat16().requires_grad_()
-    out = attend(Boundaries.of(lengths), *qkv.unbind(1), scale=size**-0.5, window=window)
+    out = attend(Boundaries.from_lengths(lengths), *qkv.unbind(1), scale=size**-0.5, window=window)
     weight = torch.randn(out.shape).bfloat16()
     torch.autograd.backward((out * weight).float().sum())
     exact = qkv.detach().float().requires_grad_()
@@ -265,17 +265,17 @@ def test_a_kernel_that_cannot_be_loaded_is_not_used(
 def test_a_pairs_attention_does_not_depend_on_its_neighbours_or_on_threads() -> None:
     torch.manual_seed(0)
     pair, other = (torch.randn(length, 3, 4, 32).bfloat16() for length in (77, 130))
-    alone = attend(Boundaries.of([77]), *pair.unbind(1), scale=0.2)
+    alone = attend(Boundaries.from_lengths([77]), *pair.unbind(1), scale=0.2)
     both = torch.cat([other, pair])
     torch.set_num_threads(2)
-    together = attend(Boundaries.of([130, 77]), *both.unbind(1), scale=0.2)
+    together = attend(Boundaries.from_lengths([130, 77]), *both.unbind(1), scale=0.2)
     assert torch.equal(together[130:], alone)
 
 
 def test_nan_is_not_hidden() -> None:
     qkv = torch.randn(40, 3, 2, 32).bfloat16()
     qkv[3, 0] = torch.nan
-    out = attend(Boundaries.of([20, 20]), *qkv.unbind(1), scale=0.2)
+    out = attend(Boundaries.from_lengths([20, 20]), *qkv.unbind(1), scale=0.2)
     assert out[3].isnan().all()
     assert out[20:].isfinite().all()
 
@@ -340,7 +340,7 @@ def test_attention_on_a_gpu(
     torch.manual_seed(0)
     lengths = [1, 2, 11, 33, 100, 255, 300]
     qkv = torch.randn(sum(lengths), 3, 3, 32).cuda().to(dtype).requires_grad_()
-    boundaries = Boundaries.of(lengths).to(qkv.device)
+    boundaries = Boundaries.from_lengths(lengths).to(qkv.device)
     out = attend(boundaries, *qkv.unbind(1), scale=32**-0.5, window=window)
     weight = torch.randn(out.shape).cuda()
     torch.autograd.backward((out * weight).float().sum())

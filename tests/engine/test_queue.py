@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 
 from rerank_plugin import Reranker
 from rerank_plugin.engine import queue as model_queue
-from rerank_plugin.engine.encoder import EncodedPair, Pair
-from rerank_plugin.engine.queue import Door, QueueError
-from rerank_plugin.engine.scorer import Logits
+from rerank_plugin.engine.encoder import EncodedPair
+from rerank_plugin.engine.fork import QueueError
+from rerank_plugin.engine.queue import Door
+from rerank_plugin.engine.scores import Logits
 from rerank_plugin.errors import InputError
+from rerank_plugin.inputs import Pair
 
 from ..factories import build_model, sample_texts
 
@@ -160,7 +162,7 @@ async def test_cancelling_frees_the_work(reranker: Reranker) -> None:
     with busy(reranker) as gate:
         call = reranker.arank("long", [text for _, text in pairs("", 2_000)])
         task = asyncio.create_task(call)
-        while not reranker._queue._waiting:
+        while not reranker._queue._schedule.waiting:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -374,15 +376,16 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
     program = (
         "import asyncio, atexit, sys, threading, torch\n"
         "torch.set_num_threads(1)\n"
-        "from rerank_plugin import Reranker, scoring\n"
-        "scoring.PAIRS_AT_ONCE = 64\n"
+        "from rerank_plugin import Reranker\n"
+        "from rerank_plugin.engine import scorer\n"
+        "scorer.PAIRS_AT_ONCE = 64\n"
         "texts = [f'text {i} of some words' for i in range(100)]\n"
         "many = [f'{i}' for i in range(20_000)]\n"
         "reranker = Reranker(sys.argv[1])\n"
         "queue = reranker._queue\n"
         "async def main():\n"
         "    task = asyncio.create_task(reranker.arank('a', many))\n"
-        "    while not queue._waiting: await asyncio.sleep(0)\n"
+        "    while not queue._schedule.waiting: await asyncio.sleep(0)\n"
         "asyncio.run(main())\n"
         "def go_on():\n"
         "    threading.main_thread().join()\n"
@@ -392,7 +395,7 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
         "many_pairs = [('a', text) for text in many]\n"
         "for _ in range(3):\n"
         "    threading.Thread(target=reranker.score, args=(many_pairs,), daemon=True).start()\n"
-        "while not queue._waiting: pass\n"
+        "while not queue._schedule.waiting: pass\n"
     )
     assert ended(program, tiny_model) == (0, "100\n100\n", "")
 

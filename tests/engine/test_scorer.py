@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 
 from rerank_plugin import Reranker
 from rerank_plugin.engine import scorer as scoring_module
+from rerank_plugin.engine.distinct import EncodedPairs
 from rerank_plugin.engine.encoder import PairEncoder
-from rerank_plugin.engine.scorer import EncodedPairs
 from rerank_plugin.errors import OptionError
 
 from ..factories import build_model, sample_texts
@@ -61,7 +61,7 @@ def test_texts_that_are_read_alike_are_scored_once(
 ) -> None:
     reranker = Reranker(tiny_model, dtype="float32", device="cpu")
     pairs = [("dogs", text) for text in (*alike, *TEXTS[:9], *alike[::-1])]
-    assert len(reranker._scorer.encode(pairs).distinct) == 10
+    assert len(reranker._scorer.encode(pairs).windows) == 10
     first, second, *_, fourth, third = reranker.logits(pairs)
     assert first == second == third == fourth
 
@@ -71,8 +71,8 @@ ON_AVX2 = """
 import json, logging, sys
 logging.basicConfig(format="%(message)s")
 from rerank_plugin import Reranker
-from rerank_plugin.cpu_attention import kernels
-from rerank_plugin.device import cpu_multiplies_bfloat16
+from rerank_plugin.engine.cpu_attention import kernels
+from rerank_plugin.model.device import cpu_multiplies_bfloat16
 assert kernels() is None and not cpu_multiplies_bfloat16()
 pairs = json.load(sys.stdin)
 scores = [Reranker(sys.argv[1], device="cpu", dtype=dtype).score(pairs) for dtype in sys.argv[2:]]
@@ -182,7 +182,7 @@ def test_windows_cover_a_long_document(tiny_model: Path) -> None:
         assert overlap or not read
         read += body[overlap:]
     assert read == whole.encode([(query, document)])[0].ids[start:-1].tolist()
-    with pytest.raises(OptionError, match="long_documents: 'all' is none of cut, windows"):
+    with pytest.raises(OptionError, match="long_documents: invalid choice: 'all'"):
         PairEncoder(tokenizer, max_length=32, long_documents="all")
 
 
@@ -195,7 +195,7 @@ def test_a_long_document_is_as_good_as_its_best_window(tiny_model: Path) -> None
     parts = windows._scorer.encoder.windows([("dogs", long)])[0]
     alone = np.zeros(1, np.intp)
     best = max(
-        windows._scorer._distinct(EncodedPairs([part], alone, alone), None)[0] for part in parts
+        windows._scorer._chunk_logits(EncodedPairs([part], alone, alone))[0] for part in parts
     )
     found = windows.score(pairs)
     np.testing.assert_allclose(found[[1, 3]], best, atol=1e-5)

@@ -136,7 +136,7 @@ def test_a_threshold_keeps_the_same_documents_on_every_scale(
     assert kept["calibrated"] == pytest.approx(kept["none"], abs=1)
     with pytest.raises(InputError, match=r"no calibrated threshold 'precision@0\.99'"):
         Reranker(model).threshold("precision@0.99")
-    with pytest.raises(InputError, match="the model carries no calibration"):
+    with pytest.raises(InputError, match="the model has no calibration"):
         Reranker(tiny_model, normalize="calibrated")
 
 

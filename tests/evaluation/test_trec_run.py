@@ -13,7 +13,6 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugin.engine.encoder import Pair
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import evaluate
 from rerank_plugin.finetune.data.groups import Group
@@ -25,6 +24,7 @@ from rerank_plugin.finetune.evaluation.metrics import (
 )
 from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 from rerank_plugin.finetune.evaluation.trec_run import open_run
+from rerank_plugin.inputs import Pair
 
 from ..factories import Run, build_model, sample_texts, write_lines
 

@@ -215,8 +215,8 @@ def test_metadata_of_any_type_is_scored(reranker: Reranker, value: Any, text: st
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (None, "documents: a list of texts is needed, not None"),
-        ("text", "documents: a list of texts is needed, not one text"),
+        (None, "documents: expected a list of texts, not None"),
+        ("text", "documents: expected a list of texts, not a single text"),
         (["text"], r"documents\[0\]: a Document is needed, not a str"),
         ([Document(page_content="a"), {"page_content": "b"}], r"documents\[1\]: a Document"),
     ],
@@ -241,7 +241,7 @@ def test_ids_and_metadata_that_are_odd_come_back(reranker: Reranker) -> None:
 
 def test_a_text_function_must_give_texts(reranker: Reranker) -> None:
     compressor = RerankCompressor(model=reranker, text_fn=lambda document: document.id)  # type: ignore[arg-type,return-value]
-    with pytest.raises(ValueError, match=r"documents\[1\]: a text, .* not None"):
+    with pytest.raises(ValueError, match=r"documents\[1\]: expected a text .* not None"):
         compressor.compress_documents(
             [Document(page_content="a", id="a"), Document(page_content="b")], QUERY
         )
@@ -309,10 +309,10 @@ def test_nothing_is_traced_where_nothing_is_done(reranker: Reranker, tmp_path: P
         compressor.compress_documents(documents(), " ", callbacks=[runs])
     assert runs.began == {}
     failing = RerankCompressor(model=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="no model folder there"):
+    with pytest.raises(ValueError, match="no such model folder"):
         failing.compress_documents(documents(), QUERY, callbacks=[runs])
     ((_, _, error),) = runs.of("RerankCompressor")
-    assert "no model folder" in str(error)
+    assert "no such model folder" in str(error)
 
 
 def test_contextual_compression(

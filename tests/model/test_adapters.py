@@ -170,11 +170,11 @@ def test_a_threshold_by_name_is_the_models(kit: Any, tiny_model: Path, tmp_path:
     named = kit.build(model=folder, top_n=None, score_threshold="precision@0.9")
     assert kit.rank(named, QUERY, TEXTS) == everything[:5]
     assert asyncio.run(kit.arank(named, QUERY, TEXTS)) == everything[:5]
-    with pytest.raises(ValueError, match=r"no calibrated threshold 'recall@1'.*has precision@0.9"):
+    with pytest.raises(ValueError, match=r"no calibrated threshold 'recall@1'.*precision@0.9"):
         kit.rank(kit.build(model=folder, score_threshold="recall@1"), QUERY, TEXTS)
     raw = kit.build(model=folder, normalize="none", top_n=None, score_threshold="precision@0.9")
     assert places(kit.rank(raw, QUERY, TEXTS)) == places(everything[:5])
-    with pytest.raises(ValueError, match=r"no calibrated threshold .* none at all"):
+    with pytest.raises(ValueError, match=r"no calibrated threshold .* it has none"):
         kit.rank(kit.build(model=tiny_model, score_threshold="precision@0.9"), QUERY, TEXTS)
 
 
@@ -192,7 +192,7 @@ def test_scores_that_round_to_the_same_number_change_nothing(
     best = [int(place) for place in np.argsort(-logits, kind="stable")]
     middle = float(logits[best[1:3]].astype(float).mean())
     calibration = {"scale": 2.0, "bias": 1.0}
-    RerankSettings(None, "only_second", "none", calibration, {"best": middle}).write(folder)
+    RerankSettings(None, "none", calibration, {"best": middle}).write(folder)
     options = {"model": folder, "normalize": normalize, "dtype": "float32", "top_n": None}
     assert places(kit.rank(kit.build(**options), QUERY, TEXTS)) == best
     kept = kit.build(**options, score_threshold="best")
@@ -433,9 +433,9 @@ def test_what_skips_validation_is_checked_when_it_is_used(kit: Any, tiny_model: 
     )
     for update, told in (
         ({"top_n": 0}, "top_n: 0 is less than 1"),
-        ({"score_threshold": "0.5"}, "score_threshold: '0.5'"),
-        ({"model": None}, "model: a hub id or a folder is needed, not None"),
-        ({"max_length": True}, "max_length: True is not a whole number"),
+        ({"score_threshold": "0.5"}, "score_threshold: expected .* not '0.5'"),
+        ({"model": None}, "model: expected a hub id or a folder, not None"),
+        ({"max_length": True}, "max_length: expected a whole number, not True"),
     ):
         with pytest.raises(ValueError, match=told):
             kit.rank(made.model_copy(update=update), QUERY, TEXTS)
@@ -548,7 +548,7 @@ def test_adapters_of_a_model_are_named(kit: Any, trained: dict[str, Path]) -> No
         assert [place for place, _ in found] == [place for place, _ in expected]
         np.testing.assert_allclose([s for _, s in found], [s for _, s in expected], atol=1e-5)
         assert asyncio.run(kit.arank(adapter, QUERY, TEXTS)) == found
-    with pytest.raises(ValueError, match="adapter: none is called 'tax', there are: own, same"):
+    with pytest.raises(ValueError, match="adapter: invalid choice: 'tax'"):
         kit.rank(kit.build(**options, adapters=folders, adapter="tax"), QUERY, TEXTS)
 
 
@@ -615,7 +615,7 @@ def test_a_missing_framework_is_named(kit: Any) -> None:
     code = f"import sys; sys.modules['{package}'] = None; sys.modules['pydantic'] = None\n"
     code += f"import rerank_plugin.integrations.{kit.name}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert f"ImportError: rerank_plugin.integrations.{kit.name} needs" in done.stderr
+    assert f"MissingPackageError: {package} is not installed" in done.stderr
     assert f"pip install 'rerank-plugin[{kit.extra}]'" in done.stderr
 
 

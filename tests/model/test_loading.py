@@ -20,9 +20,9 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("missing", "expected"),
     [
-        ("config.json", "no config.json"),
-        ("model.safetensors", "no model weights, expected model.safetensors"),
-        ("tokenizer.json", "no tokenizer, expected tokenizer.json"),
+        ("config.json", "config.json not found"),
+        ("model.safetensors", "model.safetensors not found"),
+        ("tokenizer.json", "tokenizer.json not found"),
     ],
 )
 def test_an_incomplete_folder_is_named(folder: Path, missing: str, expected: str) -> None:
@@ -47,13 +47,13 @@ def test_broken_weights_are_one_line(folder: Path) -> None:
 
 
 def test_three_labels_are_no_reranker(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="3 labels, a reranker has one or two"):
+    with pytest.raises(InputError, match="3 labels; a reranker has one or two"):
         load_model(build_model(tmp_path, labels=3))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "nobody/no-such-model"])
 def test_no_such_model(name: str) -> None:
-    with pytest.raises(InputError, match=r"no-such-model|no model folder there"):
+    with pytest.raises(InputError, match=r"no-such-model|no such model folder"):
         Reranker(name)
     with pytest.raises(InputError):
         load_tokenizer(name)
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_something_else_is_no_fresh_head(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     renamed = {f"other.{name}": value for name, value in weights.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="weights are missing behind the head"):
+    with pytest.raises(InputError, match="weights of the backbone are missing"):
         load_model(folder)
 
 

@@ -1,9 +1,11 @@
 """`rerank.json` as it may be after somebody edited it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from rerank_plugin import __version__
 from rerank_plugin.errors import InputError
 from rerank_plugin.model.settings import RerankSettings
 
@@ -20,7 +22,8 @@ from rerank_plugin.model.settings import RerankSettings
         ('{"max_length": -1}', "'max_length' must be"),
         ('{"normalize": "softmax"}', "'normalize' must be one of sigmoid, none, calibrated"),
         ('{"normalize": ["none"]}', "'normalize' must be"),
-        ('{"truncation": "longest_first"}', "'truncation' must be 'only_second'"),
+        ('{"schema_version": 2}', "unknown schema_version 2, written by rerank-plugin a newer"),
+        ('{"schema_version": "x"}', "unknown schema_version 'x'"),
         ('{"thresholds": {"a": NaN}}', "'thresholds' must be"),
         ('{"thresholds": {"a": Infinity}}', "'thresholds' must be"),
         ('{"thresholds": {"a": 1' + "0" * 400 + "}}", "'thresholds' must be"),
@@ -45,3 +48,12 @@ def test_null_and_unknown_entries_are_left_alone(tmp_path: Path) -> None:
     text = '\ufeff{"max_length": 64, "normalize": null, "thresholds": null, "of_tomorrow": [1]}'
     (tmp_path / "rerank.json").write_text(text, encoding="utf-8")
     assert RerankSettings.read(tmp_path) == RerankSettings(max_length=64)
+
+
+def test_the_file_has_the_versions_of_its_schema_and_of_the_package(tmp_path: Path) -> None:
+    settings = RerankSettings(max_length=64)
+    settings.write(tmp_path)
+    record = json.loads((tmp_path / "rerank.json").read_text(encoding="utf-8"))
+    assert list(record)[:2] == ["schema_version", "rerank_plugin_version"]
+    assert (record["schema_version"], record["rerank_plugin_version"]) == (1, __version__)
+    assert RerankSettings.read(tmp_path) == settings
