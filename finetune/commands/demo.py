@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 from importlib.util import find_spec
+from textwrap import shorten
 
 from rerank_plugin.cli.console import Stdout, say
 from rerank_plugin.errors import InputError
@@ -13,6 +14,8 @@ from rerank_plugin.sample import sample_path
 from ..config import FinetuneConfig
 
 DEFAULT_FOLDER = "demo_model"
+
+TRAIN = "rerank-plugin train --data_path groups.jsonl --finetune_model_dir my_model"
 
 #: The query that the trained model ranks passages for.
 QUERY = "my ferry left 2h late and I missed my train, who pays"
@@ -52,12 +55,11 @@ def main(options: DemoOptions) -> int:
     say("\nMetrics on the test queries, which training did not see, before and after:")
     print_comparison(result.before, result.after, result.difference)
     show_ranking(folder)
-    evaluate = ["--model_dir", folder, "--data_path", str(sample_path("test.jsonl"))]
+    data = str(sample_path("test.jsonl"))
+    evaluate = ["rerank-plugin", "evaluate", "--model_dir", folder, "--data_path", data]
     Stdout().write(
         f"\nThe model is in {folder}, a plain Hugging Face folder.\nNext:\n"
-        f"  {shlex.join(['rerank-plugin', 'evaluate', *evaluate])}\n"
-        f"  rerank-plugin train --data_path your_groups.jsonl --finetune_model_dir my_model \\\n"
-        f"      --model_name_or_path BAAI/bge-reranker-base\n"
+        f"  {shlex.join(evaluate)}\n  {TRAIN} …\n"
     )
     return 0
 
@@ -78,5 +80,5 @@ def show_ranking(model: str) -> None:
     passages = [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
     Stdout().write(f"\n{QUERY}\n")
     for rank, item in enumerate(Reranker(model).rank(QUERY, passages, top_n=3), 1):
-        text = item.document if len(item.document) <= 150 else item.document[:149] + "…"
+        text = shorten(item.document, 150, placeholder="…")
         Stdout().write(f"  {rank}. {item.score:.3f}  {text}\n")

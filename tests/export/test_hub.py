@@ -107,9 +107,20 @@ def test_the_trained_folder_is_uploaded(hub: Hub, train: Any, tmp_path: Path) ->
     assert not any(b"hf_secret" in content for content in hub.files.values())
 
 
+def test_skipped_lines_are_not_uploaded(
+    hub: Hub, train: Any, groups_file: Path, tmp_path: Path
+) -> None:
+    with groups_file.open("a", encoding="utf-8") as file:
+        file.write("{}\n")
+    code, _, err = train("--on_bad_line", "skip")
+    assert code == 0, err
+    assert (tmp_path / "mine" / "skipped_lines.jsonl").is_file()
+    assert "README.md" in hub.files and "skipped_lines.jsonl" not in hub.files
+
+
 @pytest.mark.parametrize("path", ["/api/repos/create", "/auth-check"])
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_hub_that_refuses_is_known_before_training(
+def test_a_hub_that_refuses_is_an_error_before_training(
     hub: Hub, train: Any, status: int, path: str, tmp_path: Path
 ) -> None:
     hub.status[path] = status
@@ -122,13 +133,13 @@ def test_a_hub_that_refuses_is_known_before_training(
     assert list(tmp_path.glob("mine*")) == []
 
 
-def test_no_hub_is_known_before_training(train: Any) -> None:
+def test_no_hub_is_an_error_before_training(train: Any) -> None:
     code, _, err = train()
     assert code == 2
     assert "--push_to_hub: cannot create or write mine" in err
 
 
-def test_a_failed_upload_keeps_the_model_and_says_how(hub: Hub, train: Any, tmp_path: Path) -> None:
+def test_a_failed_upload_keeps_the_model(hub: Hub, train: Any, tmp_path: Path) -> None:
     hub.status["/commit/"] = 403
     code, _, err = train()
     assert code == 1

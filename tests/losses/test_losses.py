@@ -30,8 +30,8 @@ def sides(group: Plain) -> tuple[Plain, Plain]:
 
 
 def pairs(group: Plain) -> list[tuple[Passage, Passage]]:
-    right, wrong = sides(group)
-    return [(p, n) for p in right for n in wrong]
+    positives, negatives = sides(group)
+    return [(p, n) for p in positives for n in negatives]
 
 
 def mean(values: list[float]) -> float:
@@ -43,16 +43,16 @@ def softmax(values: list[float]) -> list[float]:
 
 
 def softmax_cross_entropy(group: Plain) -> float:
-    right, wrong = sides(group)
-    chosen = [softmax([p.score, *(n.score for n in wrong)])[0] for p in right]
-    return mean([-math.log(share) for share in chosen]) if wrong else 0.0
+    positives, negatives = sides(group)
+    chosen = [softmax([p.score, *(n.score for n in negatives)])[0] for p in positives]
+    return mean([-math.log(share) for share in chosen]) if negatives else 0.0
 
 
 def binary_cross_entropy(group: Plain) -> float:
-    right, wrong = sides(group)
-    told = [math.log(1 + math.exp(-p.score)) for p in right]
-    denied = [math.log(1 + math.exp(n.score)) for n in wrong]
-    return (mean(told) + mean(denied)) / 2
+    positives, negatives = sides(group)
+    accepted = [math.log(1 + math.exp(-p.score)) for p in positives]
+    rejected = [math.log(1 + math.exp(n.score)) for n in negatives]
+    return (mean(accepted) + mean(rejected)) / 2
 
 
 def ranknet(group: Plain) -> float:
@@ -111,7 +111,7 @@ NUMBERS = st.integers(-400, 400).map(lambda n: n / 100)
 
 @st.composite
 def plain_groups(draw: st.DrawFn) -> list[Plain]:
-    """Groups of 1 to 6 passages with different scores, any number of them right."""
+    """Groups of 1 to 6 passages with different scores, any number of them positive."""
     groups = []
     for _ in range(draw(st.integers(1, 4))):
         scores = draw(st.lists(NUMBERS, min_size=1, max_size=6, unique=True))
@@ -208,11 +208,11 @@ def test_large_logits_and_one_sided_groups_in_float32(name: str) -> None:
     assert torch.isfinite(gradient).all()
     if name in ("softmax_cross_entropy", "ranknet"):
         torch.testing.assert_close(loss, torch.tensor(2e4))
-    # A group with one side compares nothing; on its own a passage is right or wrong all the same.
+    # Without negatives or positives nothing is compared, except by the pointwise loss.
     assert (gradient[4:] == 0).all() == (name != "binary_cross_entropy")
 
 
-def test_ties_count_against_the_right_passage() -> None:
+def test_ties_count_against_the_positive() -> None:
     labels, sizes = torch.tensor([1.0, 0.0, 0.0]), [3]
     tied, below, above = (
         make_loss("lambda_loss")(torch.tensor([score, 0.0, 0.0]), labels, sizes)

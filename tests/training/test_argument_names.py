@@ -53,9 +53,7 @@ def test_what_has_no_effect_is_refused_with_the_reason(name: str) -> None:
         ({"max_steps": -5}, "--max_steps: -5 must be more than 0"),
     ],
 )
-def test_numbers_that_a_run_computes_with_are_numbers(
-    trainer: dict[str, Any], problem: str
-) -> None:
+def test_numbers_are_checked(trainer: dict[str, Any], problem: str) -> None:
     with pytest.raises(OptionError) as error:
         FinetuneConfig(**NEEDED, trainer=trainer)
     assert problem in str(error.value)
@@ -83,7 +81,7 @@ def test_numbers_that_a_run_computes_with_are_numbers(
         ({"optim": "sgd", "optim_target_modules": ["q"]}, "requires --optim galore_"),
     ],
 )
-def test_options_without_the_one_that_they_belong_to_are_refused(
+def test_options_without_the_one_that_they_require_are_errors(
     trainer: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(OptionError) as error:
@@ -101,7 +99,7 @@ def test_options_without_the_one_that_they_belong_to_are_refused(
         {"hub_model_id": "me/mine", "push_to_hub": True},
     ],
 )
-def test_options_beside_the_one_that_they_belong_to_are_taken(trainer: dict[str, Any]) -> None:
+def test_options_with_the_one_that_they_require_are_accepted(trainer: dict[str, Any]) -> None:
     assert FinetuneConfig(**NEEDED, trainer=dict(trainer)).trainer == trainer
 
 
@@ -109,7 +107,7 @@ def test_tables_name_what_is_passed_on() -> None:
     assert POSITIVE | NOT_NEGATIVE | set(INTERVALS) | set(BESIDE) <= PASSED_ON | OURS
 
 
-def test_a_token_is_not_written_down() -> None:
+def test_a_token_is_not_saved() -> None:
     config = FinetuneConfig(**NEEDED, trainer={"push_to_hub": True, "hub_token": "hf_secret"})
     assert "hf_secret" not in str(config.to_dict())
 

@@ -40,14 +40,14 @@ def watch(
         guard.on_step_end(ARGS, state, CONTROL)
 
 
-def test_a_run_that_learns_goes_on() -> None:
+def test_a_run_that_learns_continues() -> None:
     guard = CollapseGuard()
     # A newly initialised head starts at chance, and takes its time.
     watch(guard, [CHANCE] * 150, spread=1e-4)
     watch(guard, [CHANCE * 0.97**step for step in range(200)], start=150)
 
 
-def test_losses_and_gradients_that_are_no_number_stop_at_once() -> None:
+def test_losses_and_gradients_that_are_not_finite_stop_at_once() -> None:
     with pytest.raises(TrainingStoppedError, match=r"loss of step 1 is nan.*--lr"):
         watch(CollapseGuard(), [nan])
     with pytest.raises(TrainingStoppedError, match="gradient of step 3 is inf"):
@@ -73,7 +73,7 @@ def test_a_loss_that_is_back_at_chance_is_a_collapse(spread: float) -> None:
         watch(guard, [CHANCE] * WINDOW, spread=spread, start=WINDOW)
 
 
-def test_a_loss_is_counted_from_the_lowest_there_is() -> None:
+def test_a_loss_is_counted_from_the_lowest_possible() -> None:
     """That of soft targets never falls far: their own entropy is left."""
     guard, lowest = CollapseGuard(), CHANCE - 0.08
     guard.latest = StepRecord(lowest + 0.04, CHANCE, 1.0, lowest)
@@ -86,14 +86,14 @@ def test_a_loss_is_counted_from_the_lowest_there_is() -> None:
             guard.on_step_end(ARGS, state, CONTROL)
 
 
-def test_a_run_that_never_learns_is_given_up_late() -> None:
+def test_a_run_that_never_learns_is_stopped_late() -> None:
     guard = CollapseGuard()
     watch(guard, [CHANCE] * (PATIENT_STEPS - 1), max_steps=300)
     with pytest.raises(TrainingStoppedError, match="nothing was learned in 200 steps"):
         watch(guard, [CHANCE], start=PATIENT_STEPS - 1, max_steps=300)
 
 
-def test_a_resumed_guard_knows_what_it_saw() -> None:
+def test_a_resumed_guard_keeps_its_figures() -> None:
     guard, resumed = CollapseGuard(), CollapseGuard()
     watch(guard, [0.5] * WINDOW)
     resumed.load_state_dict(guard.state_dict())
@@ -101,7 +101,7 @@ def test_a_resumed_guard_knows_what_it_saw() -> None:
         watch(resumed, [CHANCE] * WINDOW, start=WINDOW)
 
 
-def test_a_run_whose_loss_breaks_keeps_the_weights_from_before(
+def test_a_run_whose_loss_is_nan_keeps_earlier_weights(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from rerank_plugin.finetune.losses.softmax_cross_entropy import SoftmaxCrossEntropy

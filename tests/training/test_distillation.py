@@ -27,7 +27,7 @@ def scored(records: list[dict[str, Any]], *, right: float) -> list[dict[str, Any
     st.integers(2, 8),
     st.integers(0, 5),
 )
-def test_a_sample_has_its_passages_scores(
+def test_a_sample_has_the_scores_of_its_passages(
     pos: list[int], neg: list[int], size: int, epoch: int
 ) -> None:
     texts = [str(n) for n in pos], [str(n) for n in neg]
@@ -91,7 +91,7 @@ def test_the_evaluation_loss_sees_the_teacher(tiny_model: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("side", ["train", "dev"])
-def test_a_loss_that_needs_a_teacher_says_so_before_anything_starts(
+def test_a_loss_without_its_teacher_scores_is_an_error_before_the_model_loads(
     cli: Run, tmp_path: Path, side: str
 ) -> None:
     files = {}

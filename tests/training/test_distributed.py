@@ -196,7 +196,7 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
 
 
 @pytest.mark.parametrize("sharded", SHARDED)
-def test_what_is_reported_is_the_kept_model(tiny_model: Path, tmp_path: Path, sharded: str) -> None:
+def test_metrics_are_of_the_kept_model(tiny_model: Path, tmp_path: Path, sharded: str) -> None:
     needs_its_library(sharded)
     data = write_lines(tmp_path / "train.jsonl", easy_groups(48))
     test = write_lines(tmp_path / "test.jsonl", easy_groups(12, start=100))
@@ -256,7 +256,7 @@ def set_launcher(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> 
         ({"PMI_SIZE": "2"}, "PMI_SIZE=2 is set without WORLD_SIZE"),
     ],
 )
-def test_a_part_of_a_launch_is_an_error(
+def test_an_incomplete_launch_is_an_error(
     variables: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_launcher(monkeypatch, variables)
@@ -277,7 +277,7 @@ def test_a_part_of_a_launch_is_an_error(
         ({**WHOLE, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1),
     ],
 )
-def test_whole_launches_and_none_are_taken(
+def test_whole_launches_are_accepted(
     variables: dict[str, str], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_launcher(monkeypatch, variables)

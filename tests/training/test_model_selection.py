@@ -24,7 +24,7 @@ def test_no_change_and_chance_are_no_improvement() -> None:
     assert 0.02 < improvement_probability(before, before + noise - noise.mean()) < 0.98
 
 
-def test_queries_that_chose_the_model_do_not_report_on_it(tiny_model: Path, tmp_path: Path) -> None:
+def test_validation_and_test_queries_differ(tiny_model: Path, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
     result = run(tiny_model, data, tmp_path / "out", eval_queries=20)
     metrics = json.loads((result.model_dir / "metrics.json").read_text())
@@ -83,7 +83,7 @@ def test_early_stopping_counts_evaluations_without_a_better_model(
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_lr_auto_measures_and_leaves_the_model_as_it_was(
+def test_lr_auto_leaves_the_model_unchanged(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, lora: bool
 ) -> None:
     caplog.set_level("INFO", "rerank_plugin")
@@ -95,7 +95,7 @@ def test_lr_auto_measures_and_leaves_the_model_as_it_was(
     assert result.history[0] == plain.history[0]
 
 
-def test_a_sweep_takes_the_lower_of_two_rates_that_are_alike() -> None:
+def test_the_lower_of_two_similar_rates_is_chosen() -> None:
     assert choose([1e-5, 2e-5, 4e-5, 8e-5], [2.0, 1.02, 1.0, 3.0]) == 2e-5
     assert choose([1e-5, 2e-5], [float("inf"), float("inf")]) == 1e-5
     # A loss that is as low as can be is rounded to one below.

@@ -58,11 +58,11 @@ def start(arguments: list[str]) -> "subprocess.Popen[str]":
 def reach(process: "subprocess.Popen[str]", step: int) -> None:
     """Read the progress line until a step is done."""
     assert process.stderr is not None
-    told = ""
-    while f"{step}{STEP[:3]}" not in told:
+    output = ""
+    while f"{step}{STEP[:3]}" not in output:
         read = process.stderr.read(1)
-        assert read, f"ended before step {step}: {told}"
-        told = (told + read)[-4000:]
+        assert read, f"ended before step {step}: {output}"
+        output = (output + read)[-4000:]
 
 
 def finish(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
@@ -119,7 +119,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_finishes_the_step_and_says_how_to_go_on(
+def test_a_signal_finishes_the_step_and_prints_how_to_resume(
     number: signal.Signals, tiny_model: Path, data: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
@@ -127,16 +127,16 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(
     reach(process, 3)
     process.send_signal(number)
     assert process.stderr is not None
-    told = process.stderr.read()
+    output = process.stderr.read()
     assert process.wait() == 1
-    assert "the same command resumes" in told and "Traceback" not in told
+    assert "the same command resumes" in output and "Traceback" not in output
     other = finish(command(tiny_model, data, folder, "--weight_decay", "0.5"))
     assert other.returncode == 2 and "--overwrite" in other.stderr
     assert finish(command(tiny_model, data, folder)).returncode == 0
     assert same_model(folder, whole)
 
 
-def test_nohup_keeps_a_run_going(tiny_model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+def test_nohup_ignores_a_hangup(tiny_model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
     process = start(["nohup", *command(tiny_model, data, tmp_path / "out")])
     reach(process, 3)
     process.send_signal(signal.SIGHUP)
@@ -163,7 +163,7 @@ def small_disk(mounts: Path) -> Path:
     return mounts
 
 
-def test_a_full_disk_ends_a_run_with_one_line_and_it_goes_on_when_there_is_room(
+def test_a_full_disk_ends_a_run_with_one_line_and_it_resumes_when_there_is_room(
     tiny_model: Path, data: Path, whole: Path, small_disk: Path
 ) -> None:
     folder = small_disk / "out"
@@ -257,7 +257,7 @@ def test_a_link_is_trained_through(tiny_model: Path, data: Path, tmp_path: Path)
         (errno.EACCES, True),
     ],
 )
-def test_no_locks_are_not_a_lock_that_is_taken(
+def test_missing_locks_are_not_taken_locks(
     tmp_path: Path,
     number: int,
     taken: bool,
@@ -280,7 +280,7 @@ def test_no_locks_are_not_a_lock_that_is_taken(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_told_of_before_the_data_is_read(
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_data_is_read(
     tmp_path: Path, mounts: Path
 ) -> None:
     mount("tmpfs", mounts, "-o", "ro")
@@ -344,7 +344,7 @@ CONSTANT = {"lr_scheduler_type": "constant"}
         {"fold_calibration": True, "lr": 3e-3, "trainer": {"eval_strategy": "no"}},
         {"overwrite": True, "trainer": {"max_steps": 3, "eval_steps": 2}},
     ],
-    ids=["behind the last step", "out of patience", "calibration", "overwrite"],
+    ids=["after the last step", "out of patience", "calibration", "overwrite"],
 )
 def test_a_run_that_dies_publishing_ends_like_one_that_did_not(
     tiny_model: Path,
@@ -380,7 +380,7 @@ def test_a_run_that_dies_publishing_ends_like_one_that_did_not(
 def test_ctrl_c_adds_no_evaluation(
     tiny_model: Path, data: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inside an epoch of 8 steps, at its end, and behind it."""
+    """Inside an epoch of 8 steps, at its end, and after it."""
     options: dict[str, Any] = {
         "total_epoch": 3,
         "early_stopping": 2,
@@ -402,7 +402,7 @@ def test_ctrl_c_adds_no_evaluation(
     assert [at for at, _ in evaluations(tmp_path / "out")] == [0, 8, 16]
 
 
-def test_other_data_than_an_interrupted_run_had_is_an_error(
+def test_data_that_changed_since_the_interruption_is_an_error(
     tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = write_lines(tmp_path / "eval.jsonl", easy_groups(8, start=100))
@@ -425,7 +425,7 @@ def test_other_data_than_an_interrupted_run_had_is_an_error(
     finetune(run)
 
 
-def test_a_run_folder_that_could_not_be_started_is_taken_again(
+def test_a_run_folder_that_could_not_be_started_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -444,7 +444,7 @@ def test_a_run_folder_that_could_not_be_started_is_taken_again(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_figures_are_those_of_the_weights_that_are_kept(
+def test_metrics_are_those_of_the_kept_weights(
     tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed run kept a model that its checkpoint does not know; the next finds none."""
@@ -474,7 +474,7 @@ def test_figures_are_those_of_the_weights_that_are_kept(
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("made", ["notes", "a model", "a file"])
-def test_what_comes_into_the_place_meanwhile_is_kept(
+def test_a_target_that_appears_during_the_run_is_kept(
     tiny_model: Path,
     data: Path,
     tmp_path: Path,

@@ -63,7 +63,7 @@ def test_train_save_load_rank(
     assert hits / len(groups) == result.after["hit@1"]
 
 
-def test_what_a_run_leaves(
+def test_the_files_of_a_run(
     tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "deep" / "out"
@@ -98,7 +98,7 @@ def test_what_a_run_leaves(
     assert last_evaluation["step"] == 18
 
 
-def test_the_kept_model_has_the_figures_that_are_reported(
+def test_the_kept_model_has_the_reported_metrics(
     tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
     from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
@@ -227,7 +227,7 @@ def test_factor_and_patience_follow_the_evaluation_loss(
     assert all(later <= earlier for earlier, later in pairwise(rates[2:]))
 
 
-def test_a_fresh_head_gets_a_rate_and_a_loss_of_its_own(
+def test_a_new_head_gets_its_own_rate_and_loss(
     tiny_encoder: Path,
     tiny_model: Path,
     groups_file: Path,
@@ -255,7 +255,7 @@ def test_a_fresh_head_gets_a_rate_and_a_loss_of_its_own(
     assert "is low for a newly initialised scoring head" in caplog.text
 
 
-def test_eval_strategy_no_keeps_the_last_weights_and_says_so(
+def test_eval_strategy_no_keeps_the_last_weights(
     tiny_model: Path,
     groups_file: Path,
     eval_file: Path,
@@ -273,7 +273,7 @@ def test_eval_strategy_no_keeps_the_last_weights_and_says_so(
     assert json.loads((result.model_dir / "rerank.json").read_text())["metrics"]["best_step"] == 18
 
 
-def test_dropout_is_what_was_asked_for_and_none_on_attention(family_model: Path) -> None:
+def test_dropout_of_hidden_states_and_none_of_attention(family_model: Path) -> None:
     model = load_model(family_model).model
     before = model.config.to_dict()
     set_dropout(model, 0.3)
@@ -308,9 +308,7 @@ def test_an_adapter_can_be_trained_on(
     assert losses[-1] < losses[0]
 
 
-def test_bad_lines_are_skipped_and_written_down(
-    tiny_model: Path, eval_file: Path, tmp_path: Path
-) -> None:
+def test_bad_lines_are_skipped_and_saved(tiny_model: Path, eval_file: Path, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "train.jsonl", [*easy_groups(12), {"query": "q"}, 3])
     result = run(
         tiny_model,
@@ -351,7 +349,7 @@ def test_two_labels_can_be_trained(groups_file: Path, eval_file: Path, tmp_path:
     assert run(model, groups_file, tmp_path / "out", **options).improved
 
 
-def test_the_card_of_a_two_label_adapter_says_so(
+def test_the_card_of_an_adapter_with_two_labels(
     groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
     model = build_model(tmp_path / "two", labels=2)
@@ -359,7 +357,7 @@ def test_the_card_of_a_two_label_adapter_says_so(
     assert "num_labels=2" in (result.model_dir / "README.md").read_text("utf-8")
 
 
-def test_a_run_that_breaks_without_evaluations_keeps_the_base(
+def test_a_diverging_run_without_evaluations_keeps_the_base(
     tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
@@ -390,7 +388,7 @@ def test_a_run_of_one_step_trains(
     assert rates and rates[0] > 0
 
 
-def test_a_run_shorter_than_its_epochs_is_evaluated_all_the_same(
+def test_a_run_shorter_than_an_epoch_is_evaluated(
     tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
     """Epochs of six steps, of which a thousand are asked for, and eight steps in all."""
@@ -408,7 +406,7 @@ def test_too_few_groups_to_measure_a_rate(
         run(tiny_model, data, tmp_path / "out", lr="auto", eval_data_path=str(eval_file))
 
 
-def test_bad_lines_alone_are_told_of(tiny_model: Path, tmp_path: Path) -> None:
+def test_only_bad_lines_are_an_error(tiny_model: Path, tmp_path: Path) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text('{"query": 3}\n')
     with pytest.raises(InputError, match=r"no usable group .* first problem: .*bad\.jsonl:1: "):
@@ -425,7 +423,7 @@ def reporter(event: str) -> type[TrainerCallback]:
 
 
 @pytest.mark.parametrize("event", ["on_log", "on_evaluate", "on_save", "on_train_end"])
-def test_a_reporter_that_fails_costs_one_line(
+def test_a_failing_reporter_is_one_warning(
     tiny_model: Path,
     groups_file: Path,
     tmp_path: Path,
@@ -440,7 +438,7 @@ def test_a_reporter_that_fails_costs_one_line(
     assert len(lines) == 1 and "No space left" in lines[0]
 
 
-def test_a_reporter_that_was_asked_for_must_begin(
+def test_a_requested_reporter_must_start(
     tiny_model: Path, groups_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "disk", reporter("on_train_begin"))
@@ -449,7 +447,7 @@ def test_a_reporter_that_was_asked_for_must_begin(
 
 
 @pytest.mark.parametrize("family", ["albert", "mpnet", "flaubert"])
-def test_checkpointing_is_refused_where_a_family_has_none(
+def test_checkpointing_of_a_family_without_it_is_an_error(
     family: str, groups_file: Path, tmp_path: Path
 ) -> None:
     model = build_model(tmp_path / family, family)
@@ -459,7 +457,7 @@ def test_checkpointing_is_refused_where_a_family_has_none(
     assert list(tmp_path.glob("out*")) == []
 
 
-def test_a_report_that_cannot_be_drawn_loses_no_model(
+def test_a_failing_report_loses_no_model(
     tiny_model: Path,
     groups_file: Path,
     tmp_path: Path,
