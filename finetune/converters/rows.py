@@ -387,10 +387,10 @@ def saved_rows(path: Path) -> Iterator[Row]:
 def first_of(row: Row, names: Sequence[str], meant: str) -> str:
     """Return the first of some columns that a row has, in upper or lower case."""
     columns = {column.strip().lower(): column for column in row.values}
-    found = next((columns[name] for name in names if name in columns), None)
-    if found is None:
+    column = next((columns[name] for name in names if name in columns), None)
+    if column is None:
         raise row.error(
             f"no column for the {meant}: expected one of {', '.join(names)}, found "
             f"{', '.join(row.values)}"
         )
-    return found
+    return column

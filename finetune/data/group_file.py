@@ -1,7 +1,7 @@
 """A file of groups and the index of its lines: made in one pass, then each group read by it.
 
-The pass checks every line, so nothing is checked again when a group is read. No group stays in
-memory.
+The pass checks every line, so that a group is not checked again when it is read. No group is kept
+in memory.
 """
 
 import hashlib

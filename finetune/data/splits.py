@@ -11,7 +11,7 @@ Hashes = npt.NDArray[np.uint64]
 #: Indices of groups on one side of a split and on the other, each in ascending order.
 Sides = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
-#: Fewer queries than this say little about a model (a mean nDCG@10 over 50 has an error of 0.04).
+#: Fewer queries than this are weak evidence: a mean nDCG@10 over 50 has a standard error of 0.04.
 FEW_QUERIES = 50
 
 

@@ -45,9 +45,9 @@ def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
     """
     if value is None:
         return [1.0]
-    parts = value.split(",") if isinstance(value, str) else value
+    numbers = value.split(",") if isinstance(value, str) else value
     try:
-        shares = [float(part) for part in parts]
+        shares = [float(number) for number in numbers]
     except ValueError:
         shares = []
     positive = all(share > 0 for share in shares)
@@ -65,8 +65,8 @@ def split_files(output: Path, shares: Sequence[float]) -> list[Path]:
     """
     files = [output]
     for side in SIDES[1 : len(shares)]:
-        name, found = TRAIN.subn(side, output.name)
-        files.append(output.with_name(name if found else f"{output.stem}-{side}{output.suffix}"))
+        name, count = TRAIN.subn(side, output.name)
+        files.append(output.with_name(name if count else f"{output.stem}-{side}{output.suffix}"))
     return files
 
 

@@ -79,7 +79,7 @@ def msmarco_files(folder: Path) -> dict[str, Path]:
     hub = write_lines(folder / "hub.jsonl", [RECORD])
     columns = folder / "train_v2.1.json"
     value = {"query": RECORD["query"], "passages": rows, "query_id": RECORD["query_id"]}
-    columns.write_text(json.dumps({name: {"0": own} for name, own in value.items()}))
+    columns.write_text(json.dumps({name: {"0": one} for name, one in value.items()}))
     (folder / "zipped").mkdir()
     with gzip.open(folder / "zipped" / "train_v2.1.json.gz", "wt") as file:
         file.write(columns.read_text())

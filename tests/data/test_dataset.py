@@ -111,7 +111,7 @@ def test_the_second_build_reads_nothing(tmp_path: Path) -> None:
     settle(path)
     first = list(build(path, cache))
     before = entries(cache), path.stat()
-    # Other contents under the same size and time: whoever reads them would notice.
+    # Other contents with the same size and time: reading them would be an error.
     path.write_bytes(b"x" * before[1].st_size)
     os.utime(path, ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
     assert len(build(path, cache)) == len(first)
@@ -291,9 +291,9 @@ def test_a_cache_that_cannot_be_written_costs_one_line(
 def test_a_read_only_cache_is_read(tmp_path: Path, mounts: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", easy_groups(3))
     mount("tmpfs", mounts)
-    found = build(path, mounts)
+    groups = build(path, mounts)
     mount("tmpfs", mounts, "-o", "remount,ro")
-    assert build(path, mounts).files[0].entry == found.files[0].entry
+    assert build(path, mounts).files[0].entry == groups.files[0].entry
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EROFS])

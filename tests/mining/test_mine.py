@@ -469,11 +469,11 @@ def test_compiled_and_plain_bm25_agree(tmp_path: Path, monkeypatch: pytest.Monke
         assert np.array_equal(one.positions, other.positions)
         assert np.array_equal(one.scores, other.scores)
     positions = [list(range(len(corpus)))] * len(queries)
-    for found, scores in zip(
+    for hits, scores in zip(
         plain.search(queries, 108), plain.score(queries, positions), strict=True
     ):
-        assert np.allclose(scores[found.positions], found.scores)
-        assert (scores > 0).sum() == len(found.positions)
+        assert np.allclose(scores[hits.positions], hits.scores)
+        assert (scores > 0).sum() == len(hits.positions)
 
 
 def test_a_corpus_on_disk_is_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,9 +550,9 @@ def test_a_terminated_command_leaves_nothing(name: str, tmp_path: Path) -> None:
         "sys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", program, *mine_options(tmp_path / "out.jsonl")]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.returncode == 1
-    assert found.stderr.endswith("rerank-plugin mine: interrupted\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("rerank-plugin mine: interrupted\n")
     assert not list(tmp_path.iterdir())
 
 
