@@ -117,8 +117,8 @@ class Inspection:
         if self.equal_scores >= CONSTANT * self.groups:
             yield f"all teacher scores are equal in {self.equal_scores} of {self.groups} groups"
         if self.scored >= ENOUGH and self.negative_best >= CONSTANT * self.scored:
-            count = f"{self.negative_best} of {self.scored} groups"
-            yield f"the teacher scores a negative highest in {count}"
+            groups = f"{self.negative_best} of {self.scored} groups"
+            yield f"the teacher scores a negative highest in {groups}"
 
 
 def kind_of(line: Line) -> str:

@@ -100,7 +100,7 @@ def convert_data(options: ConvertOptions, *, progress: bool) -> ConversionResult
 
 def read_converted(options: ConvertOptions, work: Path, counts: ReasonCounts) -> Iterable[Group]:
     """Yield the groups that the format of the output can hold."""
-    groups = read(options, work, counts)
+    groups = read_source(options, work, counts)
     return groups if options.to == "groups" else fitting(groups, format_of(options), counts)
 
 
@@ -109,7 +109,7 @@ def format_of(options: ConvertOptions) -> str:
     return options.output_format or FORMATS[0]
 
 
-def read(options: ConvertOptions, work: Path, counts: ReasonCounts) -> Iterator[Group]:
+def read_source(options: ConvertOptions, work: Path, counts: ReasonCounts) -> Iterator[Group]:
     """Yield the groups of the data."""
     if options.from_ == "groups":
         yield from read_own_groups(options.data_path, counts)

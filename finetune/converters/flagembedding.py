@@ -23,7 +23,7 @@ def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
         for name in row.values:
             check_name(row, name)
         row.count_others((*FIELDS, "id"), counts)
-        sides = side(row, "pos"), side(row, "neg")
+        sides = scored_passages(row, "pos"), scored_passages(row, "neg")
         yield LabelledQuery(row.text("query"), *sides, id_text(row.values.get("id")), row.where)
 
 
@@ -36,7 +36,7 @@ def check_name(row: Row, name: str) -> None:
             raise row.error(f"unknown field {name!r}, and no {meant!r}: rename or remove it")
 
 
-def side(row: Row, name: str) -> list[Passage]:
+def scored_passages(row: Row, name: str) -> list[Passage]:
     """Return the passages of one side with their scores."""
     if row.values.get(name) is None and name == "neg":
         return []

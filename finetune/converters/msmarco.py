@@ -40,7 +40,7 @@ def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
 def read_triples(path: Path) -> Iterator[LabelledQuery]:
     """Yield a query, a positive and a negative a line, as in `triples.train.small.tsv`."""
     for index, row in enumerate(plain_rows(path)):
-        if index == 0 and is_header(row):
+        if index == 0 and is_triple_header(row):
             continue
         if len(row.values) != 3:
             raise row.error(f"expected query, positive and negative, has {len(row.values)} columns")
@@ -50,7 +50,7 @@ def read_triples(path: Path) -> Iterator[LabelledQuery]:
         yield LabelledQuery(query, [Passage(positive)], [Passage(negative)], where=row.where)
 
 
-def is_header(row: Row) -> bool:
+def is_triple_header(row: Row) -> bool:
     """Return whether a row of triples has the names of its columns."""
     names = [str(name).lower() for name in row.values.values()]
     begins = zip(names, ("query", "pos", "neg"), strict=False)
@@ -64,7 +64,7 @@ def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
     row.count_others(FIELDS, counts)
     passages = row.values.get("passages")
     if isinstance(passages, str):
-        passages = parse(row, passages)
+        passages = parse_passages(row, passages)
     texts: Any = None
     selected: Any = None
     for name in sorted(fields_of(passages) - {"passage_text", "is_selected"}):
@@ -92,7 +92,7 @@ def fields_of(passages: object) -> set[str]:
     return {name for value in values if isinstance(value, dict) for name in value}
 
 
-def parse(row: Row, text: str) -> Any:
+def parse_passages(row: Row, text: str) -> Any:
     """Return the passages in a CSV value: JSON, or a literal of Python."""
     try:
         value = json_or_literal(text)

@@ -214,7 +214,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
     Rows without any value are left out, as spreadsheets append some. Columns without a name are
     left out too: they have the numbers of the rows, or nothing.
     """
-    with text_of(path) as file:
+    with open_text(path) as file:
         delimiter = find_delimiter(path, file)
         rows = numbered(path, file, delimiter)
         columns = header(path, rows)
@@ -230,7 +230,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
 
 def column_names(path: Path) -> list[str]:
     """Return the column names of a CSV or TSV file."""
-    with text_of(path) as file:
+    with open_text(path) as file:
         rows = numbered(path, file, find_delimiter(path, file))
         return [name for name in header(path, rows) if name]
 
@@ -256,7 +256,7 @@ def plain_rows(path: Path) -> Iterator[Row]:
 
 
 @contextmanager
-def text_of(path: Path) -> Iterator[io.TextIOWrapper]:
+def open_text(path: Path) -> Iterator[io.TextIOWrapper]:
     """Open a plain or gzipped file for reading text."""
     with reading(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
         yield file

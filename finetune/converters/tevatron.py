@@ -21,12 +21,14 @@ def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
     """Yield one record a row, title and text joined by a space. Other fields are counted."""
     for row in read_rows(data_path):
         row.count_others(FIELDS, counts)
-        pos, neg = (side(row, f"{name}_passages", counts) for name in ("positive", "negative"))
+        pos, neg = (
+            titled_passages(row, f"{name}_passages", counts) for name in ("positive", "negative")
+        )
         id = id_text(row.values.get("query_id"))
         yield LabelledQuery(row.text("query"), pos, neg, id, row.where)
 
 
-def side(row: Row, column: str, counts: ReasonCounts) -> list[Passage]:
+def titled_passages(row: Row, column: str, counts: ReasonCounts) -> list[Passage]:
     """Return the passages of one side; a test set may have none."""
     values = row.values.get(column)
     if values is None and column in row.values:

@@ -88,7 +88,7 @@ def read_passages(data_path: DataPath) -> Iterator[Record]:
     """
     for line, record in read_records(data_path):
         title = record.get("title")
-        text = text_of(line, record, PASSAGE_TEXTS)
+        text = text_field(line, record, PASSAGE_TEXTS)
         if title is not None and not isinstance(title, str):
             raise line.error(f"field 'title' is {json_type(title)}, expected a text")
         if title and title.strip():
@@ -113,7 +113,7 @@ def read_queries(
     is_empty = True
     for index, (line, record) in enumerate(read_records(data_path)):
         name = id_of(line, record, default=None if by_id else f"{index}")
-        text = text_of(line, record, QUERY_TEXTS)
+        text = text_field(line, record, QUERY_TEXTS)
         if seen.get(name, text) != text:
             raise line.error(f"a second query has the id {name!r}, with another text")
         if name in seen:
@@ -142,7 +142,7 @@ def read_records(data_path: DataPath) -> Iterator[tuple[Line, dict[str, object]]
         is_table = path.name.removesuffix(".gz").endswith(".tsv")
         for line in read_lines(path):
             record = tab_separated(line) if is_table else line.record()
-            if not (is_table and line.number == 1 and is_header(record)):
+            if not (is_table and line.number == 1 and is_column_names(record)):
                 yield line, record
 
 
@@ -166,7 +166,7 @@ def tab_separated(line: Line) -> dict[str, object]:
     return {"id": fields[0], "text": fields[1]}
 
 
-def is_header(record: dict[str, object]) -> bool:
+def is_column_names(record: dict[str, object]) -> bool:
     """Return whether a tab-separated line has the names of its columns."""
     name, text = (str(record[column]).strip().lower() for column in ("id", "text"))
     return name in ID_COLUMNS and text in TEXT_COLUMNS
@@ -187,7 +187,7 @@ def id_of(line: Line, record: dict[str, object], default: str | None = None) -> 
     return str(value).strip()
 
 
-def text_of(line: Line, record: dict[str, object], names: tuple[str, ...]) -> str:
+def text_field(line: Line, record: dict[str, object], names: tuple[str, ...]) -> str:
     """Return the text of a record under the first of some names; null is a blank text."""
     name = next((name for name in names if name in record), None)
     if name is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,6 @@ from .reason_counts import ReasonCounts
 BLOCK = 1 << 24
 
 Positions = npt.NDArray[np.int64]
-
-Item = TypeVar("Item")
 
 
 class RepeatedPassages:

@@ -35,7 +35,7 @@ ROW = np.dtype(
     ]
 )
 
-Rows = npt.NDArray[np.void]
+IndexRows = npt.NDArray[np.void]
 
 #: Bytes that are read, hashed and checked at a time.
 BLOCK = 1 << 20
@@ -62,7 +62,7 @@ class GroupFile:
         self.path = path
         self.stamp = stamp
         self.entry = entry
-        self.rows = read_rows(entry / GOOD)
+        self.rows = map_rows(entry / GOOD)
         unpacked = entry / LINES
         self._lines = unpacked if unpacked.exists() else path
         self._lines_stamp = stamp_of(unpacked) if unpacked.exists() else stamp
@@ -88,7 +88,7 @@ class GroupFile:
 
     def bad_lines(self) -> Iterator[tuple[Line, InputError]]:
         """Yield the lines that are not groups, and the problem of each."""
-        for row in read_rows(self.entry / BAD):
+        for row in map_rows(self.entry / BAD):
             line = self._line(row)
             try:
                 parse_group(line)
@@ -105,8 +105,8 @@ class GroupFile:
         raise changed(self.path)
 
 
-def read_rows(path: Path) -> Rows:
-    """Return the rows of a file, mapped into memory."""
+def map_rows(path: Path) -> IndexRows:
+    """Map the rows of a file into memory."""
     # An empty file cannot be mapped.
     return np.memmap(path, ROW, mode="r") if path.stat().st_size else np.empty(0, ROW)
 
@@ -214,7 +214,7 @@ def blocks(path: Path) -> Iterator[Block]:
             offset += sum(map(len, lines))
 
 
-def check_block(block: Block) -> tuple[Rows, Rows]:
+def check_block(block: Block) -> tuple[IndexRows, IndexRows]:
     """Return the rows of usable lines and those of bad ones; blank lines have none."""
     good: list[tuple[int, int, int, int, float]] = []
     bad: list[tuple[int, int, int, int, float]] = []

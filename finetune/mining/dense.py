@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TEXTS_AT_ONCE = 512
 
 #: Passages whose similarities to a batch of queries are computed at once.
-BLOCK = 65_536
+PASSAGES_AT_ONCE = 65_536
 
 #: sentence-transformers' names of the similarities that are products of embeddings.
 SIMILARITIES = ("cosine", "dot")
@@ -30,7 +30,9 @@ SIMILARITIES = ("cosine", "dot")
 Embeddings = npt.NDArray[np.float32]
 
 
-def load(model: str, *, device: str, trust_remote_code: bool) -> "SentenceTransformer":
+def load_sentence_transformer(
+    model: str, *, device: str, trust_remote_code: bool
+) -> "SentenceTransformer":
     """Load a model for `Dense`, in bfloat16 where the hardware multiplies it.
 
     Args:
@@ -100,8 +102,8 @@ class Dense:
         wanted = torch.from_numpy(self._embed_queries(queries))
         scores = torch.empty(len(queries), 0)
         positions = torch.empty(len(queries), 0, dtype=torch.long)
-        for start in range(0, len(self._embeddings), BLOCK):
-            block = self._embeddings[start : start + BLOCK].astype(np.float32)
+        for start in range(0, len(self._embeddings), PASSAGES_AT_ONCE):
+            block = self._embeddings[start : start + PASSAGES_AT_ONCE].astype(np.float32)
             similarities = wanted @ torch.from_numpy(block).T
             best = similarities.topk(min(count, len(block)), dim=1)
             scores = torch.cat([scores, best.values], dim=1)

@@ -9,7 +9,7 @@ from rerank_plugin.engine.scorer import ScoresPairs
 from rerank_plugin.engine.scores import Logits
 
 from ..data.groups import Group
-from .negatives import Selection
+from .negatives import NegativeSelection
 
 #: Decimals of logits in groups: more of them are noise of the model's precision.
 DIGITS = 4
@@ -19,7 +19,7 @@ AS_GOOD = "passages that the reranker scores as high as a positive"
 
 
 def take_scored(
-    selections: Sequence[Selection],
+    selections: Sequence[NegativeSelection],
     negatives: int,
     scorer: ScoresPairs,
     *,

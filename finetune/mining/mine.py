@@ -16,7 +16,7 @@ from ..data.corpus import Corpus
 from ..data.groups import Group
 from ..data.writer import group_writer, split_sides
 from .bm25 import Bm25
-from .negatives import Selection, select
+from .negatives import NegativeSelection, select
 from .options import MineOptions
 from .queries import QUERIES_AT_ONCE, Target, answered_targets, judged_targets, merge_same
 from .result import MiningResult
@@ -157,9 +157,9 @@ def load_embedding_model(options: MineOptions) -> "SentenceTransformer | None":
     """Load the model for dense retrieval, where there is one."""
     if not options.embedding_model:
         return None
-    from .dense import load
+    from .dense import load_sentence_transformer
 
-    return load(
+    return load_sentence_transformer(
         options.embedding_model,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
@@ -254,7 +254,7 @@ def mined_groups(
 
 
 def take_groups(
-    selections: Sequence[Selection],
+    selections: Sequence[NegativeSelection],
     teacher: "Reranker | None",
     options: MineOptions,
     result: MiningResult,

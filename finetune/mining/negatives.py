@@ -41,7 +41,7 @@ class Window:
 
 
 @dataclass
-class Selection:
+class NegativeSelection:
     """The negatives of one query, in the order of preference.
 
     Each differs from the query, from every positive and from the negatives before it.
@@ -119,8 +119,8 @@ def select(
     negatives: int,
     seed: int,
     left_out: "Counter[str]",
-) -> list[Selection]:
-    """Search for some queries at once, and return a `Selection` of negatives for each."""
+) -> list[NegativeSelection]:
+    """Search for some queries at once, and return a `NegativeSelection` of negatives for each."""
     queries = [target.query for target in targets]
     count = window.range_max + max(len(target.positives) + len(target.copies) for target in targets)
     lists = [retriever.search(queries, count) for retriever in retrievers]
@@ -145,7 +145,7 @@ def select(
             positives.setdefault(profile(text).key, text)
         left_out["positives that are copies of another"] += len(target.positives) - len(positives)
         selections.append(
-            Selection(
+            NegativeSelection(
                 target=target,
                 positives=list(positives.values()),
                 positions=positions,

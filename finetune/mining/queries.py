@@ -122,13 +122,13 @@ def merge_same(targets: Sequence[Target], result: MiningResult) -> list[Target]:
             continue
         result.queries_left_out["queries that repeat another, whose positives they join"] += 1
         positions = list(dict.fromkeys([*first.positives, *target.positives]))
-        answers = joined(first.answers, target.answers)
+        answers = join_answers(first.answers, target.answers)
         copies = (first.copies | target.copies) - {*positions}
         merged[text_key(target.query)] = Target(first.id, first.query, positions, answers, copies)
     return list(merged.values())
 
 
-def joined(*answers: Answers | None) -> Answers | None:
+def join_answers(*answers: Answers | None) -> Answers | None:
     """Return the answers of several queries together."""
     texts = [text for some in answers if some for text in some.texts]
     return Answers(texts) if texts else None

@@ -139,7 +139,7 @@ def test_the_fixed_copy_is_clean(tmp_path: Path) -> None:
     )
     dev = write_lines(tmp_path / "dev.jsonl", [group("how tall is mount everest", [a], [d])])
     fixed = tmp_path / "fixed.jsonl"
-    options = {"data_path": train, "eval_data_path": dev, "fix": fixed}
+    options: dict[str, Any] = {"data_path": train, "eval_data_path": dev, "fix": fixed}
     result = check_groups(**options)
     assert not result.is_usable
     assert result.fixed is not None and result.fixed.groups == 4
