@@ -178,7 +178,8 @@ def test_every_option_that_is_named_exists(page: Path) -> None:
     known = FOREIGN | set(names())
     for entry in COMMANDS.values():
         options = getattr(import_module(entry.module), entry.options)
-        known |= {name.rstrip("_") for name in options.__dataclass_fields__}
+        for name, option in options.__dataclass_fields__.items():
+            known |= {name.rstrip("_"), *option.metadata.get("aliases", ())}
     assert set(re.findall(r"--([a-z][a-z0-9_]+)", page.read_text("utf-8"))) <= known
 
 
