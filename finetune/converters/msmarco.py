@@ -102,7 +102,7 @@ def parse_passages(row: Row, text: str) -> Any:
             problem += "; numpy printed it: save the data as Parquet or JSON Lines instead"
         raise row.error(problem) from None
     if not is_unicode(value):
-        raise row.error("column 'passages' holds half a surrogate pair (\\ud800 to \\udfff)")
+        raise row.error("column 'passages' has half a surrogate pair (\\ud800 to \\udfff)")
     return value
 
 

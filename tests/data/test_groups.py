@@ -53,7 +53,7 @@ def test_reads_groups_of_different_sizes(tmp_path: Path) -> None:
         ({"neg": {"text": "n"}}, "field 'neg' is an object, expected a list of texts"),
         ({"id": 1.5}, "field 'id' is a number, expected a text or a whole number"),
         ({"id": True}, "field 'id' is a boolean"),
-        ({"pos": ["p", "\ud800"]}, "a text holds half a surrogate pair"),
+        ({"pos": ["p", "\ud800"]}, "a text has half a surrogate pair"),
         ({"id": [1]}, "field 'id' is a list"),
     ],
 )

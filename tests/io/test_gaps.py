@@ -210,7 +210,7 @@ def test_files_that_do_not_belong_together(
         (QUERIES, '{"_id": "q0", "text": "another"}', ":4: a second query has the id 'q0', with"),
         (CORPUS, '{"_id": 1.5, "text": "t"}', ":9: field '_id' is 1.5, expected a text or a whole"),
         (QUERIES, '{"_id": "q9", "text": ["t"]}', ":4: field 'text' is a list, expected a text"),
-        (CORPUS, '{"_id": "x", "text": "\\ud83d"}', ":9: a text holds half a surrogate pair"),
+        (CORPUS, '{"_id": "x", "text": "\\ud83d"}', ":9: a text has half a surrogate pair"),
         (QRELS, "q0\td0\tInfinity", ":8: the grade 'Infinity' is not a finite number"),
     ],
 )
