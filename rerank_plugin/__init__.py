@@ -3,10 +3,12 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from rerank_plugin.errors import InputError, RerankError
+
 if TYPE_CHECKING:
     from rerank_plugin.reranker import Ranked, Reranker
 
-__all__ = ["Ranked", "Reranker", "__version__"]
+__all__ = ["InputError", "Ranked", "RerankError", "Reranker", "__version__"]
 
 __version__ = version("rerank-plugin")
 

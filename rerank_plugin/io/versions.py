@@ -1,19 +1,21 @@
 """The versions in the JSON files that we write: of their schema, and of the package."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rerank_plugin import __version__
 from rerank_plugin.errors import InputError
 
 #: The version of the schema of all files; a change that older versions cannot read raises it.
 SCHEMA_VERSION = 1
 
+PACKAGE_VERSION = version("rerank-plugin")
+
 
 def with_versions(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record with the versions in front."""
-    return {"schema_version": SCHEMA_VERSION, "rerank_plugin_version": __version__, **record}
+    return {"schema_version": SCHEMA_VERSION, "rerank_plugin_version": PACKAGE_VERSION, **record}
 
 
 def check_schema(record: Mapping[str, Any], path: Path) -> None:
@@ -24,8 +26,8 @@ def check_schema(record: Mapping[str, Any], path: Path) -> None:
     """
     schema = record.get("schema_version", SCHEMA_VERSION)
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
-        version = record.get("rerank_plugin_version", "a newer version")
+        writer = record.get("rerank_plugin_version", "a newer version")
         raise InputError(
-            f"{path}: unknown schema_version {schema!r}, written by rerank-plugin {version}; "
+            f"{path}: unknown schema_version {schema!r}, written by rerank-plugin {writer}; "
             "upgrade rerank-plugin"
         )
