@@ -161,8 +161,8 @@ def test_python_runs(block: Block) -> None:
 def test_commands_run(block: Block, cli: Callable[..., tuple[int, str, str]]) -> None:
     make_room(block.text)
     for command in block.commands:
-        code, _, told = cli(*map(expandvars, command))
-        assert code == 0, told
+        code, _, stderr = cli(*map(expandvars, command))
+        assert code == 0, stderr
 
 
 def test_every_page_is_read() -> None:

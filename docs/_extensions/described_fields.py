@@ -19,7 +19,7 @@ class DescribedFields(Extension):
         """Document the attributes of a class."""
         comment_attributes(cls)
         calls = ("option(", "Field(")
-        if not any(str(item.value).startswith(calls) for item in cls.attributes.values()):
+        if not any(str(field.value).startswith(calls) for field in cls.attributes.values()):
             return
         loaded = getattr(import_module(cls.module.path), cls.name)
         for name, (text, default) in described_fields(loaded).items():
@@ -46,13 +46,15 @@ def comment_attributes(cls: Class) -> None:
 def described_fields(loaded: Any) -> dict[str, tuple[str, Any]]:
     """Return the text and the default of each field that has a text."""
     if is_dataclass(loaded):
-        found = {item.name: (item.metadata.get("help"), item.default) for item in fields(loaded)}
-    else:
-        found = {
-            name: (
-                item.description,
-                MISSING if item.is_required() else item.get_default(call_default_factory=True),
-            )
-            for name, item in getattr(loaded, "model_fields", {}).items()
+        described = {
+            field.name: (field.metadata.get("help"), field.default) for field in fields(loaded)
         }
-    return {name: (text, default) for name, (text, default) in found.items() if text}
+    else:
+        described = {
+            name: (
+                field.description,
+                MISSING if field.is_required() else field.get_default(call_default_factory=True),
+            )
+            for name, field in getattr(loaded, "model_fields", {}).items()
+        }
+    return {name: (text, default) for name, (text, default) in described.items() if text}
