@@ -100,4 +100,4 @@ def write_records(folder: Path, settings: RerankSettings, *, name: str, labels: 
     if settings.metrics:
         write_json(folder / "metrics.json", with_versions(settings.metrics))
     card = model_card(folder, settings, name=name, labels=labels)
-    write_text(folder / "README.md", str(card))
+    write_text(folder / "README.md", f"{card}\n")

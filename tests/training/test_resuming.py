@@ -444,6 +444,14 @@ def test_a_run_folder_that_could_not_be_started_is_used_again(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_unfinished_run_of_another_version_is_an_error(tmp_path: Path) -> None:
+    state = {"schema_version": 0, "options": {}, "overwrite": False}
+    (tmp_path / "out.run").mkdir()
+    (tmp_path / "out.run" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(OptionError, match=r"an unfinished run that cannot be read: .*--overwrite"):
+        RunDir(tmp_path / "out", {}, overwrite=False)
+
+
 def test_metrics_are_those_of_the_kept_weights(
     tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
