@@ -73,6 +73,8 @@ RESERVED = {
     "save_total_limit": "a run keeps its best model and its newest checkpoint",
     "skip_memory_metrics": "memory is not part of the history",
     "train_sampling_strategy": _LENGTHS,
+    # The name of the same in older versions of transformers.
+    "group_by_length": _LENGTHS,
     "use_cache": "encoders have no key-value cache",
     "use_cpu": "use --device cpu",
     "use_liger_kernel": "Liger has no kernels for encoders",
@@ -96,6 +98,8 @@ PASSED_ON = {
     *("logging_first_step", "logging_steps", "logging_strategy"),
     *("project", "report_to", "run_name"),
     *("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),
+    # Older versions of transformers have these.
+    *("logging_dir", "warmup_ratio"),
 }
 
 #: Numbers that must be more than 0, and those that may be 0.

@@ -141,7 +141,8 @@ class RerankTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
+            # An option of transformers since 5.12.
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
             # The seeds of workers are not drawn from the generator that dropout uses.
             generator=torch.Generator().manual_seed(args.seed),
         )

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -116,7 +119,18 @@ def takes_rows_of_pairs(query: Tensor) -> bool:
 def has_flash(query: Tensor) -> bool:
     """Return whether FlashAttention takes a tensor: half precision, on Ampere or newer."""
     half = query.dtype in (torch.float16, torch.bfloat16)
-    return half and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    capable = half and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return capable and has_varlen()
+
+
+@cache
+def has_varlen() -> bool:
+    """Return whether this torch calls FlashAttention for rows of pairs, without splitting keys."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "num_splits" in signature(varlen_attn).parameters
 
 
 def varlen(

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -397,7 +398,9 @@ def test_a_live_reranker_whose_folder_was_replaced_scores_on(
     live = Reranker(folder, dtype="float32")
     weights = load_file(folder / "model.safetensors")
     weights["classifier.bias"] = weights["classifier.bias"] + 1
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    # Older versions of safetensors write in place, into the file that `live` maps.
+    save_file(weights, folder / "new.safetensors", {"format": "pt"})
+    (folder / "new.safetensors").replace(folder / "model.safetensors")
     adapter = kit.build(model=live, top_n=None)
     assert adapter.reranker is live
     other = kit.build(model=folder, dtype="float32", top_n=None)
@@ -604,6 +607,8 @@ def test_hub_ids_and_spawned_processes_work(kit: Any, tiny_model: Path, tmp_path
 
 
 def test_importing_loads_neither_torch_nor_transformers(kit: Any) -> None:
+    if kit.name == "langchain" and not find_spec("langchain_core.cross_encoders"):
+        pytest.skip("langchain-classic has the interface, and loads transformers itself")
     code = f"import sys, rerank_plugin.integrations.{kit.name}\n"
     code += "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

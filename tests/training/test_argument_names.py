@@ -25,8 +25,11 @@ NEEDED: dict[str, Any] = {"model_name_or_path": "m", "data_path": "d", "finetune
 
 def test_every_training_argument_is_ours_refused_or_passed_on() -> None:
     names = {item.name for item in fields(TrainingArguments) if item.init}
-    rooms = [set(TWINS.values()), OURS, set(RESERVED), PASSED_ON]
-    assert sorted(name for room in rooms for name in room) == sorted(names)
+    groups = [set(TWINS.values()), OURS, set(RESERVED), PASSED_ON]
+    known = [name for group in groups for name in group]
+    assert len(known) == len(set(known))
+    # Each version of transformers lacks some that another one has.
+    assert names <= set(known)
 
 
 @pytest.mark.parametrize("name", RESERVED)

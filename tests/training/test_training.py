@@ -451,7 +451,7 @@ def test_checkpointing_of_a_family_without_it_is_an_error(
     family: str, groups_file: Path, tmp_path: Path
 ) -> None:
     model = build_model(tmp_path / family, family)
-    trainer = {"activation_checkpointing": True, "max_steps": 1}
+    trainer = {"gradient_checkpointing": True, "max_steps": 1}
     with pytest.raises(OptionError, match=f"--gradient_checkpointing: {family} models do not"):
         run(model, groups_file, tmp_path / "out", trainer=trainer)
     assert list(tmp_path.glob("out*")) == []
