@@ -23,51 +23,55 @@ except ModuleNotFoundError as error:
 from rerank_plugin.arguments import whole_number
 from rerank_plugin.inputs import checked_query, document_list
 
+from .base import ModelSettings, Ranking, RankingInput, RankingSettings, TopN, earlier_score
 from .cross_encoder import BaseCrossEncoder
-from .settings import ModelSettings, Ranking, RankingSettings, Request, TopN, earlier_score
 
-#: Where retrievers and other rerankers leave their score.
+#: The metadata in which retrievers and other rerankers save their score.
 EARLIER_SCORES = ("relevance_score", "score")
 
 Kept = Annotated[int | None, BeforeValidator(partial(whole_number, "k"))]
 
 
 class RerankCompressor(BaseDocumentCompressor, RankingSettings):
-    """Keeps the best of some documents, with their scores under `relevance_score`.
+    """Keeps the best documents, with their scores under `relevance_score`.
 
-    Documents are copied, with their ids and classes; those that are given stay as they are.
+    Documents are copied, with their ids and classes; the originals are not changed.
     Equal scores keep the order of the input, blank documents come last.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: TopN = Field(default=3, ge=1, description="how many are kept at most; None for all")
+    top_n: TopN = Field(
+        default=3, ge=1, description="the number of documents at most; None for all"
+    )
     keep_retrieval_score: bool = Field(
         default=False,
-        description="keep the score that a document has already, under `retrieval_score`",
+        description="keep an earlier score of a document, under `retrieval_score`",
     )
     metadata_keys: list[str] = Field(
-        default_factory=list, description="metadata that is scored too, in front of the content"
+        default_factory=list, description="metadata that is scored, too, before the content"
     )
     text_fn: Callable[[Document], str] | None = Field(
-        default=None, description="the text of a document that is scored; default its content"
+        default=None, description="the text of a document that is scored; default: its content"
     )
 
     @model_validator(mode="after")
     def _one_text(self) -> Self:
         if self.text_fn is not None and self.metadata_keys:
-            raise ValueError("text_fn and metadata_keys both say which text is scored: give one")
+            raise ValueError(
+                "text_fn and metadata_keys both choose the scored text: use one of them"
+            )
         return self
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """The best documents, best first.
+        """Return the best documents, best first.
 
         Args:
-            documents: What was retrieved; of none nothing is loaded, scored or traced.
-            query: What they were retrieved for; not blank.
-            callbacks: They get a run of this compressor's name.
+            documents: The retrieved documents; without any nothing is loaded, scored or traced.
+            query: The query; not blank.
+            callbacks: Callbacks for a run with this compressor's name.
         """
         return self._step().invoke(step_input(query, documents), {"callbacks": callbacks})
 
@@ -87,18 +91,18 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
         return self._step().batch(inputs, {"callbacks": callbacks})
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
-        """A step of a chain that takes `{"query": str, "documents": [Document, …]}`."""
+        """Return a step for chains, with inputs `{"query": str, "documents": [Document, …]}`."""
         return self._step()
 
     def _step(self, k: int | None = None) -> "RerankStep":
         return RerankStep(self, k)
 
-    def _request(self, given: dict[str, Any]) -> Request:
+    def _request(self, given: dict[str, Any]) -> RankingInput:
         documents = given["documents"]
         for index, document in enumerate(documents):
             if not isinstance(document, Document):
-                found = type(document).__name__
-                raise ValueError(f"documents[{index}]: a Document is needed, not a {found}")
+                kind = type(document).__name__
+                raise ValueError(f"documents[{index}]: expected a Document, not {kind}")
         return given["query"], [self._text(document) for document in documents]
 
     def _text(self, document: Document) -> str:
@@ -116,11 +120,11 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
 
 
 class RerankStep(Runnable[dict[str, Any], list[Document]]):
-    """What chains and tracers see of a compressor.
+    """A compressor as chains and tracers see it.
 
     Args:
-        compressor: It; what it is told later holds for the step too.
-        k: How many documents are kept at most; default the compressor's `top_n`.
+        compressor: The compressor; its later changes apply to the step, too.
+        k: The number of documents at most; default the compressor's `top_n`.
     """
 
     def __init__(self, compressor: RerankCompressor, k: int | None = None) -> None:
@@ -130,13 +134,13 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
 
     @property
     def top_n(self) -> int | None:
-        """How many documents are kept at most."""
+        """Return the number of documents at most."""
         return self.compressor.top_n if self.k is None else self.k
 
     def invoke(
         self, input: dict[str, Any], config: RunnableConfig | None = None, **_: Any
     ) -> list[Document]:
-        """The best documents, best first."""
+        """Return the best documents, best first."""
         return self._call_with_config(self._best, input, config) if has_work(input) else []
 
     async def ainvoke(
@@ -153,18 +157,18 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
         return_exceptions: bool = False,
         **_: Any,
     ) -> list[list[Document]]:
-        """The best documents of many queries, whose pairs are scored together."""
+        """Return the best documents of many queries, whose pairs are scored together."""
         if return_exceptions:
             return super().batch(inputs, config, return_exceptions=True)
-        places = [place for place, given in enumerate(inputs) if has_work(given)]
+        indices = [index for index, given in enumerate(inputs) if has_work(given)]
         configs = get_config_list(config, len(inputs))
-        found: list[list[Document]] = [[] for _ in inputs]
+        results: list[list[Document]] = [[] for _ in inputs]
         best = self._batch_with_config(
-            self._best_of_all, [inputs[i] for i in places], [configs[i] for i in places]
+            self._best_of_all, [inputs[i] for i in indices], [configs[i] for i in indices]
         )
-        for place, documents in zip(places, best, strict=True):
-            found[place] = documents
-        return found
+        for index, documents in zip(indices, best, strict=True):
+            results[index] = documents
+        return results
 
     def _best(self, given: dict[str, Any]) -> list[Document]:
         (ranking,) = self.compressor._rank([self.compressor._request(given)], self.top_n)
@@ -177,17 +181,17 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
     def _best_of_all(self, inputs: list[dict[str, Any]]) -> list[Exception | list[Document]]:
         requests = [self.compressor._request(given) for given in inputs]
         rankings = self.compressor._rank(requests, self.top_n)
-        return [self._documents(*item) for item in zip(inputs, rankings, strict=True)]
+        return [self._documents(*pair) for pair in zip(inputs, rankings, strict=True)]
 
     def _documents(self, given: dict[str, Any], ranking: Ranking) -> list[Document]:
         documents = given["documents"]
-        return [self.compressor._scored(documents[place], score) for place, score in ranking]
+        return [self.compressor._scored(documents[index], score) for index, score in ranking]
 
 
 class RerankRetriever(BaseRetriever):
-    """Retrieves with another retriever and keeps the best of what it finds.
+    """Retrieves with another retriever and keeps the best documents.
 
-    Further arguments of a call, `retriever.invoke(query, k=3, filter=…)`, go to the other one.
+    Further arguments of a call, `retriever.invoke(query, k=3, filter=…)`, go to that retriever.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -195,7 +199,7 @@ class RerankRetriever(BaseRetriever):
     base_retriever: RetrieverLike = Field(description="finds the documents")
     compressor: RerankCompressor = Field(description="ranks them")
     k: Kept = Field(
-        default=None, ge=1, description="how many are kept at most; default the compressor's top_n"
+        default=None, ge=1, description="the number of documents at most; default: top_n"
     )
 
     def _get_relevant_documents(
@@ -232,32 +236,32 @@ class RerankCrossEncoder(BaseCrossEncoder, ModelSettings):
     model_config = ConfigDict(extra="forbid")
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        """The scores of (query, text) pairs, in their order; blank texts get the lowest."""
+        """Return the scores of (query, text) pairs in their order; blank texts get the lowest."""
         pairs = list(text_pairs)
-        return self.reranker.score(pairs, adapter=self._called).tolist() if pairs else []
+        return self.reranker.score(pairs, adapter=self._call_adapter).tolist() if pairs else []
 
 
 def step_input(query: str, documents: Sequence[Document]) -> dict[str, Any]:
-    """What a step takes."""
+    """Return the input of a step."""
     return {"query": query, "documents": document_list(documents)}
 
 
 def has_work(given: dict[str, Any]) -> bool:
-    """Whether there are documents to rank; the query must not be blank."""
+    """Return whether there are documents to rank; the query must not be blank."""
     checked_query(given["query"])
     return bool(given["documents"])
 
 
 def metadata_text(value: Any) -> str:
-    """The text of a metadata value: of a list or a mapping its parts, of None nothing."""
+    """Return the text of a metadata value: the items of a list or mapping, nothing for None."""
     if value is None:
         return ""
     if isinstance(value, Mapping):
-        parts: Iterable[str] = (f"{key}: {metadata_text(part)}" for key, part in value.items())
+        parts: Iterable[str] = (f"{key}: {metadata_text(item)}" for key, item in value.items())
     elif isinstance(value, list | tuple):
         parts = map(metadata_text, value)
     elif isinstance(value, Set):
-        parts = sorted(map(metadata_text, value))  # it has no order, scores have
+        parts = sorted(map(metadata_text, value))  # a set has no order, and scores depend on it
     else:
         return str(value)
     return ", ".join(filter(None, parts))

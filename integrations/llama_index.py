@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 
 from rerank_plugin.inputs import checked_query
 
-from .settings import Ranking, RankingSettings, Request, TopN, earlier_score
+from .base import Ranking, RankingInput, RankingSettings, TopN, earlier_score
 
 dispatcher = get_dispatcher(__name__)
 
@@ -26,35 +26,35 @@ RETRIEVAL_SCORE = "retrieval_score"
 
 
 class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
-    """Keeps the best of some nodes, with their new scores.
+    """Keeps the best nodes, with their new scores.
 
-    Nodes that are given stay as they are. Equal scores keep the order of the input, blank nodes
+    The original nodes are not changed. Equal scores keep the order of the input, blank nodes
     come last.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: TopN = Field(default=2, ge=1, description="how many are kept at most; None for all")
+    top_n: TopN = Field(default=2, ge=1, description="the number of nodes at most; None for all")
     keep_retrieval_score: bool = Field(
         default=False,
-        description="keep the score that a node has already, as metadata `retrieval_score` that "
-        "neither a language model nor an embedder gets to read",
+        description="keep an earlier score of a node as metadata `retrieval_score`, hidden from "
+        "language models and embedders",
     )
     metadata_mode: MetadataMode = Field(
-        default=MetadataMode.EMBED, description="which metadata is scored together with the content"
+        default=MetadataMode.EMBED, description="the metadata that is scored with the content"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _without_class_name(cls, values: Any) -> Any:
-        """Accept what `model_dump` gives."""
+        """Accept the output of `model_dump`."""
         if not isinstance(values, Mapping):
             return values
         return {name: value for name, value in values.items() if name != "class_name"}
 
     @classmethod
     def class_name(cls) -> str:
-        """The name in serialised components."""
+        """Return the name in serialised components."""
         return "RerankPostprocessor"
 
     def postprocess_many(
@@ -64,10 +64,10 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
         checked = [(checked_bundle(query), nodes) for query, nodes in requests]
         asked = [(query, nodes) for query, nodes in checked if nodes]
         with ExitStack() as stack:
-            kept = [stack.enter_context(self._told(query, nodes)) for query, nodes in asked]
-            rankings = self._rank([self._request(*item) for item in asked], self.top_n)
-            for place, (_, nodes) in enumerate(asked):
-                kept[place] += self._nodes(nodes, rankings[place])
+            kept = [stack.enter_context(self._events(query, nodes)) for query, nodes in asked]
+            rankings = self._rank([self._request(*request) for request in asked], self.top_n)
+            for index, (_, nodes) in enumerate(asked):
+                kept[index] += self._nodes(nodes, rankings[index])
         ranked = iter(kept)
         return [next(ranked) if nodes else [] for _, nodes in checked]
 
@@ -85,16 +85,16 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
         bundle = checked_bundle(query_bundle)
         if not nodes:
             return []
-        with self._told(bundle, nodes) as kept:
+        with self._events(bundle, nodes) as kept:
             ranking = await self._arank(self._request(bundle, nodes), self.top_n)
             kept += self._nodes(nodes, ranking)
         return kept
 
     @contextmanager
-    def _told(
+    def _events(
         self, query: QueryBundle, nodes: list[NodeWithScore]
     ) -> Iterator[list[NodeWithScore]]:
-        """Events around a reranking; the last one tells what was put into the list."""
+        """Send the events of a reranking; the last one has the nodes in the yielded list."""
         kept: list[NodeWithScore] = []
         top_n, name = self.top_n or len(nodes), str(self.model)
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=name))
@@ -111,23 +111,23 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
         finally:
             dispatcher.event(ReRankEndEvent(nodes=kept))
 
-    def _request(self, query: QueryBundle, nodes: list[NodeWithScore]) -> Request:
+    def _request(self, query: QueryBundle, nodes: list[NodeWithScore]) -> RankingInput:
         texts = [node.node.get_content(metadata_mode=self.metadata_mode) for node in nodes]
         return query.query_str, texts
 
     def _nodes(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
-        return [self._scored(nodes[place], score) for place, score in ranking]
+        return [self._scored(nodes[index], score) for index, score in ranking]
 
-    def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
-        node = found.node
-        if self.keep_retrieval_score and found.score is not None:
+    def _scored(self, retrieved: NodeWithScore, score: float) -> NodeWithScore:
+        node = retrieved.node
+        if self.keep_retrieval_score and retrieved.score is not None:
             hidden = [
                 [*keys, *({RETRIEVAL_SCORE} - set(keys))]
                 for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
             ]
             node = node.model_copy(
                 update={
-                    "metadata": {**node.metadata, RETRIEVAL_SCORE: earlier_score(found.score)},
+                    "metadata": {**node.metadata, RETRIEVAL_SCORE: earlier_score(retrieved.score)},
                     "excluded_embed_metadata_keys": hidden[0],
                     "excluded_llm_metadata_keys": hidden[1],
                 }
@@ -136,7 +136,7 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
 
 
 def checked_bundle(query: str | QueryBundle | None) -> QueryBundle:
-    """A query that has something to look for."""
+    """Return a query that is not blank."""
     if query is None:
         raise ValueError("Missing query bundle in extra info.")
     bundle = query if isinstance(query, QueryBundle) else QueryBundle(checked_query(query))

@@ -139,9 +139,9 @@ class Reranker:
         warn_of_slow_products(self.dtype, self.device)
         self._adapters = Adapters(loaded, model, adapters, load_base) if adapters else None
         self._settings: dict[str | None, RerankSettings] = {
-            None: RerankSettings.read(expanded(adapter or model)),
-            **(self._adapters.settings if self._adapters else {}),
+            None: RerankSettings.read(expanded(adapter or model))
         }
+        self._settings.update(self._adapters.settings if self._adapters else {})
         self._resolve_settings(loaded)
         self._scorer = self._make_scorer(loaded)
         self._queue = ModelQueue(self._scorer)

@@ -4,7 +4,7 @@ import signal
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Return Ctrl-C, a polite kill, and the end of a terminal unless `nohup` has it ignored."""
+    """Return SIGINT, SIGTERM, and SIGHUP unless `nohup` ignores it."""
     hangup = getattr(signal, "SIGHUP", None)  # which Windows does not have
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
         return signal.SIGINT, signal.SIGTERM

@@ -13,12 +13,12 @@ from rerank_plugin.io.atomic import is_stdout
 
 Result = TypeVar("Result")
 
-#: What a stream that has gone raises: closed, its reader gone, its disk full, or not there at all.
+#: The errors of a stream that cannot be written: closed, without a reader or a full disk.
 GONE = (AttributeError, OSError, ValueError)
 
 
 class Stdout:
-    """stdout for results: what goes wrong with it is an error that names it."""
+    """stdout for results: its errors name it."""
 
     def write(self, text: str) -> int:
         """Write a text.
@@ -38,22 +38,22 @@ class Stdout:
 
 
 def named(call: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a method of stdout, and let its errors name it."""
+    """Call a method of stdout, and name it in its errors."""
     try:
         return call(*arguments)
     except OSError as error:
-        # Of its errno Python makes the class: a reader that has gone is a BrokenPipeError.
+        # Python chooses the class by the errno: without a reader it is a BrokenPipeError.
         raise OSError(error.errno, error.strerror, "stdout") from error
 
 
 class Stderr:
-    """stderr for lines and bars: what cannot be written there is dropped.
+    """stderr for lines and bars: what cannot be written is dropped.
 
     An error inside tqdm would leave its lock taken, and every other bar would wait for it.
     """
 
     def write(self, text: str) -> int:
-        """Write a text if it can be written."""
+        """Write a text if possible."""
         with suppress(*GONE):
             sys.stderr.write(text)
         return len(text)
@@ -68,12 +68,12 @@ class Stderr:
 
 
 def summary_stream(output: Path) -> Stdout | Stderr:
-    """Return where the summary of what is in a file goes: stdout, unless the file is stdout."""
+    """Return the stream for the summary of a file: stdout, unless the file is stdout."""
     return Stderr() if is_stdout(output) else Stdout()
 
 
 def say(text: str = "") -> None:
-    """Show a line to the person at the terminal: on stderr, so that stdout has results alone."""
+    """Show a line to the user on stderr, so that stdout has only results."""
     stream = Stderr()
     stream.write(f"{text}\n")
     stream.flush()
@@ -115,16 +115,15 @@ def bar(
 
 
 def prepare_streams() -> None:
-    """Let both streams write UTF-8 whatever the locale is, and give closed ones a descriptor.
+    """Make both streams write UTF-8 in any locale, and give closed ones a descriptor.
 
-    A descriptor that is closed goes to the next file that is opened, which would then get what is
-    written to stdout.
+    The next file that is opened would get a closed descriptor, and then the output of stdout.
     """
-    # Lines and bars may go nowhere, results may not: a write to this stdout fails.
+    # Lines and bars may be dropped, results may not: a write to this stdout fails.
     sys.stdout = sys.stdout or null_stream(os.O_RDONLY)
     sys.stderr = sys.stderr or null_stream(os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        # A notebook's streams have no encoding to change.
+        # The streams of a notebook have no encoding to change.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
@@ -135,7 +134,7 @@ def null_stream(flags: int) -> IO[str]:
 
 
 def abandon_stdout() -> None:
-    """Drop what stdout still holds, so that Python does not complain of it at its end."""
+    """Drop the buffer of stdout, so that Python does not fail to flush it at its end."""
     with suppress(*GONE):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -23,9 +23,9 @@ SMALLER = "use a smaller --token_budget, --batch_size or --max_len, or fewer pro
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does, and where its options dataclass and its function stand.
+    """A command: its summary, and the module of its options dataclass and its function.
 
-    Modules are named, not imported: a command loads what it needs itself.
+    Modules are named, not imported: a command imports only what it needs.
     """
 
     summary: str
@@ -33,13 +33,13 @@ class Command:
     options: str
     #: `module:name` of the options of another program that are accepted too.
     extras: str | None = None
-    #: Options that the first arguments are, where they have no name.
+    #: The options of arguments without a name, in their order.
     positional: tuple[str, ...] = ()
     #: Values of options that are not given, in place of the defaults of their fields.
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def named(self, argv: Sequence[str]) -> list[str]:
-        """The same arguments, each with the name of its option."""
+        """Return the arguments, each with the name of its option."""
         arguments = list(argv)
         for option in self.positional:
             if arguments and not arguments[0].startswith("-"):
@@ -51,8 +51,8 @@ class Command:
         module = import_module(self.module)
         extras = None
         if self.extras:
-            place, _, attribute = self.extras.partition(":")
-            extras = getattr(import_module(place), attribute)
+            source, _, attribute = self.extras.partition(":")
+            extras = getattr(import_module(source), attribute)
         options = parse_options(
             getattr(module, self.options),
             self.named(argv),
@@ -101,7 +101,7 @@ COMMANDS = {
         "MergeOptions",
     ),
     "check": Command(
-        "report everything that is wrong with groups",
+        "report the problems of groups",
         "rerank_plugin.finetune.commands.check",
         "CheckOptions",
     ),
@@ -116,7 +116,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; exit codes 0, 1 (failed), 2 (bad usage or input), 3 (a check did not hold)."""
     prepare_streams()
-    tell_logs()
+    show_logs()
     arguments, debug = without_debug(sys.argv[1:] if argv is None else argv)
     name = next((argument for argument in arguments if argument in COMMANDS), "")
     try:
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"rerank-plugin {name}: interrupted")
         return 1
     except BrokenPipeError:
-        # Whoever read stdout has gone.
+        # The reader of stdout has ended.
         abandon_stdout()
         return 1
     except Exception as error:
@@ -171,7 +171,7 @@ def without_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def described(error: Exception) -> str:
-    """Return an error as one line with what to do."""
+    """Return an error as one line with a remedy."""
     lines = str(error).splitlines()
     if isinstance(error, RerankError):
         return str(error)
@@ -192,7 +192,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """A polite kill and a terminal that is closed are Ctrl-C: what is half-done is cleaned up."""
+    """Treat SIGTERM and a closed terminal like Ctrl-C, so that unfinished work is cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -205,24 +205,24 @@ def interrupted_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class TellUser(logging.Handler):
-    """Shows our own log as plain lines on stderr."""
+class ConsoleHandler(logging.Handler):
+    """Shows the package's log as plain lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
         say(record.getMessage())
 
 
-def tell_logs() -> None:
-    """Show what the package logs, from information up."""
+def show_logs() -> None:
+    """Show the package's log, from information up."""
     logger = logging.getLogger("rerank_plugin")
     logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, TellUser) for handler in logger.handlers):
-        logger.addHandler(TellUser())
+    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(ConsoleHandler())
 
 
 def overview() -> str:
-    """The commands, a line each."""
+    """Return the commands, a line each."""
     lines = ["usage: rerank-plugin COMMAND [--option value …]\n"]
     lines += [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     lines.append(f"\nrerank-plugin COMMAND --help lists a command's options. {DEBUG_HELP}")

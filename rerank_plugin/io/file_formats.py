@@ -1,11 +1,11 @@
-"""Files of other formats, recognised by how they begin, and what to do with them."""
+"""Recognise files of other formats by their first bytes, and say what to do with them."""
 
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-#: Beginnings of binary files. Where there is no remedy, the file has to be written anew.
+#: The first bytes of binary files, the name of their format, and the remedy.
 SIGNATURES = (
     (b"PAR1", "a Parquet file", "table"),
     (b"ARROW1", "an Arrow file", "save it as Parquet or JSON Lines"),
@@ -25,10 +25,10 @@ SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the data", "run `git lfs pull`"),
 )
 
-#: How many bytes of a file are looked at.
+#: The number of bytes that are read to recognise a file.
 HEAD = 64
 
-#: What may separate the columns of a table, the likeliest first.
+#: The separators of the columns of a table, the likeliest first.
 DELIMITERS = (",", ";", "\t", "|")
 
 #: A column name, as opposed to a text.
@@ -36,7 +36,7 @@ NAME = re.compile(r"[\w .:#/-]{0,40}")
 
 
 def foreign_format(head: bytes, path: Path) -> str | None:
-    """Return what a file is and what to do, if it is no UTF-8 text; `head` are its first bytes."""
+    """Return the format of a file that is not UTF-8 text with a remedy, by its first bytes."""
     for signature, name, remedy in SIGNATURES:
         if head.startswith(signature):
             return f"{name}: {convert_command(path, remedy) if remedy == 'table' else remedy}"
@@ -46,7 +46,7 @@ def foreign_format(head: bytes, path: Path) -> str | None:
 
 
 def convert_command(path: Path, source: str) -> str:
-    """Return the command that makes groups of a file."""
+    """Return the command that converts a file to groups."""
     name = shlex.quote(str(path))
     return (
         f"for training, rerank-plugin convert --from {source} --data_path {name} "
@@ -55,7 +55,7 @@ def convert_command(path: Path, source: str) -> str:
 
 
 def first_line_problem(line: str, path: Path) -> str | None:
-    """Return what a file is whose first line was to be a JSON object, and what to do."""
+    """Return the format of a file whose first line is not a JSON object, with a remedy."""
     line = line.strip()
     expected = "expected one JSON object a line"
     if line.startswith("["):
@@ -71,8 +71,8 @@ def first_line_problem(line: str, path: Path) -> str | None:
 
 
 def delimiter_of(header: str) -> str | None:
-    """Return what separates the column names in the first line of a table; None if it is none."""
-    fields = {delimiter: list(names(header, delimiter)) for delimiter in DELIMITERS}
+    """Return the separator of column names in the first line of a table; None if it is not one."""
+    fields = {delimiter: list(column_names(header, delimiter)) for delimiter in DELIMITERS}
     likely = [
         delimiter
         for delimiter in DELIMITERS
@@ -83,6 +83,6 @@ def delimiter_of(header: str) -> str | None:
     return max(likely, key=lambda delimiter: len(fields[delimiter]), default=None)
 
 
-def names(header: str, delimiter: str) -> Iterator[str]:
+def column_names(header: str, delimiter: str) -> Iterator[str]:
     """Return the column names of a header without quotes and white space."""
     return (name.strip().strip('"').strip() for name in header.split(delimiter))

@@ -1,4 +1,4 @@
-"""JSON Lines on disk: which files a path means, and their lines with a name for every error."""
+"""Read JSON Lines: the files of a path, and their lines with a place for every error."""
 
 import atexit
 import errno
@@ -39,27 +39,26 @@ class Line:
     raw: bytes
 
     def error(self, problem: str) -> InputError:
-        """An error that names this line."""
+        """Return an error that names this line."""
         return InputError(f"{self.path}:{self.number}: {problem}")
 
     def text(self) -> str:
-        """The line as text.
+        """Return the line as text.
 
         Raises:
             InputError: not UTF-8.
         """
         try:
-            # Also in the middle of a file, where files with such a mark were put together.
+            # The mark may be in the middle of a file, if files were concatenated.
             return self.raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             byte = f"byte {error.start + 1} of the line"
             raise self.error(f"not UTF-8 ({byte}): save the file as UTF-8") from None
 
     def quick_record(self) -> dict[str, object] | None:
-        """The JSON object on this line by a parser that is quick but explains little.
+        """Return the JSON object on this line by a parser that is quick but explains little.
 
-        None where it finds none: `record` decides and explains. Whole numbers beyond 64 bits come
-        as floats.
+        None if it fails: `record` decides and explains. Whole numbers beyond 64 bits become floats.
         """
         try:
             value = orjson.loads(self.raw)
@@ -68,7 +67,7 @@ class Line:
         return value if isinstance(value, dict) else None
 
     def record(self) -> dict[str, object]:
-        """The JSON object on this line.
+        """Return the JSON object on this line.
 
         Raises:
             InputError: not UTF-8, not JSON, or not an object.
@@ -87,7 +86,7 @@ class Line:
         if not whole:
             raise self.error("a text has half a surrogate pair (\\ud800 to \\udfff)")
         if isinstance(value, Repeated):
-            raise self.error(f"field {value.field!r} is there twice: take one out")
+            raise self.error(f"field {value.field!r} is given twice")
         return value
 
     def _not_json(self, text: str, error: json.JSONDecodeError) -> str:
@@ -103,7 +102,7 @@ class Line:
 
 
 class Repeated(dict[str, object]):
-    """A JSON object that has a field twice, of which one value is lost."""
+    """A JSON object with a repeated field, one value of which is lost."""
 
     field: str
 
@@ -119,7 +118,7 @@ def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def json_type(value: object) -> str:
-    """The JSON name of a value's type, for messages."""
+    """Return the JSON name of a value's type, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     if value is None:
         return "null"
@@ -146,10 +145,10 @@ def is_unicode(value: object) -> bool:
 
 
 def input_files(data_path: DataPath) -> list[Path]:
-    """The files that a path means: a file, a folder's `.jsonl` and `.jsonl.gz`, or a glob.
+    """Return the files of a path: a file, a folder's `.jsonl` and `.jsonl.gz`, or a glob.
 
     Raises:
-        InputError: nothing is there.
+        InputError: there are none.
     """
     if not isinstance(data_path, str | Path):
         return [file for path in data_path for file in input_files(path)]
@@ -159,16 +158,16 @@ def input_files(data_path: DataPath) -> list[Path]:
     if path.exists() and not path.is_dir():
         return [spooled(path)]
     if path.is_dir():
-        found = sorted(path.iterdir())
-        found = [file for file in found if file.is_file() and file.name.endswith(SUFFIXES)]
-        if not found:
-            raise InputError(f"{path}: the folder holds no .jsonl or .jsonl.gz file")
-        return found
-    found = sorted(Path(name) for name in glob.glob(pattern(path), recursive=True))  # noqa: PTH207
-    found = [file for file in found if file.is_file()]
-    if not found:
+        files = sorted(path.iterdir())
+        files = [file for file in files if file.is_file() and file.name.endswith(SUFFIXES)]
+        if not files:
+            raise InputError(f"{path}: the folder has no .jsonl or .jsonl.gz file")
+        return files
+    files = sorted(Path(name) for name in glob.glob(pattern(path), recursive=True))  # noqa: PTH207
+    files = [file for file in files if file.is_file()]
+    if not files:
         raise InputError(f"{data_path}: no such file, folder or glob")
-    return found
+    return files
 
 
 def pattern(path: Path) -> str:
@@ -179,7 +178,7 @@ def pattern(path: Path) -> str:
 
 @cache
 def spooled(path: Path) -> Path:
-    """Return a copy of what a pipe gives: it can be read once, and commands read twice."""
+    """Return a file with the contents of a pipe, which can be read once only."""
     try:
         with path.open("rb") as pipe, (spool_folder() / path.name).open("wb") as file:
             shutil.copyfileobj(pipe, file)
@@ -201,21 +200,21 @@ def spool_folder() -> Path:
 
 
 def is_input(file: Path, data_path: DataPath) -> bool:
-    """Whether a file is one of those that a path means, under whatever name."""
+    """Return whether a file is one of those of a path, under whatever name."""
     try:
         return file.exists() and any(file.samefile(other) for other in input_files(data_path))
     except InputError:
-        return False  # whoever reads the path says that nothing is there
+        return False  # whoever reads the path raises this error
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[BufferedReader | gzip.GzipFile]:
-    """A plain or gzipped file, open for reading bytes; what goes wrong inside names it."""
+    """Open a plain or gzipped file to read bytes; errors inside name it."""
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            found = foreign_format(file.peek(HEAD)[:HEAD], path)
-            if found:
-                raise InputError(f"{path}: {found}")
+            problem = foreign_format(file.peek(HEAD)[:HEAD], path)
+            if problem:
+                raise InputError(f"{path}: {problem}")
             yield file
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -223,10 +222,10 @@ def reading(path: Path) -> Iterator[BufferedReader | gzip.GzipFile]:
 
 
 def read_lines(data_path: DataPath) -> Iterator[Line]:
-    """Every line that is not blank, in the order of the files.
+    """Yield every line that is not blank, in the order of the files.
 
     Raises:
-        InputError: a file is missing, unreadable or holds no line.
+        InputError: a file is missing, unreadable or empty.
     """
     for path in input_files(data_path):
         empty = True
@@ -240,7 +239,7 @@ def read_lines(data_path: DataPath) -> Iterator[Line]:
 
 
 def fingerprint(data_path: DataPath) -> str:
-    """A hash of the contents of all files that a path means."""
+    """Return a hash of the contents of all files of a path."""
     digest = hashlib.sha256()
     for file in input_files(data_path):
         with reading(file) as stream:
@@ -250,9 +249,9 @@ def fingerprint(data_path: DataPath) -> str:
 
 
 class SkippedLines:
-    """The bad lines that a run went on without, written down with what was wrong with each.
+    """The bad lines that a run skipped, saved with the problem of each.
 
-    The file is created with the first bad line: a clean run leaves none.
+    The file is created with the first bad line: without any there is no file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -260,11 +259,11 @@ class SkippedLines:
         self.count = 0
         #: Whether the file cannot be written.
         self._unwritten = False
-        #: What was wrong with the first of them.
+        #: The problem of the first of them.
         self.first: InputError | None = None
 
     def add(self, line: Line, problem: InputError) -> None:
-        """Write one bad line down."""
+        """Save one bad line."""
         record = {
             "file": str(line.path),
             "line": line.number,
@@ -276,7 +275,7 @@ class SkippedLines:
             with self.path.open("a" if self.count else "w", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
-            # They are skipped all the same, and counted.
+            # The line is skipped and counted all the same.
             if not self._unwritten:
                 logger.warning("%s cannot be written: %s", self.path, error.strerror)
             self._unwritten = True

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 #: Windows has no such locks; nothing is locked there.
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
-#: What the system says of a lock that another process holds; all else is no locks at all.
+#: The errors for a lock that another process holds; others mean that there are no locks.
 TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 
 
@@ -24,7 +24,7 @@ def take_lock(path: Path) -> int | None:
     """Lock a file against other processes; it is created if it is missing.
 
     Returns:
-        An open descriptor, which holds the lock until it is closed; None where there are no locks.
+        An open descriptor, which holds the lock until it is closed; None if there are no locks.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -41,7 +41,7 @@ def take_lock(path: Path) -> int | None:
                 raise taken(path) from None
             warn_of_no_locks(path.parent, error.strerror)
             return None
-        # Whoever held it may have renamed or removed the file meanwhile: a lock on nothing.
+        # Its last holder may have renamed or removed the file: a lock on nothing.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(number), path.stat()):
                 return number
@@ -50,12 +50,12 @@ def take_lock(path: Path) -> int | None:
 
 def taken(path: Path) -> BlockingIOError:
     """Return the error of a file that another process has locked."""
-    problem = "another command is writing it: wait for its end, or choose another"
+    problem = "another command is writing it: wait until it ends, or choose another file"
     return BlockingIOError(errno.EAGAIN, problem, str(path))
 
 
 def release_lock(number: int | None) -> None:
-    """Let go of what `take_lock` returned."""
+    """Release a lock that `take_lock` returned."""
     if number is not None:
         os.close(number)
 
@@ -72,7 +72,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @cache
 def warn_of_no_locks(folder: Path, reason: str) -> None:
-    """Say once for a folder that two commands may write one result."""
+    """Warn once for a folder that two commands may write one result."""
     logger.warning(
         "no locks on this file system (%s): start no second command that writes in %s meanwhile",
         reason,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with the home folder for `~`; as it is where there is no such home.
+    """Return a path with the home folder for `~`, or unchanged if there is no such home.
 
     `Path.expanduser` raises there: in containers a user may have no home, and names can be wrong.
     """

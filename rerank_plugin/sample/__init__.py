@@ -5,5 +5,5 @@ from pathlib import Path
 
 
 def sample_path(name: str) -> Path:
-    """The path of a sample file, such as `train.jsonl`."""
+    """Return the path of a sample file, such as `train.jsonl`."""
     return Path(str(files(__name__) / name))

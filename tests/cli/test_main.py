@@ -308,7 +308,7 @@ def test_unusable_models_end_a_run_with_one_line(
         (model / missing).unlink()
         code, _, err = cli(*train_options(model, groups_file, tmp_path / "out"))
         assert code == 2
-        assert f"expected {missing}" in err
+        assert f"{missing} not found" in err
     assert not list(tmp_path.glob("out*"))
 
 

@@ -78,14 +78,15 @@ def test_a_threshold_and_calibrated_scores_are_those_of_the_model(
     cli: Run, tiny_model: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
-    request = {"query": "when does it sail", "documents": sample_texts()[:20]}
-    data = write_lines(tmp_path / "requests.jsonl", [request])
-    median = Reranker(tiny_model, dtype="float32").rank(*request.values())[10].score
+    query, documents = "when does it sail", sample_texts()[:20]
+    record = {"query": query, "documents": documents}
+    data = write_lines(tmp_path / "requests.jsonl", [record])
+    median = Reranker(tiny_model, dtype="float32").rank(query, documents)[10].score
     calibration = {"scale": 1.0, "bias": 0.0}
     RerankSettings(calibration=calibration, thresholds={"p@9": median}).write(folder)
     reranker = Reranker(folder, dtype="float32", normalize="calibrated")
     for threshold in (median, "p@9"):
-        ranking = reranker.rank(*request.values(), score_threshold=threshold)
+        ranking = reranker.rank(query, documents, score_threshold=threshold)
         options = ("--dtype", "float32", "--normalize", "calibrated", "--score-threshold")
         _, out, _ = cli("rerank", "--model_dir", folder, "--data_path", data, *options, threshold)
         expected = [{"index": item.index, "score": item.score} for item in ranking]

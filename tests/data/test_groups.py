@@ -110,7 +110,7 @@ def test_a_field_that_is_there_twice_loses_nothing(tmp_path: Path, field: str) -
     path = tmp_path / "a.jsonl"
     other = json.dumps({field: GOOD[field]})
     path.write_text(f"{json.dumps(GOOD)[:-1]}, {other[1:]}\n", encoding="utf-8")
-    with pytest.raises(InputError, match=f":1: field '{field}' is there twice"):
+    with pytest.raises(InputError, match=f":1: field '{field}' is given twice"):
         list(read_groups(path))
     # A text that is called as a field is none.
     (group,) = read_groups(write_lines(path, [{**GOOD, "pos": ["query", "pos", "neg"]}]))

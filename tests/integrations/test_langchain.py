@@ -217,8 +217,11 @@ def test_metadata_of_any_type_is_scored(reranker: Reranker, value: Any, text: st
     [
         (None, "documents: expected a list of texts, not None"),
         ("text", "documents: expected a list of texts, not a single text"),
-        (["text"], r"documents\[0\]: a Document is needed, not a str"),
-        ([Document(page_content="a"), {"page_content": "b"}], r"documents\[1\]: a Document"),
+        (["text"], r"documents\[0\]: expected a Document, not str"),
+        (
+            [Document(page_content="a"), {"page_content": "b"}],
+            r"documents\[1\]: expected a Document",
+        ),
     ],
     ids=str,
 )

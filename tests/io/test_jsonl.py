@@ -79,7 +79,7 @@ RECORD = '{"query": "q", "pos": ["p"], "neg": ["n"]}'
         (RECORD.encode().replace(b"q", b"\0", 1), ":1: broken JSON at column"),
         (f"{RECORD}\r{RECORD}\r".encode(), ":1: broken JSON: lines end in a carriage return"),
         ('{"a": "\u00e9"}'.encode("cp1252"), ":1: not UTF-8 (byte 8 of the line): save the file"),
-        (b'{"a": 1, "b": 2, "a": 3}', ":1: field 'a' is there twice"),
+        (b'{"a": 1, "b": 2, "a": 3}', ":1: field 'a' is given twice"),
         (b'{"a": %s}' % (b"9" * 5000), ":1: broken JSON: Exceeds the limit"),
         (b'{"a": %s1%s}' % (b"[" * 99_999, b"]" * 99_999), ":1: broken JSON: "),
     ],

@@ -141,7 +141,7 @@ def test_top_n(kit: Any, reranker: Reranker) -> None:
         ({"topn": 3}, "topn"),
         ({"normalize": "softmax"}, "normalize"),
         ({"long_documents": "all"}, "long_documents"),
-        ({"model": 3}, "a hub id, a folder or a Reranker is needed"),
+        ({"model": 3}, "expected a hub id, a folder or a Reranker"),
     ],
 )
 def test_what_is_unknown_or_wrong_is_told(kit: Any, options: dict[str, Any], told: str) -> None:
@@ -175,7 +175,7 @@ def test_a_threshold_by_name_is_the_models(kit: Any, tiny_model: Path, tmp_path:
         kit.rank(kit.build(model=folder, score_threshold="recall@1"), QUERY, TEXTS)
     raw = kit.build(model=folder, normalize="none", top_n=None, score_threshold="precision@0.9")
     assert places(kit.rank(raw, QUERY, TEXTS)) == places(everything[:5])
-    with pytest.raises(ValueError, match=r"no calibrated threshold .* it has none"):
+    with pytest.raises(ValueError, match=r"no calibrated threshold .*it has none"):
         kit.rank(kit.build(model=tiny_model, score_threshold="precision@0.9"), QUERY, TEXTS)
 
 
@@ -466,7 +466,7 @@ def test_a_live_reranker_brings_its_settings(kit: Any, tiny_model: Path) -> None
     adapter = kit.build(model=live)
     assert (adapter.dtype, adapter.max_length, adapter.normalize) == ("float32", 32, "none")
     assert adapter.model == str(tiny_model.resolve())
-    with pytest.raises(ValueError, match=r"max_length: the Reranker .* has its own"):
+    with pytest.raises(ValueError, match="max_length: cannot be set for a Reranker"):
         kit.build(model=live, max_length=64)
     with pytest.raises(ValueError, match="frozen"):
         adapter.max_length = 64
