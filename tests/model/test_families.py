@@ -78,7 +78,7 @@ def test_training_in_half_precision(
         trainer={"max_steps": 1},
     )
     assert finetune(config).history
-    told = f"the code of {family} models needs float32"
+    told = f"{family} models need float32"
     assert (told in caplog.text) == (family in HALF_FAILS)
 
 

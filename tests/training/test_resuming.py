@@ -224,7 +224,7 @@ def test_a_run_that_dies_filling_its_folder_ends_like_one_that_did_not(
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(atomic, "put_file", dies)
         finetune(run)
-    with pytest.raises(InputError, match=r"no config\.json"):
+    with pytest.raises(InputError, match=r"config\.json not found"):
         Reranker(str(mounts))
     finetune(run)
     assert same_model(mounts, tmp_path / "whole")
