@@ -154,7 +154,8 @@ class RerankTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create transformers' optimizer; an option that it refuses is an error of one line."""
         with refused_options():
-            return super().create_optimizer(model)
+            # transformers 5.0 takes no model.
+            return super().create_optimizer(*(() if model is None else (model,)))
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

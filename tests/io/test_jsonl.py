@@ -139,7 +139,7 @@ def test_missing_paths_and_broken_gzip(tmp_path: Path) -> None:
     for missing in (tmp_path / "no.jsonl", tmp_path / "no*.jsonl"):
         with pytest.raises(InputError, match="no such file"):
             records(missing)
-    with pytest.raises(InputError, match=r"holds no \.jsonl"):
+    with pytest.raises(InputError, match=r"the folder has no \.jsonl"):
         records(tmp_path)
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"n": 1}\n' * 1000)[:-30])
     with pytest.raises(InputError, match="cannot be read"):
