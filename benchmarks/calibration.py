@@ -66,9 +66,9 @@ def candidates(data: Path, work: Path, seen: set[str], count: int) -> Path:
 
     output = work / "candidates.jsonl"
     if not output.is_file():
-        fresh = [row for row in lines(data / "queries.jsonl") if row["text"] not in seen]
-        order = np.random.default_rng(0).permutation(len(fresh))
-        queries = write_records(work / "queries.jsonl", [fresh[index] for index in order[:count]])
+        unseen = [row for row in lines(data / "queries.jsonl") if row["text"] not in seen]
+        order = np.random.default_rng(0).permutation(len(unseen))
+        queries = write_records(work / "queries.jsonl", [unseen[index] for index in order[:count]])
         options = {
             "corpus": data / "corpus.jsonl",
             "queries": queries,

@@ -1,4 +1,4 @@
-"""How much memory `rerank-plugin evaluate` needs for any number of queries.
+"""Measure the memory that `rerank-plugin evaluate` needs for any number of queries.
 
     python benchmarks/evaluation.py                        # up to 10,000 queries: minutes
     python benchmarks/evaluation.py --queries 100,1000     # a look

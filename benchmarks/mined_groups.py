@@ -4,7 +4,7 @@
     python benchmarks/mined_groups.py --sets squad --seeds 0 --queries 60 --epochs 1    # a try
 
 For every set and seed the same model is trained on three kinds of groups of the same queries: the
-ones that the set comes with, mined ones, and mined ones filtered by the model that the first seed
+ones of the set, mined ones, and mined ones filtered by the model that the first seed
 made of the mined ones. All are measured on the set's test queries, and so is every model that a run
 evaluates on its way: the summary says what keeping another one would give. The same command goes
 on with the runs that are not done.
@@ -51,15 +51,15 @@ class Setting:
     negatives: int
 
     def groups(self, kind: str) -> Path:
-        """Where a kind's training groups are."""
+        """Return the file of a kind's training groups."""
         return self.work / f"{kind}.jsonl"
 
     def model(self, kind: str, seed: int) -> Path:
-        """Where a run's model is."""
+        """Return the folder of a run's model."""
         return self.work / "models" / f"{kind}-{seed}"
 
     def values(self, kind: str, seed: int) -> Path:
-        """Where a run's figures are."""
+        """Return the file of a run's figures."""
         return self.work / "figures" / f"{kind}-{seed}.json"
 
 
@@ -128,7 +128,7 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
 
 @contextmanager
 def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
-    """Of every evaluation of a run: its step, and nDCG@10 of the choosing and the test queries."""
+    """Return the step and nDCG@10 on validation and test queries of every evaluation."""
     from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
     from rerank_plugin.finetune.training.model_selection import METRIC, ModelSelection
 

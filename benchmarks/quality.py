@@ -285,7 +285,7 @@ class Quality:
         return best
 
     def table(self) -> Table:
-        """Everybody on every set: means over seeds, and the lowest and highest."""
+        """Tabulate all contestants on every set: means over seeds, and the lowest and highest."""
         table = Table(title=f"{METRIC} on test queries, {self.options.groups} groups")
         for title in ("set", "who", "rate", METRIC, "of seeds", "pooled AP", "seconds"):
             table.add_column(title)

@@ -1,1 +1,1 @@
-"""What several benchmarks use: machine, models, texts, processes, results."""
+"""The shared parts of the benchmarks: machine, models, texts, processes, results."""

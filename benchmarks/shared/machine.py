@@ -1,4 +1,4 @@
-"""What the machine is and can do: its description, its GEMM rate, a process's peak memory."""
+"""The machine: its description, its GEMM rate, a process's peak memory."""
 
 import ctypes
 import gc
@@ -52,7 +52,7 @@ def set_environment(threads: int, device: str = "cpu") -> None:
 
 
 def device() -> str:
-    """Where models are: `cpu` or `cuda`."""
+    """Return the device of models: `cpu` or `cuda`."""
     return os.environ.get(DEVICE, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""What was measured, and the figures that follow from it."""
+"""The measured times, and the figures that follow from it."""
 
 import json
 import statistics
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def is_default(self) -> bool:
-        """Whether nothing was set but what makes the work comparable."""
+        """Return whether only settings that make the work comparable were set."""
         return self.setting == "default"
 
 
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """What makes it one of a kind."""
+        """Return the values that identify it."""
         return f"{self.kind}/{self.model}/{self.workload}"
 
     def add_round(self, lengths: Sequence[int], flops: float) -> None:

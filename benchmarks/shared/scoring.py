@@ -18,7 +18,7 @@ DOCUMENTS = 32
 #: Documents of a query when its latency is measured.
 RAG_DOCUMENTS = 50
 
-#: How far float32 logits may lie apart, where logits differ by about 1 between pairs.
+#: The largest difference of float32 logits, where logits differ by about 1 between pairs.
 TOLERANCE = 1e-3
 
 
@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 def open_workers(
     folder: Path, log: Path, names: Iterable[str] | None = None
 ) -> Iterator[list[Worker]]:
-    """Everybody in its default, and in the precisions that this is not.
+    """Return each contestant in its default, and in the precisions that this is not.
 
     Without names these are the scorers that are installed.
     """

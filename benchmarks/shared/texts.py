@@ -58,7 +58,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 class Deck(Generic[Item]):
-    """Deals items in random order, each once before any comes again."""
+    """Deals items in random order, each once before any is repeated."""
 
     def __init__(self, items: Sequence[Item], random: np.random.Generator) -> None:
         self.items = items
@@ -73,7 +73,7 @@ class Deck(Generic[Item]):
 
 
 class Texts:
-    """Deals fresh requests of one length mix, the same ones for the same seed.
+    """Deals new requests of one length mix, the same ones for the same seed.
 
     Args:
         source: Where queries and documents come from.
@@ -93,7 +93,7 @@ class Texts:
         self._tokens: dict[str, int] = {}
 
     def requests(self, count: int, documents: int) -> list[Request]:
-        """Return some queries with so many documents each; no pair comes twice."""
+        """Return some queries with so many documents each; no pair is repeated."""
         dealt = []
         for _ in range(count):
             query = self.queries.deal()

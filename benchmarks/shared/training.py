@@ -32,7 +32,7 @@ class Contestant:
 
     @property
     def setting(self) -> str:
-        """How it is set, in words."""
+        """Return its settings in words."""
         words = [self.precision or "default"]
         words += [] if self.dropout else ["no dropout"]
         words += ["small forwards"] if self.small_forwards else []
@@ -40,9 +40,9 @@ class Contestant:
 
 
 def contestants(*, quick: bool) -> list[Contestant]:
-    """Everybody who is installed: the default, equal precision, and peers' other ways.
+    """Return all installed contestants: the default, equal precision, and peers' other ways.
 
-    This project comes first in its default, whose precision decides which one it still needs;
+    This project is first in its default, whose precision decides which one it still needs;
     it has no dropout unless it is asked for.
     """
     peers = [who for who in TRAINERS if who != OURS and is_installed(who)]

@@ -68,7 +68,7 @@ class Worker:
 
     @property
     def loaded(self) -> Loaded:
-        """How it loaded; waits until it has."""
+        """Return how it loaded; waits until it has."""
         if self._loaded is None:
             self._loaded = self._receive()
         return self._loaded
