@@ -135,7 +135,7 @@ def invalid_number(text: str, words: Sequence[str]) -> str:
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """How a model is loaded: all that its logits and the speed of scoring depend on."""
+    """Options of loading a model: all that its logits and the speed of scoring depend on."""
 
     max_length: int | None = option(
         None,
@@ -175,7 +175,7 @@ class ModelOptions:
 
 @dataclass(kw_only=True)
 class ScoreOptions(ModelOptions):
-    """How a model is loaded whose scores are shown; what compares logits needs no `normalize`."""
+    """Options of loading a model and normalizing its scores, for commands that show scores."""
 
     normalize: str | None = option(
         None,

@@ -4,7 +4,7 @@ from collections import Counter
 
 
 class ReasonCounts(Counter[str]):
-    """How often something was left out or done, by reason.
+    """Counts of what was left out or changed, by reason.
 
     Reasons with equal counts are listed in the order in which they came first.
     """

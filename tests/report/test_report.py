@@ -69,7 +69,7 @@ def comparison(groups: list[Group], gains: tuple[float, float] = (0.5, 2.0)) -> 
 
 
 class Page(HTMLParser):
-    """What a page refers to, its headings and its text."""
+    """The references, headings and text of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
