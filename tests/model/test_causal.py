@@ -1,0 +1,81 @@
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
+
+from rerank_plugin.model.causal import pool_last_token
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 300,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "num_labels": 1,
+}
+CONFIGS: list[type[PreTrainedConfig]] = [
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    GemmaConfig,
+    MistralConfig,
+]
+
+
+def build(config: type[PreTrainedConfig]) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config(**SIZES)).eval()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_last_token_is_scored_wherever_padding_is(config: type[PreTrainedConfig]) -> None:
+    stock = build(config)
+    model = deepcopy(stock)
+    pool_last_token(model)
+    rows = [torch.randint(5, 300, (length,)) for length in (3, 9, 6)]
+    expected = torch.cat([stock(row[None]).logits for row in rows])
+    assert expected.std() > 1e-3
+    for left in (False, True):
+        ids, mask = torch.zeros(3, 9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long)
+        for i, row in enumerate(rows):
+            tokens = slice(9 - len(row), None) if left else slice(len(row))
+            ids[i, tokens], mask[i, tokens] = row, 1
+        torch.testing.assert_close(model(ids, mask).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_pad_token_may_be_the_last_one_of_a_pair() -> None:
+    model = build(LlamaConfig)
+    pool_last_token(model)
+    first, second = model(torch.tensor([[7, 8, 0], [7, 8, 9]])).logits
+    assert first != second
+    assert model(torch.tensor([[7, 8, 0]])).logits == first
+
+
+def test_what_is_saved_is_a_stock_model(tmp_path: Path) -> None:
+    model = build(Qwen3Config)
+    stock = type(model)
+    pool_last_token(model)
+    pool_last_token(model)
+    assert isinstance(model, stock)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForSequenceClassification"]
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert type(loaded) is stock
+    ids = torch.tensor([[7, 8, 9]])
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
