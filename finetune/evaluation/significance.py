@@ -1,6 +1,6 @@
 """The paired comparison of two models: bootstrap intervals and a permutation test."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,9 @@ from .metrics import METRIC, QueryValues, mean_metrics
 
 #: Sums of the same numbers in another order may differ in their last bits.
 EQUAL = 1e-9
+
+#: Queries of all samples that are drawn at once: memory does not grow with the data.
+DRAWN_AT_ONCE = 1_000_000
 
 
 def paired_difference(
@@ -47,9 +50,11 @@ def permutation_p_values(delta: QueryValues, samples: int) -> QueryValues:
     draws = np.random.default_rng(0)
     observed = np.abs(delta.mean(1)) - EQUAL
     extreme = np.ones(len(delta))
-    for _ in range(samples):
-        signs = draws.integers(0, 2, delta.shape[1]) * 2.0 - 1
-        extreme += np.abs(delta @ signs) / delta.shape[1] >= observed
+    queries = delta.shape[1]
+    for count in batch_sizes(samples, queries):
+        signs = draws.integers(0, 2, (count, queries)) * 2.0 - 1
+        means = np.abs(signs @ delta.T) / queries
+        extreme += (means >= observed).sum(0)
     p_values: QueryValues = extreme / (samples + 1)
     return p_values
 
@@ -75,14 +80,29 @@ def bootstrap_means(values: QueryValues, samples: int) -> QueryValues:
     """Return means over queries drawn with replacement, `[rows, queries]` to `[samples, rows]`."""
     queries = values.shape[1]
     draws = np.random.default_rng(0)
+    means = [
+        drawn_counts(draws, count, queries) @ values.T / queries
+        for count in batch_sizes(samples, queries)
+    ]
+    return np.concatenate(means)
 
-    def counts() -> QueryValues:
-        """Draw queries; a product with counts is faster than a mean of what is drawn."""
-        drawn = draws.integers(queries, size=queries)
-        return np.bincount(drawn, minlength=queries).astype(np.float64)
 
-    means: QueryValues = np.stack([values @ counts() for _ in range(samples)]) / queries
-    return means
+def drawn_counts(draws: np.random.Generator, samples: int, queries: int) -> QueryValues:
+    """Draw queries with replacement; returns how often each was drawn, `[samples, queries]`.
+
+    A product with these counts is faster than a mean of what is drawn.
+    """
+    drawn = draws.integers(queries, size=(samples, queries))
+    drawn += np.arange(samples)[:, None] * queries
+    counts = np.bincount(drawn.ravel(), minlength=samples * queries)
+    return counts.reshape(samples, queries).astype(np.float64)
+
+
+def batch_sizes(samples: int, queries: int) -> Iterator[int]:
+    """Split a number of samples into batches of `DRAWN_AT_ONCE` queries, or of one sample."""
+    size = max(1, DRAWN_AT_ONCE // queries)
+    for start in range(0, samples, size):
+        yield min(size, samples - start)
 
 
 def compare_metrics(

@@ -3,13 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rerank_plugin.finetune.evaluation import significance
 from rerank_plugin.finetune.evaluation.metrics import (
     METRICS,
     ScoredQuery,
     mean_metrics,
     query_metrics,
 )
-from rerank_plugin.finetune.evaluation.significance import compare_metrics
+from rerank_plugin.finetune.evaluation.significance import compare_metrics, improvement_probability
 
 
 def one(scores: list[float], grades: list[int]) -> dict[str, float]:
@@ -69,6 +70,20 @@ def test_rounding_is_not_a_gain() -> None:
     for seed in range(20):
         turned = np.random.default_rng(seed).permutation(values)
         assert not compare_metrics({"ndcg@10": values}, {"ndcg@10": turned})["improved"]
+
+
+def test_the_size_of_a_batch_of_samples_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = np.random.default_rng(0)
+    before, after = ({name: draws.random(12) for name in METRICS} for _ in range(2))
+    expected = compare_metrics(before, after)["difference"]
+    probability = improvement_probability(before["map"], after["map"])
+    for queries in (1, 500):
+        monkeypatch.setattr(significance, "DRAWN_AT_ONCE", queries)
+        difference = compare_metrics(before, after)["difference"]
+        assert difference["p_value"] == expected["p_value"]
+        for name, interval in expected["interval_95"].items():
+            assert difference["interval_95"][name] == pytest.approx(interval, abs=1e-12)
+        assert improvement_probability(before["map"], after["map"]) == probability
 
 
 def test_the_comparison_is_paired() -> None:
