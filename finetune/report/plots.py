@@ -82,7 +82,7 @@ def svg(figure: Figure, name: str, title: str) -> Markup:
     contents = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure.savefig(contents, format="svg", metadata=metadata, transparent=True)
+        save(figure, contents, format="svg", metadata=metadata, transparent=True)
     text = contents.getvalue()
     text = GROUP_ID.sub("", text[text.index("<svg") :]).replace("xlink:href", "href")
     text = SIZE.sub(rf'<svg viewBox="\1" role="img" aria-label="{escape(title)}">', text, count=1)
@@ -94,8 +94,17 @@ def svg(figure: Figure, name: str, title: str) -> Markup:
 def png(figure: Figure) -> bytes:
     """Return a figure as the contents of a PNG file."""
     contents = io.BytesIO()
-    figure.savefig(contents, format="png", dpi=150)
+    save(figure, contents, format="png", dpi=150)
     return contents.getvalue()
+
+
+def save(figure: Figure, contents: io.StringIO | io.BytesIO, **options: Any) -> None:
+    """Save a figure; its layout is computed for the first format and kept for the others."""
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    figure.savefig(contents, **options)
 
 
 def panels(rows: int, height: float, **options: Any) -> tuple[Figure, list[Any]]:
