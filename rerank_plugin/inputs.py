@@ -7,8 +7,8 @@ from typing import Any, Generic, Self, TypeVar
 from rerank_plugin.arguments import shown
 from rerank_plugin.errors import InputError
 
-#: A query and the text of a document.
-Pair = tuple[str, str]
+#: A query, the text of a document and, for a model that takes one, an instruction.
+Pair = tuple[str, str] | tuple[str, str, str]
 
 #: A document: a text, or a mapping that has it under `text`.
 Document = TypeVar("Document", bound="str | Mapping[str, object]")
@@ -21,24 +21,41 @@ class DocumentsToRank(Generic[Document]):
     query: str
     documents: list[Document]
     texts: list[str]
+    #: The instruction of its pairs; "" for the default.
+    instruction: str = ""
 
     @classmethod
-    def from_request(cls, request: Any, where: str = "") -> Self:
-        """Check a (query, documents) pair.
+    def from_request(cls, request: Any, where: str = "", *, instruction: str = "") -> Self:
+        """Check a (query, documents) or (query, documents, instruction) request.
+
+        Args:
+            request: The request.
+            where: Its place, for errors.
+            instruction: The instruction of a request without one.
 
         Raises:
-            InputError: not such a pair; or as `checked_query` and `document_text`.
+            InputError: not such a request; or as `checked_query` and `document_text`.
         """
-        query, documents = two_items(request, where or "request: ", "(query, documents)")
+        query, documents, own = query_and_what(request, where or "request: ", "documents")
         documents = document_list(documents, where)
         query = checked_query(query, where)
         texts = [document_text(d, f"{where}documents[{i}]") for i, d in enumerate(documents)]
-        return cls(query, documents, texts)
+        return cls(query, documents, texts, instruction_text(own, where) or instruction)
 
     @property
     def pairs(self) -> Iterator[Pair]:
-        """Yield the (query, text) pairs."""
-        return ((self.query, text) for text in self.texts)
+        """Yield the pairs of the query and each text."""
+        return (make_pair(self.query, text, self.instruction) for text in self.texts)
+
+
+def make_pair(query: str, document: str, instruction: str = "") -> Pair:
+    """Return a pair, which is equal to another one if all its texts are."""
+    return (query, document, instruction) if instruction else (query, document)
+
+
+def instruction_of(pair: Pair) -> str:
+    """Return the instruction of a pair; "" if it has none."""
+    return pair[2] if len(pair) == 3 else ""
 
 
 def is_blank(text: str) -> bool:
@@ -69,9 +86,14 @@ def is_ordered(documents: object) -> bool:
 
 
 def checked_pairs(
-    pairs: Iterable[Any], check_query: Callable[[object, str], str]
+    pairs: Iterable[Any], check_query: Callable[[object, str], str], instruction: str = ""
 ) -> Iterator[Pair]:
-    """Yield (query, document) pairs as texts.
+    """Yield (query, document) and (query, document, instruction) pairs as texts.
+
+    Args:
+        pairs: The pairs.
+        check_query: Returns the query of a pair, or raises.
+        instruction: The instruction of pairs without one.
 
     Raises:
         InputError: naming the index of an item that is not a pair of texts.
@@ -79,24 +101,40 @@ def checked_pairs(
     if not isinstance(pairs, Iterable):
         raise InputError(f"pairs: expected a list of pairs, not {shown(pairs)}")
     for index, pair in enumerate(pairs):
-        query, document = two_items(pair, f"pairs[{index}]: ", "(query, document)")
-        yield (
-            check_query(query, f"pairs[{index}]: "),
-            document_text(document, f"pairs[{index}]: document"),
+        where = f"pairs[{index}]: "
+        query, document, own = query_and_what(pair, where, "document")
+        yield make_pair(
+            check_query(query, where),
+            document_text(document, f"{where}document"),
+            instruction_text(own, where) or instruction,
         )
 
 
-def two_items(value: Any, where: str, what: str) -> tuple[Any, Any]:
-    """Return the two items of a pair.
+def query_and_what(value: Any, where: str, what: str) -> tuple[Any, Any, Any]:
+    """Return a query, its document or documents, and its instruction; None without one.
 
     Raises:
-        InputError: not a pair.
+        InputError: neither two nor three items.
     """
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         items = list(value)
-        if len(items) == 2:
-            return items[0], items[1]
-    raise InputError(f"{where}expected a {what} pair, not {shown(value)}")
+        if len(items) in (2, 3):
+            return items[0], items[1], items[2] if len(items) == 3 else None
+    raise InputError(f"{where}expected a (query, {what}) pair, not {shown(value)}")
+
+
+def instruction_text(instruction: object, where: str = "") -> str:
+    """Return an instruction; "" for None and for a blank text, which mean the default.
+
+    Raises:
+        InputError: not a string, or not valid Unicode.
+    """
+    if instruction is None:
+        return ""
+    if not isinstance(instruction, str):
+        raise InputError(f"{where}instruction: expected a text, not {shown(instruction)}")
+    text = unicode_text(instruction, f"{where}instruction")
+    return "" if is_blank(text) else text
 
 
 def checked_query(query: object, where: str = "") -> str:

@@ -127,10 +127,10 @@ class BlankDocuments:
 
     def leave_out(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Yield the pairs whose document is not blank."""
-        for query, text in pairs:
-            self._blank.append(is_blank(text))
+        for pair in pairs:
+            self._blank.append(is_blank(pair[1]))
             if not self._blank[-1]:
-                yield query, text
+                yield pair
 
     def fill_in(self, logits: Logits, *, is_last: bool = False) -> Logits:
         """Return the logits of all pairs up to that of the last logit, or of all that were read."""

@@ -212,7 +212,7 @@ def test_pairs_are_named_too(reranker: Reranker) -> None:
             (("a", "\ud83d"), r"pairs\[1\]: document: not valid Unicode"),
             ((b"a", "b"), r"pairs\[1\]: query"),
             ("ab", r"pairs\[1\]: expected a \(query, document\) pair"),
-            (("a", "b", "c"), r"pairs\[1\]: expected a \(query, document\) pair"),
+            (("a", "b", "c", "d"), r"pairs\[1\]: expected a \(query, document\) pair"),
         ):
             with pytest.raises(InputError, match=told):
                 score([("a", "b"), wrong])  # type: ignore[list-item]

@@ -138,6 +138,16 @@ def test_misuse_is_told(reranker: Reranker) -> None:
         reranker.rank("a", [{"body": "a"}])
 
 
+def test_a_pair_may_have_an_instruction_which_an_encoder_refuses(reranker: Reranker) -> None:
+    pairs: list[Any] = [("ferry", "a dog", ""), ("ferry", {"text": "a dog"}, None)]
+    assert reranker.score(pairs).tolist() == reranker.score([("ferry", "a dog")] * 2).tolist()
+    with pytest.raises(OptionError, match="is an encoder, which takes no instruction"):
+        reranker.score([*pairs, ("ferry", "a dog", "Find the animals.")])
+    for instruction, problem in ((1, "a text, not 1"), ("\ud800", "not valid Unicode")):
+        with pytest.raises(InputError, match=rf"^pairs\[0\]: instruction: .*{problem}"):
+            reranker.score([("ferry", "a dog", instruction)])  # type: ignore[list-item]
+
+
 def test_sigmoid_and_raw_logits(tiny_model: Path) -> None:
     raw = Reranker(tiny_model, dtype="float32", normalize="none").score(PAIRS)
     scores = Reranker(tiny_model, dtype="float32").score(PAIRS)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rerank_plugin.arguments import LONG_DOCUMENTS
 from rerank_plugin.errors import InputError, OptionError, invalid_choice
-from rerank_plugin.inputs import Pair
+from rerank_plugin.inputs import Pair, instruction_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,11 @@ class PairEncoder:
         max_length: The longest pair in tokens, special tokens included.
         option: The name of the option for `max_length`.
         long_documents: `cut` or `windows`, for `windows`.
+        instruction: The instruction of pairs without one.
+
+    Raises:
+        OptionError: an option cannot be used with the tokenizer.
+        InputError: the tokenizer is not a fast one, or does not encode pairs.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class PairEncoder:
         max_length: int,
         option: str = "max_length",
         long_documents: str = "cut",
+        instruction: str | None = None,
     ) -> None:
         if long_documents not in LONG_DOCUMENTS:
             raise OptionError("long_documents", invalid_choice(long_documents, LONG_DOCUMENTS))
@@ -110,6 +116,13 @@ class PairEncoder:
         if max_length < 2 * (self.template.special_tokens + 1):
             raise OptionError(option, f"{max_length} is too small for a document")
         self._warned = False
+        if instruction:
+            raise self._no_instruction()
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Return whether the model takes an instruction; an encoder does not."""
+        return False
 
     @property
     def query_limit(self) -> int:
@@ -124,7 +137,7 @@ class PairEncoder:
     def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
         """Encode pairs, in their order, cut to `max_length`."""
         texts = self._tokenize(pairs)
-        return [self._join(texts[query], texts[document]) for query, document in pairs]
+        return [self._join(texts[pair[0]], texts[pair[1]]) for pair in pairs]
 
     def windows(self, pairs: Sequence[Pair]) -> list[list[EncodedPair]]:
         """Encode pairs, in their order, a long document in as many windows as it needs.
@@ -134,13 +147,13 @@ class PairEncoder:
         if self.long_documents == "cut":
             return [[pair] for pair in self.encode(pairs)]
         texts = self._tokenize(pairs)
-        return [self._windows(texts[query], texts[document]) for query, document in pairs]
+        return [self._windows(texts[pair[0]], texts[pair[1]]) for pair in pairs]
 
     def lengths(self, pairs: Sequence[Pair]) -> Ids:
         """Return the lengths of pairs before anything is cut, int32 `[pairs]`."""
         texts = self._tokenize(pairs)
         special = self.template.special_tokens
-        lengths = [len(texts[query]) + len(texts[document]) + special for query, document in pairs]
+        lengths = [len(texts[pair[0]]) + len(texts[pair[1]]) + special for pair in pairs]
         return np.array(lengths, np.int32)
 
     def _join(self, query: Ids, document: Ids) -> EncodedPair:
@@ -171,7 +184,9 @@ class PairEncoder:
 
     def _tokenize(self, pairs: Sequence[Pair]) -> dict[str, Ids]:
         """Return the ids of every query and every document, each text tokenised once."""
-        distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
+        if not self.takes_instruction and any(map(instruction_of, pairs)):
+            raise self._no_instruction()
+        distinct = list(dict.fromkeys(text for pair in pairs for text in pair[:2]))
         ids: dict[str, Ids] = {}
         for start in range(0, len(distinct), TEXTS_AT_ONCE):
             texts = distinct[start : start + TEXTS_AT_ONCE]
@@ -182,6 +197,10 @@ class PairEncoder:
             for text, encoding in zip(texts, encodings, strict=True):
                 ids[text] = np.array(encoding.ids, np.int32)
         return ids
+
+    def _no_instruction(self) -> OptionError:
+        name = self.tokenizer.name_or_path
+        return OptionError("instruction", f"{name} is an encoder, which takes no instruction")
 
 
 def clear_truncation_and_padding(tokenizer: PreTrainedTokenizerBase) -> None:

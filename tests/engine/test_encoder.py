@@ -68,3 +68,15 @@ def test_a_long_query_stays_whole_where_the_pair_fits(tiny_model: Path) -> None:
 def test_a_length_without_room_is_an_error(tiny_model: Path) -> None:
     with pytest.raises(OptionError, match="max_length: 7 is too small for a document"):
         PairEncoder(AutoTokenizer.from_pretrained(tiny_model), max_length=7)
+
+
+@pytest.mark.parametrize("call", ["encode", "windows", "lengths"])
+def test_an_encoder_takes_no_instruction(tiny_model: Path, call: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    expected = f"^--instruction: {tiny_model} is an encoder, which takes no instruction$"
+    with pytest.raises(OptionError, match=expected):
+        PairEncoder(tokenizer, max_length=32, instruction="Find the answer.")
+    encoder = PairEncoder(tokenizer, max_length=32)
+    assert len(getattr(encoder, call)([("a", "b"), ("a", "b", "")])) == 2
+    with pytest.raises(OptionError, match=expected):
+        getattr(encoder, call)([("a", "b"), ("a", "b", "Find the answer.")])

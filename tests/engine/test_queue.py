@@ -80,7 +80,7 @@ def reranker(tiny_model: Path) -> Reranker:
     return Reranker(tiny_model, dtype="float32", device="cpu")
 
 
-def pairs(query: str, count: int) -> list[Pair]:
+def pairs(query: str, count: int) -> list[tuple[str, str]]:
     return [(query, f"{TEXTS[i % len(TEXTS)][:30]} {i}") for i in range(count)]
 
 

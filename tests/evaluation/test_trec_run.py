@@ -240,7 +240,7 @@ def test_texts_are_not_kept() -> None:
 
     class Lengths:
         def logits(self, pairs: Sequence[Pair], progress: Any = None) -> Any:
-            return np.array([len(text) for _, text in pairs], np.float32)
+            return np.array([len(pair[1]) for pair in pairs], np.float32)
 
     count = 5 * BATCH_QUERIES
     groups = (Counted(f"q{i}", [f"positive {i}"], ["negative", "n"]) for i in range(count))
