@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rerank_plugin.cli.console import say
 from rerank_plugin.errors import OptionError
-from rerank_plugin.io.atomic import is_stdout, is_stream, write_json
+from rerank_plugin.io.atomic import write_json
 from rerank_plugin.io.outputs import check_output, check_output_folder
+from rerank_plugin.io.streams import is_stdout, is_stream
 from rerank_plugin.io.versions import with_versions
 from rerank_plugin.options import option
 

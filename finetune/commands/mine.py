@@ -3,7 +3,7 @@
 import shlex
 
 from rerank_plugin.cli.console import say, summary_stream
-from rerank_plugin.io.atomic import is_stream
+from rerank_plugin.io.streams import is_stream
 
 from ..mining.mine import mine
 from ..mining.options import MineOptions

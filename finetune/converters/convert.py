@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.errors import InputError
-from rerank_plugin.io.atomic import scratch_place, writing
+from rerank_plugin.io.atomic import writing
 from rerank_plugin.io.jsonl import DataPath, read_lines
+from rerank_plugin.io.outputs import scratch_folder
 
 from ..data.groups import Group, parse_group
 from ..data.reason_counts import ReasonCounts
@@ -80,7 +81,7 @@ def convert_data(options: ConvertOptions, *, progress: bool) -> ConversionResult
     output = Path(options.output)
     result = ConversionResult(output)
     with (
-        TemporaryDirectory(prefix=".convert-", dir=scratch_place(output)) as work,
+        TemporaryDirectory(prefix=".convert-", dir=scratch_folder(output)) as work,
         writing(output) as file,
         bar("converting", "group", shown=progress) as shown,
     ):

@@ -11,9 +11,10 @@ from typing import IO, Any
 import numpy as np
 
 from rerank_plugin.errors import OptionError
-from rerank_plugin.io.atomic import is_stream, writing
+from rerank_plugin.io.atomic import writing
 from rerank_plugin.io.jsonl import DataPath
 from rerank_plugin.io.outputs import check_output
+from rerank_plugin.io.streams import is_stream
 
 from ..text.normalize import text_digest
 from .groups import Group

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.errors import OptionError
-from rerank_plugin.io.atomic import EARLIER, bring_back, publish_folder, saving, staging_folder
+from rerank_plugin.io.disk_errors import saving
 from rerank_plugin.io.locks import locked
 from rerank_plugin.io.paths import expanded
+from rerank_plugin.io.publishing import EARLIER, publish_folder, restore_earlier, staging_folder
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
@@ -84,7 +85,7 @@ def run_merge(options: MergeOptions, *, progress: bool) -> MergeResult:
 def merge_in(work: Path, options: MergeOptions, *, progress: bool) -> None:
     """Merge in a folder that no other command uses."""
     adapter, target = expanded(options.model_dir), options.target
-    bring_back(work / EARLIER, target)
+    restore_earlier(work / EARLIER, target)
     options.check_target()
     # Files of an earlier attempt that was killed.
     shutil.rmtree(work, ignore_errors=True)

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.errors import OptionError
-from rerank_plugin.io.atomic import real_target
-from rerank_plugin.io.paths import expanded
+from rerank_plugin.io.paths import expanded, real_target
 from rerank_plugin.model.settings import is_adapter
 from rerank_plugin.options import check_options, option
 

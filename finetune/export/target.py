@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from rerank_plugin.errors import OptionError
-from rerank_plugin.io.atomic import PUBLISHING, contents
 from rerank_plugin.io.paths import expanded
+from rerank_plugin.io.publishing import PUBLISHING, contents
 from rerank_plugin.model.settings import ADAPTER, FILE
 
 #: The files by which programs recognise a model folder, ours first; `publish_folder` writes them

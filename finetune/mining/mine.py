@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.io.atomic import scratch_place
+from rerank_plugin.io.outputs import scratch_folder
 
 from ..data.batched import batched
 from ..data.beir_files import Record, check_match, no_match, positives_by_query, read_queries
@@ -114,7 +114,7 @@ def mine(options: MineOptions, *, progress: bool) -> MiningResult:
     # Before the corpus is indexed, so that a misspelt name is an error at once.
     teacher = options.load_reranker(options.filter_model) if options.filter_model else None
     embedding_model = load_embedding_model(options)
-    with TemporaryDirectory(prefix=".mine-", dir=scratch_place(options.files[0])) as work:
+    with TemporaryDirectory(prefix=".mine-", dir=scratch_folder(options.files[0])) as work:
         folder = Path(work)
         corpus = build_corpus(options, folder, judged, queries, result, progress=progress)
         bm25 = build_bm25(options, corpus, folder, answers=judged is None, progress=progress)

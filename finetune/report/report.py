@@ -17,7 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 from rerank_plugin.engine.scores import normalize, sigmoid
-from rerank_plugin.io.atomic import real_path, write_text
+from rerank_plugin.io.atomic import write_text
+from rerank_plugin.io.paths import real_path
 from rerank_plugin.model.settings import RerankSettings
 
 from ..evaluation.calibration import (

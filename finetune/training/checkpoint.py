@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rerank_plugin.io.atomic import sync, sync_file, write_text
+from rerank_plugin.io.atomic import write_text
+from rerank_plugin.io.sync import sync, sync_file
 from rerank_plugin.io.versions import with_versions
 
 RECORD = "run.json"

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rerank_plugin.io.atomic import saving, write_json
+from rerank_plugin.io.atomic import write_json
+from rerank_plugin.io.disk_errors import saving
 
 from ..evaluation.scoring import Evaluation
 from ..evaluation.significance import improvement_probability

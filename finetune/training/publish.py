@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerank_plugin.io.atomic import saving
+from rerank_plugin.io.disk_errors import saving
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.names import distinct_names, short_name
 from rerank_plugin.model.settings import RerankSettings

@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugin.errors import OptionError, SavingError
-from rerank_plugin.io.atomic import (
-    EARLIER,
-    bring_back,
-    publish_folder,
-    real_target,
-    staging_folder,
-    write_json,
-)
+from rerank_plugin.io.atomic import write_json
 from rerank_plugin.io.locks import release_lock, take_lock
-from rerank_plugin.io.paths import expanded
+from rerank_plugin.io.paths import expanded, real_target
+from rerank_plugin.io.publishing import EARLIER, publish_folder, restore_earlier, staging_folder
 from rerank_plugin.io.versions import SCHEMA_VERSION, with_versions
 
 from ..argument_names import OURS
@@ -91,7 +85,7 @@ class RunDir:
         """Create the locked folder, or resume the interrupted run in it."""
         if (self.work / STATE).is_file() and (not overwrite or self._is_this_run()):
             self._resume()
-        bring_back(self.work / EARLIER, self._real_target)
+        restore_earlier(self.work / EARLIER, self._real_target)
         if self.checkpoint is None:
             remove(self.work)
             self.work.mkdir(parents=True)

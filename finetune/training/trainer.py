@@ -16,7 +16,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from rerank_plugin.engine.scorer import Scorer
 from rerank_plugin.errors import OptionError
-from rerank_plugin.io.atomic import saving
+from rerank_plugin.io.disk_errors import saving
 from rerank_plugin.model.loaded import quiet_transformers
 from rerank_plugin.model.loading import load_model
 

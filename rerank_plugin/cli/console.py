@@ -9,7 +9,7 @@ from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
 
-from rerank_plugin.io.atomic import is_stdout
+from rerank_plugin.io.streams import is_stdout
 
 Result = TypeVar("Result")
 

@@ -10,19 +10,14 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from rerank_plugin.cli.console import Stdout, bar, say
 from rerank_plugin.errors import OptionError
-from rerank_plugin.io.atomic import (
-    is_stream,
-    move_file,
-    naming,
-    open_stream,
-    part_of,
-    real_path,
-    write_json,
-)
+from rerank_plugin.io.atomic import move_file, part_file, write_json
+from rerank_plugin.io.disk_errors import naming
 from rerank_plugin.io.jsonl import fingerprint
 from rerank_plugin.io.locks import locked
 from rerank_plugin.io.outputs import check_output
+from rerank_plugin.io.paths import real_path
 from rerank_plugin.io.requests import read_requests
+from rerank_plugin.io.streams import is_stream, open_stream
 from rerank_plugin.options import ScoreOptions, check_options, option
 
 if TYPE_CHECKING:
@@ -115,7 +110,7 @@ class Unfinished:
 
     def __init__(self, output: Path, task: dict[str, object]) -> None:
         self.output = output
-        self.part = part_of(output)
+        self.part = part_file(output)
         self.state = output.with_name(output.name + ".part.json")
         #: The number of results of an earlier run.
         self.lines = 0
@@ -151,7 +146,7 @@ class Unfinished:
         task = {name: value for name, value in asdict(options).items() if name not in irrelevant}
         task["data"] = fingerprint(options.data_path)
         output = real_path(Path(str(options.output)))
-        with locked(part_of(output)):
+        with locked(part_file(output)):
             yield cls(output, task)
 
     @contextmanager

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rerank_plugin.errors import OptionError
-from rerank_plugin.io.atomic import is_stream, part_of, real_path, try_file, try_folder
+from rerank_plugin.io.atomic import part_file
 from rerank_plugin.io.jsonl import DataPath, is_input
 from rerank_plugin.io.locks import locked
+from rerank_plugin.io.paths import real_path
+from rerank_plugin.io.probes import try_file, try_folder
+from rerank_plugin.io.streams import is_stream
 
 
 def check_output(
@@ -33,7 +36,7 @@ def check_output(
         if target.exists() and not overwrite:
             raise OptionError(option, f"{file} exists: choose another file, or use --overwrite")
         try_file(target)
-        part = part_of(target)
+        part = part_file(target)
         if part.exists():
             with locked(part):
                 pass
@@ -55,3 +58,8 @@ def check_output_folder(folder: Path, *, option: str) -> None:
         try_folder(existing / target.name)
     except OSError as error:
         raise OptionError(option, f"{folder} cannot be written: {error.strerror}") from None
+
+
+def scratch_folder(output: Path) -> Path | None:
+    """Return the folder for large temporary files: the output's, or None for the system's."""
+    return None if is_stream(output) else real_path(output).parent

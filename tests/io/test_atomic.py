@@ -16,19 +16,15 @@ from typing import Any
 import pytest
 
 from rerank_plugin.errors import OptionError, SavingError
-from rerank_plugin.io import atomic
-from rerank_plugin.io.atomic import (
-    is_stream,
-    publish_folder,
-    real_path,
-    saving,
-    staging_folder,
-    try_file,
-    write_text,
-    writing,
-)
+from rerank_plugin.io import sync
+from rerank_plugin.io.atomic import write_json, write_text, writing
+from rerank_plugin.io.disk_errors import saving
 from rerank_plugin.io.locks import locked
 from rerank_plugin.io.outputs import check_output
+from rerank_plugin.io.paths import real_path
+from rerank_plugin.io.probes import try_file
+from rerank_plugin.io.publishing import fill_folder, publish_folder, staging_folder
+from rerank_plugin.io.streams import is_stream
 
 from ..factories import mount, unmount
 
@@ -49,7 +45,7 @@ def refusing(number: int, *, folders: bool = True, files: bool = True) -> Callab
 def test_what_cannot_be_synced_is_written_all_the_same(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    atomic.warn_of_no_sync.cache_clear()
+    sync.warn_of_no_sync.cache_clear()
     monkeypatch.setattr(os, "fsync", refusing(number))
     for _ in range(2):
         write_text(tmp_path / "a.json", "{}")
@@ -335,7 +331,7 @@ def test_a_folder_that_is_filled_is_a_model_only_at_the_end(
                 patched.setattr(Path, name, counted(getattr(Path, name)))
             patched.setattr(shutil, "rmtree", counted(shutil.rmtree))
             try:
-                atomic.fill(mounts / ".run" / "model", mounts, LAST)
+                fill_folder(mounts / ".run" / "model", mounts, LAST)
                 break
             except Killed:
                 pass
@@ -351,7 +347,7 @@ def test_a_folder_that_is_filled_is_a_model_only_at_the_end(
 
 def publish(target: Path, text: str) -> Path:
     """A folder that was published, and another that is to be."""
-    atomic.fill(finished(target / ".run", text), target, LAST)
+    fill_folder(finished(target / ".run", text), target, LAST)
     shutil.rmtree(target / ".run")
     there = shutil.copytree(target, target.with_name("copy"))
     finished(target / ".run", "second")
@@ -410,7 +406,7 @@ def test_a_folder_that_no_rename_can_replace_is_filled(
 
 
 def test_json_is_what_was_written(tmp_path: Path) -> None:
-    atomic.write_json(tmp_path / "a.json", {"text": "é"})
+    write_json(tmp_path / "a.json", {"text": "é"})
     assert json.loads((tmp_path / "a.json").read_bytes()) == {"text": "é"}
 
 

@@ -22,7 +22,7 @@ from rerank_plugin.finetune.training import run_dir
 from rerank_plugin.finetune.training.interrupt import Interruption
 from rerank_plugin.finetune.training.model_selection import ModelSelection
 from rerank_plugin.finetune.training.run_dir import RunDir
-from rerank_plugin.io import atomic
+from rerank_plugin.io import publishing
 
 from ..factories import easy_groups, mount, write_lines
 
@@ -212,17 +212,17 @@ def test_a_run_that_dies_filling_its_folder_ends_like_one_that_did_not(
         finetune(config(tiny_model, data, place, trainer={"max_steps": 1}))
     run = config(tiny_model, data, mounts, overwrite=overwrite, trainer={"max_steps": 2})
     finetune(replace(run, finetune_model_dir=str(tmp_path / "whole")))
-    put_file, done = atomic.put_file, 0
+    link_or_copy, done = publishing.link_or_copy, 0
 
     def dies(source: Path, target: Path) -> None:
         nonlocal done
         if done == kept or (kept < 0 and target.name == "config.json"):
             raise SystemExit(9)
-        put_file(source, target)
+        link_or_copy(source, target)
         done += 1
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(atomic, "put_file", dies)
+        patched.setattr(publishing, "link_or_copy", dies)
         finetune(run)
     with pytest.raises(InputError, match=r"config\.json not found"):
         Reranker(str(mounts))
