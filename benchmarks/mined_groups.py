@@ -129,8 +129,9 @@ def run(setting: Setting, kind: str, seed: int, *, first: int) -> None:
 @contextmanager
 def measured_steps(test: "list[Group]") -> Iterator[list[dict[str, float]]]:
     """Return the step and nDCG@10 on validation and test queries of every evaluation."""
+    from rerank_plugin.finetune.evaluation.metrics import METRIC
     from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
-    from rerank_plugin.finetune.training.model_selection import METRIC, ModelSelection
+    from rerank_plugin.finetune.training.model_selection import ModelSelection
 
     steps: list[dict[str, float]] = []
     choose = ModelSelection.on_evaluate

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 #: Modules with the interface, the one to prefer first.
-MODULES = (
+CROSS_ENCODER_MODULES = (
     "langchain_core.cross_encoders",
     "langchain_classic.retrievers.document_compressors.cross_encoder",
 )
@@ -14,7 +14,7 @@ MODULES = (
 
 def interface() -> Any:
     """Return the class that LangChain's own rerankers accept as a model."""
-    for module in MODULES:
+    for module in CROSS_ENCODER_MODULES:
         with suppress(ModuleNotFoundError):
             return import_module(module).BaseCrossEncoder
     return ABC

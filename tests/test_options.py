@@ -14,7 +14,7 @@ from rerank_plugin.cli.rerank import RerankOptions
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.commands.evaluate import EvaluateOptions
-from rerank_plugin.finetune.commands.trainer_options import EXTRAS
+from rerank_plugin.finetune.commands.trainer_options import TRAINER_OPTIONS
 from rerank_plugin.finetune.mining.options import MineOptions
 from rerank_plugin.options import ScoreOptions, option
 
@@ -37,7 +37,7 @@ def parse(*argv: str) -> Options:
 
 
 def train(*argv: str) -> FinetuneConfig:
-    return parse_options(FinetuneConfig, [*BASE, *argv], command="train", extras=EXTRAS)
+    return parse_options(FinetuneConfig, [*BASE, *argv], command="train", extras=TRAINER_OPTIONS)
 
 
 def test_names_take_dashes_and_underscores_and_values_keep_theirs() -> None:
@@ -257,7 +257,7 @@ OLD_COMMAND = """
 
 def test_the_public_spellings() -> None:
     argv = OLD_COMMAND.split()
-    config = parse_options(FinetuneConfig, argv, command="train", extras=EXTRAS)
+    config = parse_options(FinetuneConfig, argv, command="train", extras=TRAINER_OPTIONS)
     assert (config.total_epoch, config.lr, config.factor, config.patience) == (1000, 1e-5, 0.3, 8)
     assert (config.train_group_size, config.max_len, config.batch_size) == (8, 512, 2)
     assert config.device == "cuda"

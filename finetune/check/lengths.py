@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PERCENTILES = (50, 90, 99, 100)
 
 #: Pairs whose tokens are counted at once.
-PAIRS_AT_ONCE = 4096
+COUNTED_AT_ONCE = 4096
 
 
 class Lengths:
@@ -33,7 +33,7 @@ class Lengths:
     def add(self, group: Group) -> None:
         """Add the pairs of one group."""
         self._waiting += [(group.query, document) for document in group.documents]
-        if len(self._waiting) >= PAIRS_AT_ONCE:
+        if len(self._waiting) >= COUNTED_AT_ONCE:
             self._count()
 
     def all(self) -> npt.NDArray[np.int32]:

@@ -34,4 +34,4 @@ def refuse(message: str) -> NoReturn:
     raise InputError(message)
 
 
-EXTRAS = Extras(names=names, parse=parse, twins=TWINS, target="trainer")
+TRAINER_OPTIONS = Extras(names=names, parse=parse, twins=TWINS, target="trainer")

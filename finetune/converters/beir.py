@@ -25,7 +25,7 @@ from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, from_labels
 
 
-def read(
+def read_beir(
     folder: Path, counts: ReasonCounts, *, split: str, threshold: float | None
 ) -> Iterator[LabelledQuery]:
     """Yield the judged queries of a split, in the order of the judgements.

@@ -15,7 +15,7 @@ from rerank_plugin.io.outputs import scratch_folder
 from ..data.groups import Group, parse_group
 from ..data.reason_counts import ReasonCounts
 from ..data.writer import group_line, record_line
-from . import beir
+from .beir import read_beir
 from .grouping import group
 from .labelled_query import LabelledQuery
 from .options import ConvertOptions
@@ -142,7 +142,7 @@ def read_labelled(
     if options.from_ == "beir":
         # A judged part of the corpus is small.
         split = options.split or "train"
-        return beir.read(Path(str(path)), counts, split=split, threshold=threshold), 0
+        return read_beir(Path(str(path)), counts, split=split, threshold=threshold), 0
     if options.from_ in READERS:
         return READERS[options.from_](path, counts), text_size(path)
     return LABELLED[options.from_](path, counts, threshold=threshold), text_size(path)

@@ -11,27 +11,27 @@ from .labelled_query import LabelledQuery, Passage, id_text
 from .rows import Row, read_rows
 
 #: The fields that are read.
-FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
+FLAGEMBEDDING_FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
 
 #: Other known fields, which are not misspelt; those for embedding models are left out.
 KNOWN = ("id", "idx", "prompt", "type")
 
 
-def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
+def read_flagembedding(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
     """Yield one record a line; `neg` may be missing or empty. Other fields are counted."""
     for row in read_rows(data_path):
         for name in row.values:
             check_name(row, name)
-        row.count_others((*FIELDS, "id"), counts)
+        row.count_others((*FLAGEMBEDDING_FIELDS, "id"), counts)
         sides = scored_passages(row, "pos"), scored_passages(row, "neg")
         yield LabelledQuery(row.text("query"), *sides, id_text(row.values.get("id")), row.where)
 
 
 def check_name(row: Row, name: str) -> None:
     """Check that an unknown field is not a missing one with its name misspelt."""
-    if name in (*FIELDS, *KNOWN):
+    if name in (*FLAGEMBEDDING_FIELDS, *KNOWN):
         return
-    for meant in get_close_matches(name.lower(), FIELDS, n=1):
+    for meant in get_close_matches(name.lower(), FLAGEMBEDDING_FIELDS, n=1):
         if meant not in row.values:
             raise row.error(f"unknown field {name!r}, and no {meant!r}: rename or remove it")
 

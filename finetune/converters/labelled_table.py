@@ -14,7 +14,7 @@ PASSAGES = ("passage", "document", "doc", "text", "context", "answer", "sentence
 LABELS = ("label", "relevance", "score", "grade", "is_selected", "is_relevant")
 
 
-def read(
+def read_labelled_table(
     data_path: DataPath, counts: ReasonCounts, *, threshold: float | None
 ) -> Iterator[LabelledQuery]:
     """Yield one judgement a row, positive by `is_positive`; count columns that are left out."""

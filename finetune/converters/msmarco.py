@@ -18,13 +18,13 @@ from .labelled_query import LabelledQuery, Passage, from_labels
 from .rows import JSON, Row, plain_rows, read_rows, table_files
 
 #: The fields of a record that are read.
-FIELDS = ("query", "passages", "query_id")
+MSMARCO_FIELDS = ("query", "passages", "query_id")
 
 #: The value of a text that is missing, not null.
 MISSING = object()
 
 
-def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
+def read_msmarco(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
     """Yield triples of files ending in `.tsv`, and records of all others.
 
     Other fields of records are counted.
@@ -61,7 +61,7 @@ def is_triple_header(row: Row) -> bool:
 
 def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
     """Return a query with its passages."""
-    row.count_others(FIELDS, counts)
+    row.count_others(MSMARCO_FIELDS, counts)
     passages = row.values.get("passages")
     if isinstance(passages, str):
         passages = parse_passages(row, passages)

@@ -5,20 +5,24 @@ from collections.abc import Callable, Iterator
 from rerank_plugin.io.jsonl import DataPath
 
 from ..data.reason_counts import ReasonCounts
-from . import flagembedding, labelled_table, msmarco, sentence_transformers, tevatron
+from .flagembedding import read_flagembedding
 from .labelled_query import LabelledQuery
+from .labelled_table import read_labelled_table
+from .msmarco import read_msmarco
+from .sentence_transformers import read_sentence_transformers
+from .tevatron import read_tevatron
 
 #: Readers of files by format.
 READERS: dict[str, Callable[[DataPath, ReasonCounts], Iterator[LabelledQuery]]] = {
-    "tevatron": tevatron.read,
-    "flagembedding": flagembedding.read,
-    "msmarco": msmarco.read,
+    "tevatron": read_tevatron,
+    "flagembedding": read_flagembedding,
+    "msmarco": read_msmarco,
 }
 
 #: Readers of formats that can have labels, which a threshold separates.
 LABELLED: dict[str, Callable[..., Iterator[LabelledQuery]]] = {
-    "sentence-transformers": sentence_transformers.read,
-    "table": labelled_table.read,
+    "sentence-transformers": read_sentence_transformers,
+    "table": read_labelled_table,
 }
 
 SOURCES = ("beir", *READERS, *LABELLED, "groups")

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from importlib.util import find_spec
 from math import isfinite, nan
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.extras import require
 from rerank_plugin.io.file_formats import delimiter_of
 from rerank_plugin.io.jsonl import (
     SUFFIXES,
@@ -354,9 +354,7 @@ def value_rows(path: Path, value: object) -> Iterator[Row]:
 
 def parquet_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a Parquet file, some thousands in memory at a time."""
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
     try:
         with parquet.ParquetFile(path) as file:
             number = 0
@@ -370,16 +368,11 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 def saved_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a folder that `datasets.Dataset.save_to_disk` wrote."""
-    if find_spec("datasets") is None:
-        raise InputError(
-            f"{path}: the datasets library reads it and is missing: pip install datasets"
-        )
-    import datasets
-
+    datasets = require("datasets")
     try:
         rows = datasets.load_from_disk(str(path))
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+    except Exception as error:  # a damaged folder fails anywhere in datasets or pyarrow
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     for number, values in enumerate(rows, 1):
         yield Row(dict(values), f"{path}, row {number}")
 

@@ -18,16 +18,16 @@ from .labelled_query import LabelledQuery, Passage, from_labels
 from .rows import DELIMITED, Row, column_names, is_positive, read_rows, table_files
 
 #: Columns of labels and scores, as in sentence-transformers.
-LABELS = ("label", "labels", "score", "scores")
+LABEL_COLUMNS = ("label", "labels", "score", "scores")
 
 #: Columns of ids, which sentence-transformers takes for texts.
-IDS = ("id", "_id", "idx", "query_id", "qid")
+IGNORED_IDS = ("id", "_id", "idx", "query_id", "qid")
 
 #: The pattern of a column name in a file that may lack the line of names.
-NAME = re.compile(r"[A-Za-z0-9_.-]+")
+HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-def read(
+def read_sentence_transformers(
     data_path: DataPath, counts: ReasonCounts, *, threshold: float | None
 ) -> Iterator[LabelledQuery]:
     """Yield one record a row, labelled by `is_positive` where there are labels."""
@@ -44,7 +44,7 @@ def read(
 
 def check_names(path: Path) -> None:
     """Check that a CSV or TSV file begins with names, and not with a query and its passages."""
-    text = next((name for name in column_names(path) if not NAME.fullmatch(name)), None)
+    text = next((name for name in column_names(path) if not HEADER_NAME.fullmatch(name)), None)
     if text is not None:
         raise InputError(
             f"{path}:1: {text!r} is not a column name (letters, digits, '_', '.' and '-'): "
@@ -88,12 +88,12 @@ class Columns:
 
 def labels_of(row: Row) -> list[str]:
     """Return the columns of labels and scores."""
-    return [column for column in row.values if column.lower() in LABELS]
+    return [column for column in row.values if column.lower() in LABEL_COLUMNS]
 
 
 def texts_of(row: Row) -> list[str]:
     """Return the columns of texts, in their order."""
-    return [column for column in row.values if column.lower() not in (*LABELS, *IDS)]
+    return [column for column in row.values if column.lower() not in (*LABEL_COLUMNS, *IGNORED_IDS)]
 
 
 def read_row(row: Row, columns: Columns, threshold: float | None) -> LabelledQuery:

@@ -13,14 +13,14 @@ from .labelled_query import LabelledQuery, Passage, id_text
 from .rows import Row, read_rows
 
 #: The fields of a record that are read, and of its passages.
-FIELDS = ("query", "query_id", "positive_passages", "negative_passages")
+TEVATRON_FIELDS = ("query", "query_id", "positive_passages", "negative_passages")
 PASSAGE_FIELDS = ("docid", "title", "text")
 
 
-def read(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
+def read_tevatron(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
     """Yield one record a row, title and text joined by a space. Other fields are counted."""
     for row in read_rows(data_path):
-        row.count_others(FIELDS, counts)
+        row.count_others(TEVATRON_FIELDS, counts)
         pos, neg = (
             titled_passages(row, f"{name}_passages", counts) for name in ("positive", "negative")
         )

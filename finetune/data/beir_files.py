@@ -17,7 +17,7 @@ from ..text.normalize import text_key
 from .reason_counts import ReasonCounts
 
 #: Fields of the id; BEIR writes `_id`.
-IDS = ("_id", "id")
+ID_FIELDS = ("_id", "id")
 
 #: Fields of the text of a passage, of a query and of an answer.
 PASSAGE_TEXTS = ("text", "passage", "document")
@@ -26,7 +26,7 @@ ANSWERS = ("answer", "answers")
 
 #: Names of the columns of a `.tsv` file, in its first line.
 ID_COLUMNS = (
-    *IDS,
+    *ID_FIELDS,
     "pid",
     "qid",
     "docid",
@@ -174,9 +174,9 @@ def is_column_names(record: dict[str, object]) -> bool:
 
 def id_of(line: Line, record: dict[str, object], default: str | None = None) -> str:
     """Return the id of a record, as text without spaces around it."""
-    name = next((name for name in IDS if record.get(name) is not None), None)
+    name = next((name for name in ID_FIELDS if record.get(name) is not None), None)
     value = default if name is None else record[name]
-    if value is None and not any(name in record for name in IDS):
+    if value is None and not any(name in record for name in ID_FIELDS):
         raise line.error("field 'id' is missing, expected a text or a whole number")
     if isinstance(value, bool) or not isinstance(value, str | int):
         shown = value if isinstance(value, float) else json_type(value)

@@ -16,7 +16,7 @@ from .beir_files import REPEATED_PASSAGES, Record, at, read_passages
 from .reason_counts import ReasonCounts
 
 #: Bytes of text that are read at once when the whole corpus is read.
-BLOCK = 1 << 24
+TEXT_BLOCK = 1 << 24
 
 Positions = npt.NDArray[np.int64]
 
@@ -145,7 +145,7 @@ class Corpus:
         with self._path.open("rb") as file:
             while position < len(self):
                 start = int(self.starts[position])
-                end = int(np.searchsorted(self.starts, start + BLOCK, "right")) - 1
+                end = int(np.searchsorted(self.starts, start + TEXT_BLOCK, "right")) - 1
                 end = min(max(end, position + 1), len(self))
                 block = file.read(int(self.starts[end]) - start)
                 offsets = (self.starts[position : end + 1] - start).tolist()

@@ -14,7 +14,9 @@ from ..text.normalize import text_key
 from .other_formats import other_format
 
 #: The fields of a group, as a line spells them.
-FIELDS = tuple(f'"{name}"'.encode() for name in ("query", "pos", "neg", "pos_scores", "neg_scores"))
+QUOTED_FIELDS = tuple(
+    f'"{name}"'.encode() for name in ("query", "pos", "neg", "pos_scores", "neg_scores")
+)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def parse_group(line: Line) -> Group:
         InputError: the line is not a group; the message names file, line and field.
     """
     # The quick parser silently keeps the last of two values.
-    repeated = any(line.raw.count(name) > 1 for name in FIELDS)
+    repeated = any(line.raw.count(name) > 1 for name in QUOTED_FIELDS)
     record = None if repeated else line.quick_record()
     if record is None or find_problems(record):
         record = line.record()

@@ -19,8 +19,8 @@ OTHER_NAMES = {
 #: Fields by which the format of a converter is recognised.
 TEVATRON = ("positive_passages", "negative_passages")
 LABELLED_LISTS = ("docs", "labels")
-PASSAGES = ("passage", "document", "doc", "context", "text", "sentence2")
-LABELS = ("label", "labels", "score", "relevance", "grade", "is_relevant")
+PASSAGE_NAMES = ("passage", "document", "doc", "context", "text", "sentence2")
+LABEL_NAMES = ("label", "labels", "score", "relevance", "grade", "is_relevant")
 
 
 def other_format(record: Mapping[str, object]) -> str:
@@ -67,6 +67,6 @@ def converter(
         return "flagembedding"
     if all(name in names for name in LABELLED_LISTS):
         return "sentence-transformers"
-    if any(name in names for name in PASSAGES) and any(name in names for name in LABELS):
+    if any(name in names for name in PASSAGE_NAMES) and any(name in names for name in LABEL_NAMES):
         return "table"
     return None

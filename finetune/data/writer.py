@@ -24,7 +24,7 @@ from .splits import deal
 SIDES = ("train", "dev", "test")
 
 #: The first of them in a file's name, not as a part of a longer word.
-TRAIN = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
+TRAIN_NAME = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
 
 
 def group_line(group: Group) -> str:
@@ -66,7 +66,7 @@ def split_files(output: Path, shares: Sequence[float]) -> list[Path]:
     """
     files = [output]
     for side in SIDES[1 : len(shares)]:
-        name, count = TRAIN.subn(side, output.name)
+        name, count = TRAIN_NAME.subn(side, output.name)
         files.append(output.with_name(name if count else f"{output.stem}-{side}{output.suffix}"))
     return files
 

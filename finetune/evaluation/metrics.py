@@ -21,7 +21,7 @@ METRICS = ("ndcg@10", "mrr@10", "map", "hit@1", "hit@3", "recall@10")
 METRIC = "ndcg@10"
 
 #: Spellings that ir-measures has under other names.
-ALIASES = {"ndcg": "nDCG", "mrr": "RR", "map": "AP", "hit": "Success", "recall": "R"}
+METRIC_ALIASES = {"ndcg": "nDCG", "mrr": "RR", "map": "AP", "hit": "Success", "recall": "R"}
 
 #: Both compute metrics in this process; trec_eval has no cut-off for the reciprocal rank.
 PROVIDER = FallbackProvider([ir_measures.pytrec_eval, ir_measures.msmarco])
@@ -65,7 +65,7 @@ def parse_metric(name: str) -> Any:
     """
     kind, at, cut_off = name.partition("@")
     try:
-        measure = ir_measures.parse_measure(f"{ALIASES.get(kind, kind)}{at}{cut_off}")
+        measure = ir_measures.parse_measure(f"{METRIC_ALIASES.get(kind, kind)}{at}{cut_off}")
         known = PROVIDER.supports(measure) and isinstance(measure.aggregator(), MeanAgg)
     except (AssertionError, NameError, TypeError, ValueError):
         known = False

@@ -58,7 +58,7 @@ class HubRepository:
             if revision:
                 api.create_branch(created.repo_id, branch=revision, exist_ok=True)
         except Exception as error:
-            # The client raises its own errors, those of its HTTP library, and the system's.
+            # The client raises errors of its own, of its HTTP library and of the system.
             problem = f"cannot create or write {name} on the Hub: {in_one_line(error)}"
             raise OptionError("push_to_hub", problem) from error
         return cls(created.repo_id, revision, token)
@@ -82,6 +82,7 @@ class HubRepository:
                     commit_message="Upload a reranker fine-tuned with rerank-plugin",
                 )
             except Exception as error:
+                # Whatever the client raises: the model is complete, and can be uploaded later.
                 command = ["hf", "upload", self.name, str(folder), "."]
                 command += ["--revision", self.revision] if self.revision else []
                 raise UploadError(

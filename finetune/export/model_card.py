@@ -50,7 +50,7 @@ def model_card(folder: Path, settings: RerankSettings, *, name: str, labels: int
         base=settings.base_model,
         groups=settings.data.get("train_groups"),
         metrics=metrics,
-        rows=metric_rows(metrics) if metrics else [],
+        rows=card_rows(metrics) if metrics else [],
         has_curves=(folder / "training_curves.png").is_file(),
         is_adapter=is_adapter(folder),
         labels=labels,
@@ -86,7 +86,7 @@ def card_data(folder: Path, settings: RerankSettings, name: str) -> ModelCardDat
     )
 
 
-def metric_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
+def card_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
     """Return a row for each metric: before, after, and their difference with its interval."""
     rows = []
     for name, after in metrics["after"].items():

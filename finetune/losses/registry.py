@@ -18,7 +18,7 @@ LOSSES = {
 }
 
 #: Other names of the same losses.
-ALIASES = {"lambda_rank": "lambda_loss"}
+LOSS_ALIASES = {"lambda_rank": "lambda_loss"}
 
 #: The default loss, by whether the head is newly initialised. Measured from all-MiniLM-L6-v2 on 400
 #: groups of squad and scifact: `listnet` is ahead by 0.04 and 0.09 nDCG@10. The scores of a trained
@@ -51,7 +51,7 @@ def parse_loss(spelling: str) -> list[LossTerm]:
 def parse_term(term: str) -> LossTerm:
     """Parse a name, or `weight:name`."""
     weight, colon, name = (part.strip() for part in term.rpartition(":"))
-    name = ALIASES.get(name, name)
+    name = LOSS_ALIASES.get(name, name)
     if name not in LOSSES:
         close = get_close_matches(name, LOSSES, n=1)
         hint = f": did you mean {close[0]}?" if close else ""

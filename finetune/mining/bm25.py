@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.extras import require
 
 from ..data.corpus import Corpus, Positions
 from ..text.normalize import words
@@ -18,7 +19,7 @@ from .retrieval import Hits, Scores, best_first
 COMPILED_FROM = 50_000
 
 #: Texts whose word ids are written and read at once.
-TEXTS_AT_ONCE = 10_000
+INDEXED_AT_ONCE = 10_000
 
 
 class Vocabulary(dict[str, int]):
@@ -63,7 +64,7 @@ class WordIds:
             for text in texts:
                 waiting.append([vocabulary[word] for word in words(text)])
                 lengths.append(len(waiting[-1]))
-                if len(waiting) == TEXTS_AT_ONCE:
+                if len(waiting) == INDEXED_AT_ONCE:
                     flush()
             flush()
         return cls(path, np.cumsum(lengths))
@@ -73,8 +74,8 @@ class WordIds:
 
     def __iter__(self) -> Iterator[list[int]]:
         with self.path.open("rb") as file:
-            for first in range(0, len(self), TEXTS_AT_ONCE):
-                starts = self.starts[first : first + TEXTS_AT_ONCE + 1]
+            for first in range(0, len(self), INDEXED_AT_ONCE):
+                starts = self.starts[first : first + INDEXED_AT_ONCE + 1]
                 ids = np.fromfile(file, np.int32, count=int(starts[-1] - starts[0])).tolist()
                 ends = (starts - starts[0]).tolist()
                 yield from (ids[start:end] for start, end in pairwise(ends))
@@ -97,16 +98,14 @@ class Bm25:
         progress: Called with the number of passages read since the last call.
 
     Raises:
-        InputError: bm25s is not installed, or the corpus has no words.
+        MissingPackageError: bm25s is not installed.
+        InputError: the corpus has no words.
     """
 
     def __init__(
         self, corpus: Corpus, folder: Path, progress: Callable[[int], Any] | None = None
     ) -> None:
-        if find_spec("bm25s") is None:
-            raise InputError("BM25 is missing: pip install 'rerank-plugin[mine]'")
-        import bm25s
-
+        bm25s = require("bm25s")
         self.compiled = find_spec("numba") is not None and len(corpus) >= COMPILED_FROM
         self.vocabulary = Vocabulary()
         ids = WordIds.write(folder / "words.int32", iter(corpus), self.vocabulary, progress)

@@ -1,14 +1,14 @@
 """Dense retrieval over a corpus on disk, by any sentence-transformers model."""
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.errors import OptionError
+from rerank_plugin.extras import require
 from rerank_plugin.model.device import resolve_device, resolve_dtype
 
 from ..data.batched import batched
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 #: Passages that are embedded between two writes to the file.
-TEXTS_AT_ONCE = 512
+EMBEDDED_AT_ONCE = 512
 
 #: Passages whose similarities to a batch of queries are computed at once.
 PASSAGES_AT_ONCE = 65_536
@@ -41,15 +41,12 @@ def load_sentence_transformer(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        InputError: sentence-transformers is not installed, or the model cannot be used.
+        MissingPackageError: sentence-transformers is not installed.
+        OptionError: the model cannot be loaded, or its similarity is not supported.
     """
-    if find_spec("sentence_transformers") is None:
-        raise InputError("sentence-transformers is missing: pip install 'rerank-plugin[mine]'")
-    from sentence_transformers import SentenceTransformer
-
     torch_device = resolve_device(device)
     try:
-        loaded = SentenceTransformer(
+        loaded: SentenceTransformer = require("sentence_transformers").SentenceTransformer(
             model,
             device=str(torch_device),
             model_kwargs={"dtype": resolve_dtype("auto", torch_device)},
@@ -86,7 +83,7 @@ class Dense:
         self._known: dict[str, Embeddings] = {}
         path = folder / "embeddings.float16"
         with path.open("wb") as file:
-            for texts in batched(corpus, TEXTS_AT_ONCE):
+            for texts in batched(corpus, EMBEDDED_AT_ONCE):
                 embeddings = self._embed(self._model.encode_document, texts)
                 file.write(embeddings.astype(np.float16).tobytes())
                 if progress:

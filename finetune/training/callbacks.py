@@ -252,6 +252,7 @@ class TolerantReporter(TrainerCallback):
             try:
                 return getattr(self.reporter, name)(*arguments, **options)
             except Exception as error:
+                # Reporters call servers and other libraries, which raise errors of any class.
                 if self.requested and name in ("on_init_end", "on_train_begin"):
                     raise
                 self.failed = True

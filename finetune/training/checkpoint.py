@@ -19,7 +19,7 @@ from rerank_plugin.io.atomic import write_text
 from rerank_plugin.io.sync import sync, sync_file
 from rerank_plugin.io.versions import with_versions
 
-RECORD = "run.json"
+RUN_FILE = "run.json"
 
 #: A disk with fewer free bytes is full.
 FULL_DISK = 2**20
@@ -49,7 +49,7 @@ def latest_checkpoint(work: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, if there is any."""
     steps = {
         int(record.parent.name.rpartition("-")[2]): record.parent
-        for record in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{RECORD}")
+        for record in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{RUN_FILE}")
     }
     return steps[max(steps)] if steps else None
 
@@ -74,7 +74,7 @@ def torch_writes(folder: Path) -> Iterator[None]:
 def complete_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
     """Sync the files of a checkpoint, write its record, and remove the other checkpoints."""
     sync(folder)
-    write_text(folder / RECORD, json.dumps(with_versions(record)))
+    write_text(folder / RUN_FILE, json.dumps(with_versions(record)))
     # Renames reach the disk before the checkpoint that this one replaces is removed.
     sync_file(folder)
     sync_file(folder.parent)
@@ -85,5 +85,5 @@ def complete_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the record of a checkpoint."""
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     return record

@@ -15,7 +15,7 @@ from ..data.dataset import GroupDataset
 from ..data.sampling import GroupBatches, GroupIndex, Sample, sample_group
 from ..losses.base import teacher_scores
 
-Batch = dict[str, Any]
+MicroBatch = dict[str, Any]
 
 #: A sample, and whether its loss counts.
 Counted = tuple[Sample, bool]
@@ -68,7 +68,7 @@ class GroupCollator:
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
-    def __call__(self, counted: Sequence[Counted]) -> Batch:
+    def __call__(self, counted: Sequence[Counted]) -> MicroBatch:
         """Return the `micro_batches` of a step and its number of `groups`."""
         samples = [sample for sample, _ in counted]
         pairs = [(sample.query, text) for sample in samples for text in sample.documents]
@@ -83,7 +83,7 @@ class GroupCollator:
             "groups": sum(counts for _, counts in counted),
         }
 
-    def micro_batch(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> Batch:
+    def micro_batch(self, groups: Sequence[tuple[Sample, list[EncodedPair]]]) -> MicroBatch:
         """Return the groups of one forward pass.
 
         These are the model's `inputs`, the `indices` of their pairs, `labels` `[pairs]`, the

@@ -38,7 +38,7 @@ def check_launcher() -> int:
     for name in (*LAUNCHER, "MASTER_ADDR", *OTHER_SIZES):
         if not os.environ.get(name, "x").strip():
             del os.environ[name]
-    numbers = {name: whole_number(name) for name in LAUNCHER if name in os.environ}
+    numbers = {name: environment_number(name) for name in LAUNCHER if name in os.environ}
     size, rank = numbers.get("WORLD_SIZE", 1), numbers.get("RANK", 0)
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in os.environ]
@@ -52,12 +52,12 @@ def check_launcher() -> int:
     if not 0 <= rank < size:
         raise InputError(f"RANK={rank} is not from 0 to below WORLD_SIZE={size}: {REMEDY}")
     for name in OTHER_SIZES:
-        if size == 1 and name in os.environ and whole_number(name) > 1:
+        if size == 1 and name in os.environ and environment_number(name) > 1:
             raise InputError(f"{name}={os.environ[name]} is set without WORLD_SIZE: {REMEDY}")
     return size
 
 
-def whole_number(name: str) -> int:
+def environment_number(name: str) -> int:
     """Return an environment variable as a whole number."""
     try:
         return int(os.environ[name])
@@ -114,6 +114,7 @@ def main_process_first() -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # Whatever ended the block, Ctrl-C included, the other processes must not wait for it.
         gather(False)
         raise
     with ended_by_signals():

@@ -21,6 +21,7 @@ from rerank_plugin.model.loaded import quiet_transformers
 
 from ..config import FinetuneConfig
 from ..data.dataset import GroupDataset
+from ..evaluation.metrics import METRIC
 from ..evaluation.scoring import Evaluation
 from ..evaluation.significance import compare_metrics
 from ..export.hub import HubRepository
@@ -46,7 +47,7 @@ from .distributed import (
 from .interrupt import Interruption
 from .learning_rate import choose_learning_rate
 from .model import TrainableModel, prepare_model
-from .model_selection import METRIC, ModelSelection
+from .model_selection import ModelSelection
 from .publish import Outcome, publish
 from .run_dir import RunDir, open_run_dir
 from .trainer import RerankTrainer

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rerank_plugin.errors import InputError, OptionError
+from rerank_plugin.extras import require
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.head import head_names
 from rerank_plugin.model.loaded import LoadedModel, quiet_transformers
@@ -126,14 +126,14 @@ def check_4bit(device: torch.device, *, sharded: bool) -> None:
         sharded: Whether each process holds a shard of the weights.
 
     Raises:
-        OptionError: it cannot.
+        OptionError: the device or the kind of distribution does not support it.
+        MissingPackageError: bitsandbytes is not installed.
     """
     if device.type != "cuda":
         raise OptionError("load_in_4bit", f"requires a CUDA GPU, and this run is on {device.type}")
     if sharded:
         raise OptionError("load_in_4bit", "is not supported with FSDP or DeepSpeed")
-    if find_spec("bitsandbytes") is None:
-        raise OptionError("load_in_4bit", "needs bitsandbytes: pip install 'rerank-plugin[qlora]'")
+    require("bitsandbytes")
 
 
 def named_targets(model: PreTrainedModel, targets: str) -> list[str]:

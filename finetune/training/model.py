@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 #: Tokens of a forward and backward pass, by device. A backward pass keeps what a forward pass
 #: leaves; on a CPU, twice as many are no faster.
-TOKEN_BUDGET = {"cuda": 16_384, "mps": 8_192, "cpu": 2_048}
+TRAINING_TOKEN_BUDGET = {"cuda": 16_384, "mps": 8_192, "cpu": 2_048}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def prepare_model(config: FinetuneConfig, run_dir: RunDir, device: torch.device)
     if not config.lora:
         keep_one_label(loaded.model)
     model = with_adapter(config, loaded, device, dtype) if config.lora else loaded.model
-    budget = config.token_budget or TOKEN_BUDGET[device.type]
+    budget = config.token_budget or TRAINING_TOKEN_BUDGET[device.type]
     loss_name = config.loss or DEFAULT_LOSS[loaded.has_new_head]
     logger.info("loss: %s", loss_name)
     return TrainableModel(

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rerank_plugin.io.atomic import write_json
 from rerank_plugin.io.disk_errors import saving
 
+from ..evaluation.metrics import METRIC
 from ..evaluation.scoring import Evaluation
 from ..evaluation.significance import improvement_probability
 from .checkpoint import RESUMES
@@ -20,10 +21,7 @@ from .trainer import RerankTrainer
 logger = logging.getLogger(__name__)
 
 #: The step and the evaluation of the kept model, in its folder during the run.
-RECORD = "kept.json"
-
-#: The metric by which models are compared.
-METRIC = "ndcg@10"
+KEPT_FILE = "kept.json"
 
 #: The kept model must beat the base model on this share of bootstrap samples of the validation
 #: queries. Among several evaluations of a model that is not better than the base, one is above it
@@ -123,7 +121,7 @@ class ModelSelection(TrainerCallback):
             self.trainer.save_model(str(staged), _internal_call=True)
             if state.is_world_process_zero:
                 kept = {"step": state.global_step, "kept": self.trainer.latest.to_dict()}
-                write_json(staged / RECORD, kept)
+                write_json(staged / KEPT_FILE, kept)
         if state.is_world_process_zero:
             shutil.rmtree(replaced, ignore_errors=True)
             if self.folder.exists():
@@ -138,7 +136,7 @@ class ModelSelection(TrainerCallback):
         A killed run may have kept a later model than its checkpoint knows; the run that resumed it
         may not have found it again where products are not deterministic.
         """
-        path, record = self.folder / RECORD, None
+        path, record = self.folder / KEPT_FILE, None
         if is_main_process() and path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
         record = gather(record)[0]

@@ -169,7 +169,7 @@ def write_report(report: ComparisonReport, folder: Path) -> None:
     try:
         report.write(folder)
     except OSError:
-        # The other files would meet the same disk: the same command resumes.
+        # The disk would fail for the other files too; the same command resumes.
         raise
-    except Exception as error:
+    except Exception as error:  # matplotlib and jinja2 raise errors of any class
         logger.warning("report.html was not written: %s: %s", type(error).__name__, error)

@@ -19,8 +19,7 @@ from ..config import FREE, FinetuneConfig
 from ..export.target import MODEL_FILES, check_not_the_base, check_target, lock_of
 from .checkpoint import RESUMES, latest_checkpoint
 from .distributed import is_main_process, main_process_first, process_count
-from .model_selection import RECORD as SELECTION
-from .model_selection import recover
+from .model_selection import KEPT_FILE, recover
 
 #: The file of a run for what a resumed run must not compute again.
 STATE = "state.json"
@@ -77,7 +76,7 @@ class RunDir:
         self._lock()
         try:
             self._start(overwrite=overwrite)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, unlocks the folder
             self._unlock()
             raise
 
@@ -192,7 +191,7 @@ class RunDir:
                 shutil.copy2(file, finished / file.name)
         if (self.work / LOGS).is_dir():
             shutil.copytree(self.work / LOGS, finished / LOGS, dirs_exist_ok=True)
-        (finished / SELECTION).unlink(missing_ok=True)
+        (finished / KEPT_FILE).unlink(missing_ok=True)
         publish_folder(finished, self._real_target, last=MODEL_FILES)
         remove(self.work)
         self._unlock()
@@ -222,7 +221,7 @@ def open_run_dir(config: FinetuneConfig) -> Iterator[RunDir]:
     run_dir = RunDir(target, resumable_options(config), overwrite=config.overwrite)
     try:
         yield run_dir
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves a folder that can be resumed or is gone
         run_dir.leave()
         raise
 

@@ -35,7 +35,7 @@ from .checkpoint import (
     torch_writes,
 )
 from .collapse_guard import CollapseGuard, StepRecord
-from .collator import Batch, GroupCollator, GroupLoader, SampledGroups, batch_logits
+from .collator import GroupCollator, GroupLoader, MicroBatch, SampledGroups, batch_logits
 from .distributed import (
     check_saves_whole,
     gather,
@@ -147,7 +147,9 @@ class RerankTrainer(Trainer):
             generator=torch.Generator().manual_seed(args.seed),
         )
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
+    def _get_num_items_in_batch(
+        self, batch_samples: list[MicroBatch], device: torch.device
+    ) -> Tensor:
         self._step_groups = sum(gather(sum(batch["groups"] for batch in batch_samples)))
         return torch.tensor(self._step_groups, device=device)
 
@@ -178,7 +180,7 @@ class RerankTrainer(Trainer):
     def training_step(
         self,
         model: nn.Module,
-        inputs: Batch,
+        inputs: MicroBatch,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Run forward and backward for each micro-batch, and return the loss of all groups.

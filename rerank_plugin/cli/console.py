@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from rerank_plugin.io.streams import is_stdout
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 #: The errors of a stream that cannot be written: closed, without a reader or a full disk.
 GONE = (AttributeError, OSError, ValueError)
@@ -37,7 +37,7 @@ class Stdout:
         return getattr(sys.stdout, name)
 
 
-def named(call: Callable[..., Result], *arguments: Any) -> Result:
+def named(call: Callable[..., Returned], *arguments: Any) -> Returned:
     """Call a method of stdout, and name it in its errors."""
     try:
         return call(*arguments)

@@ -69,7 +69,7 @@ COMMANDS = {
         "fine-tune a reranker on jsonl groups",
         "rerank_plugin.finetune.commands.train",
         "FinetuneConfig",
-        "rerank_plugin.finetune.commands.trainer_options:EXTRAS",
+        "rerank_plugin.finetune.commands.trainer_options:TRAINER_OPTIONS",
     ),
     "rerank": Command("rank documents with a model", "rerank_plugin.cli.rerank", "RerankOptions"),
     "evaluate": Command(
@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         abandon_stdout()
         return 1
     except Exception as error:
+        # No error of a command is a traceback, unless --debug asks for it.
         if debug:
             traceback.print_exc(file=Stderr())
         say(f"rerank-plugin {name}: {described(error)}")

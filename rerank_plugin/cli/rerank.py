@@ -155,7 +155,7 @@ class Unfinished:
         try:
             with naming(self.part), self.part.open("a", encoding="utf-8") as file:
                 yield file
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, leaves results to resume from
             self._leave()
             raise
 

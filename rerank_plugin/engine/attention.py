@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from rerank_plugin.engine.cpu_attention import CpuAttention, is_supported
 
 #: Its name in transformers. No mask function has this name, so that models build no mask.
-NAME = "rerank_packed"
+ATTENTION = "rerank_packed"
 
 
 @dataclass(frozen=True)
@@ -206,4 +206,4 @@ def window_mask(length: int, window: int, device: torch.device) -> Tensor:
     return (positions[:, None] - positions[None, :]).abs() < window
 
 
-AttentionInterface.register(NAME, packed_attention)
+AttentionInterface.register(ATTENTION, packed_attention)

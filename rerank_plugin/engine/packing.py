@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rerank_plugin.engine.attention import NAME, Boundaries
+from rerank_plugin.engine.attention import ATTENTION, Boundaries
 from rerank_plugin.engine.encoder import EncodedPair
 from rerank_plugin.model.families import family_of
 
@@ -102,8 +102,8 @@ def prepare_packing(model: PreTrainedModel) -> bool:
     takes_attention = stock and model.is_backend_compatible()
     if last is None or not takes_attention or getattr(config, "is_decoder", False):
         return False
-    if config._attn_implementation != NAME:
-        model.set_attn_implementation(NAME)
+    if config._attn_implementation != ATTENTION:
+        model.set_attn_implementation(ATTENTION)
         module = model.base_model.get_submodule(last)
         pool = means if getattr(config, "classifier_pooling", "cls") == "mean" else first_tokens
         module.register_forward_hook(partial(keep_one_token, pool=pool), with_kwargs=True)

@@ -195,6 +195,7 @@ class ModelQueue:
         try:
             yield ticket
         except BaseException:
+            # Ctrl-C and cancelled tasks, too, must return the room that they took.
             if not ticket.cancel():
                 self._leave(count)
             raise

@@ -95,6 +95,7 @@ class Job:
             if not self.batches and self.future.set_running_or_notify_cancel():
                 self.future.set_result(self.encoded.pair_logits(self.logits))
         except Exception as error:
+            # The progress callback is the caller's: its errors must not end the scoring thread.
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
@@ -191,6 +192,7 @@ class Schedule:
             self._scorer.use(taken[0][0].adapter)
             logits = self._scorer.forward(windows)
         except Exception as error:
+            # Every error belongs to the callers: the thread continues with other jobs.
             if isinstance(error, torch.OutOfMemoryError) and self._scorer.halve_budget():
                 return False
             for job, _ in taken:

@@ -32,7 +32,7 @@ HEAD = 64
 DELIMITERS = (",", ";", "\t", "|")
 
 #: A column name, as opposed to a text.
-NAME = re.compile(r"[\w .:#/-]{0,40}")
+COLUMN_NAME = re.compile(r"[\w .:#/-]{0,40}")
 
 
 def foreign_format(head: bytes, path: Path) -> str | None:
@@ -72,17 +72,17 @@ def first_line_problem(line: str, path: Path) -> str | None:
 
 def delimiter_of(header: str) -> str | None:
     """Return the separator of column names in the first line of a table; None if it is not one."""
-    fields = {delimiter: list(column_names(header, delimiter)) for delimiter in DELIMITERS}
+    fields = {delimiter: list(split_header(header, delimiter)) for delimiter in DELIMITERS}
     likely = [
         delimiter
         for delimiter in DELIMITERS
         if len(fields[delimiter]) > 1
         and any(fields[delimiter])
-        and all(NAME.fullmatch(name) for name in fields[delimiter])
+        and all(COLUMN_NAME.fullmatch(name) for name in fields[delimiter])
     ]
     return max(likely, key=lambda delimiter: len(fields[delimiter]), default=None)
 
 
-def column_names(header: str, delimiter: str) -> Iterator[str]:
+def split_header(header: str, delimiter: str) -> Iterator[str]:
     """Return the column names of a header without quotes and white space."""
     return (name.strip().strip('"').strip() for name in header.split(delimiter))

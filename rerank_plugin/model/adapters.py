@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from rerank_plugin.errors import InputError, invalid_choice
+from rerank_plugin.extras import require
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.checks import check_stored
 from rerank_plugin.model.head import Float32Linear
@@ -116,9 +117,9 @@ def check_all_loaded(model: nn.Module, folder: Path, peft_name: str) -> None:
     Raises:
         InputError: weights are missing or were not loaded, which PEFT only warns about.
     """
-    from peft import get_peft_model_state_dict
-
-    needed = get_peft_model_state_dict(model, adapter_name=peft_name, save_embedding_layers=False)
+    needed = require("peft").get_peft_model_state_dict(
+        model, adapter_name=peft_name, save_embedding_layers=False
+    )
     # Weights of the base may be saved, too.
     different = sorted((weight_names(folder) ^ set(needed)) - set(model.state_dict()))
     if different:
@@ -128,13 +129,14 @@ def check_all_loaded(model: nn.Module, folder: Path, peft_name: str) -> None:
         )
 
 
-def merge(loaded: LoadedModel, folder: Path, name: str | Path, load: LoadBase) -> LoadedModel:
+def merge_into_base(
+    loaded: LoadedModel, folder: Path, name: str | Path, load: LoadBase
+) -> LoadedModel:
     """Merge an adapter into a base, which was loaded by its name; raises as `Base.check`."""
-    from peft import PeftModel
-
+    peft_model = require("peft").PeftModel
     Base.from_model(loaded, name).check(folder, load)
     with one_line_errors(str(folder)), quiet_transformers():
-        adapted = PeftModel.from_pretrained(loaded.model, str(folder))
+        adapted = peft_model.from_pretrained(loaded.model, str(folder))
     check_all_loaded(adapted, folder, "default")
     model: Any = adapted.merge_and_unload()
     # PEFT freezes what it wraps; a merged model can be trained like any other.
@@ -171,8 +173,7 @@ class Adapters:
         folders: Mapping[str, str | Path],
         load: LoadBase,
     ) -> None:
-        from peft import PeftModel
-
+        peft_model = require("peft").PeftModel
         base = Base.from_model(loaded, name)
         self.base_scores = not loaded.has_new_head
         self.settings: dict[str, RerankSettings] = {}
@@ -191,7 +192,7 @@ class Adapters:
             self.settings[adapter] = RerankSettings.read(folder)
             with one_line_errors(str(folder)), quiet_transformers():
                 if model is None:
-                    model = PeftModel.from_pretrained(loaded.model, str(folder), peft_name)
+                    model = peft_model.from_pretrained(loaded.model, str(folder), peft_name)
                 else:
                     model.load_adapter(str(folder), peft_name)
             check_all_loaded(model, folder, peft_name)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from rerank_plugin.errors import InputError
+from rerank_plugin.errors import InputError, RerankError
 
 #: The errors of transformers, peft and safetensors for a model that they cannot load.
 LOADING_ERRORS = (
@@ -59,7 +59,7 @@ def one_line_errors(source: str) -> Iterator[None]:
     try:
         yield
     except LOADING_ERRORS as error:
-        if isinstance(error, InputError):
+        if isinstance(error, RerankError):
             raise
         raise InputError(f"{source}: the model cannot be loaded: {problem_of(error)}") from error
 

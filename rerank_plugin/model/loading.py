@@ -19,7 +19,7 @@ from transformers import (
 
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.io.paths import expanded
-from rerank_plugin.model.adapters import base_of, merge
+from rerank_plugin.model.adapters import base_of, merge_into_base
 from rerank_plugin.model.checks import (
     check_folder,
     check_head,
@@ -94,7 +94,7 @@ def load_model(
             raise no_head(source, loaded.new_weights)
         return loaded
     folder = expanded(adapter)
-    merged = merge(loaded, folder, name, load_base)
+    merged = merge_into_base(loaded, folder, name, load_base)
     if not (folder / "tokenizer_config.json").is_file():
         return merged
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)

@@ -477,7 +477,7 @@ def test_compiled_and_plain_bm25_agree(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_corpus_on_disk_is_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rerank_plugin.finetune.data.corpus.BLOCK", 100)
+    monkeypatch.setattr("rerank_plugin.finetune.data.corpus.TEXT_BLOCK", 100)
     texts = ["ä" * 40, "b", "漢字" * 60, "d e", "f" * 99]
     path = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
     corpus = Corpus.build(path, tmp_path, {"3"}, ReasonCounts())
