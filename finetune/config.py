@@ -88,6 +88,11 @@ class FinetuneConfig:
         help="learning rate, or auto to try several for a few steps each; default: by the model's "
         "size, its head and --lora",
     )
+    scoring_tokens: str | None = option(
+        None,
+        help="the tokens of a language model whose logits make the score, as in yes,no, or one "
+        "alone; default: the reranker's own, else yes,no",
+    )
     dropout: float = option(0.0, help="dropout of hidden states; attention weights have none")
     factor: float | None = option(
         None,

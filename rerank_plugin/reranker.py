@@ -40,7 +40,7 @@ from rerank_plugin.model.families import usable_dtype
 from rerank_plugin.model.head import cast_backbone
 from rerank_plugin.model.loaded import LoadedModel
 from rerank_plugin.model.loading import (
-    DEFAULT_MAX_LENGTH,
+    default_max_length,
     load_base,
     load_model,
     resolve_max_length,
@@ -157,7 +157,8 @@ class Reranker:
                 scale_and_bias(settings)
         self.max_length = resolve_max_length(
             options["max_length"],
-            default=agreed(trained, "max_length", options["max_length"]) or DEFAULT_MAX_LENGTH,
+            default=agreed(trained, "max_length", options["max_length"])
+            or default_max_length(loaded.prompt),
             config=loaded.model.config,
             option="max_length",
         )
@@ -170,6 +171,7 @@ class Reranker:
             loaded.tokenizer,
             max_length=self.max_length,
             long_documents=self._options["long_documents"],
+            prompt=loaded.prompt,
         )
         scorer = Scorer(
             loaded.model,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import (
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -21,6 +22,7 @@ from tokenizers import (
 )
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
     ElectraConfig,
@@ -149,6 +151,85 @@ def train_tokenizer(family: str) -> PreTrainedTokenizerFast:
         model_max_length=128,
         model_input_names=inputs,
     )
+
+
+#: How Qwen, Llama 3 and SmolLM cut texts, and how Gemma does: spaces become a mark.
+CHAT_SPECIAL = ("<|endoftext|>", "<bos>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+QWEN_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CAUSAL_FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "mistral")
+
+#: Words of prompts and scoring tokens, which shall be tokens of their own.
+PROMPT_WORDS = ["yes no Yes No 1 0 query document Query Document Instruct system user assistant\n"]
+
+
+def train_chat_tokenizer(kind: str = "qwen") -> PreTrainedTokenizerFast:
+    """A tokenizer of a language model: `qwen`, `gemma`, or `llama2`, which marks a text's start."""
+    tokenizer = Tokenizer(models.BPE())
+    if kind == "qwen":
+        split = pre_tokenizers.Split(Regex(QWEN_PIECES), "isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+        tokenizer.decoder = decoders.ByteLevel()
+    elif kind == "gemma":
+        tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=list(CHAT_SPECIAL),
+        show_progress=False,
+        initial_alphabet=[*pre_tokenizers.ByteLevel.alphabet(), "\n"],
+    )
+    tokenizer.train_from_iterator([*sample_texts(), *PROMPT_WORDS * 200], trainer)
+    tokenizer.add_tokens([word for word in ("yes", "no", "Yes", "No", "1", "0")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        bos_token="<bos>",
+        model_max_length=512,
+    )
+
+
+def causal_config(
+    family: str, tokenizer: PreTrainedTokenizerFast, **options: Any
+) -> PreTrainedConfig:
+    values = SIZES | {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return AutoConfig.for_model(family, **values | options)
+
+
+def build_language_model(
+    folder: Path,
+    family: str = "qwen3",
+    *,
+    chat_template: str | None = None,
+    kind: str | None = None,
+    **options: Any,
+) -> Path:
+    """A causal language model whose weights are drawn large enough for scores to differ."""
+    tokenizer = train_chat_tokenizer(kind or ("gemma" if family == "gemma" else "qwen"))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(causal_config(family, tokenizer, **options))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(folder)
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def build_config(

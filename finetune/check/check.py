@@ -122,7 +122,8 @@ def start_lengths(options: GroupCheckOptions, result: CheckResult) -> Lengths | 
         return Lengths(None, None)
     from rerank_plugin.engine.encoder import PairEncoder
     from rerank_plugin.model.loading import (
-        DEFAULT_MAX_LENGTH,
+        default_max_length,
+        find_prompt,
         load_config,
         load_tokenizer,
         resolve_max_length,
@@ -131,11 +132,13 @@ def start_lengths(options: GroupCheckOptions, result: CheckResult) -> Lengths | 
     trust = options.trust_remote_code
     try:
         config = load_config(model, trust_remote_code=trust)
-        max_len = resolve_max_length(
-            options.max_len, default=DEFAULT_MAX_LENGTH, config=config, option="max_len"
-        )
         tokenizer = load_tokenizer(model, trust_remote_code=trust)
-        encoder = PairEncoder(tokenizer, max_length=max_len, option="max_len")
+        reranker = find_prompt(model, config, tokenizer, is_base=True)
+        prompt = reranker.prompt if reranker else None
+        max_len = resolve_max_length(
+            options.max_len, default=default_max_length(prompt), config=config, option="max_len"
+        )
+        encoder = PairEncoder(tokenizer, max_length=max_len, option="max_len", prompt=prompt)
     except InputError as error:
         result.length_problem = str(error)
         return None

@@ -98,7 +98,7 @@ def merge_in(work: Path, options: MergeOptions, *, progress: bool) -> None:
         )
         prepare_config(loaded.model.config, settings.normalize)
         if settings.max_length:
-            prepare_tokenizer(loaded.tokenizer, settings.max_length)
+            prepare_tokenizer(loaded, settings.max_length)
         steps.update()
         save_plain(loaded, staged)
         labels = int(loaded.model.config.num_labels or 1)

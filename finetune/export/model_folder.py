@@ -18,6 +18,7 @@ from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
 from .model_card import model_card
+from .sentence_transformers import write_prompt_files
 
 #: What sentence-transformers applies to logits, by our names; it has no scale and bias.
 ACTIVATIONS = {
@@ -36,12 +37,25 @@ def prepare_config(config: Any, normalize: str) -> None:
         del config.sbert_ce_default_activation_function
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Let other libraries truncate to the same length, and pad only on request."""
+def prepare_tokenizer(loaded: LoadedModel, max_length: int) -> None:
+    """Let other libraries truncate to the same length, use the same prompt and pad on request."""
+    tokenizer = loaded.tokenizer
     clear_truncation_and_padding(tokenizer)
     tokenizer.model_max_length = max_length
     # An encoder made of a language model may have one; pairs do not use it.
-    tokenizer.chat_template = None
+    tokenizer.chat_template = loaded.prompt.chat_template if loaded.prompt else None
+    if loaded.prompt:
+        prepare_padding(loaded.model.config, tokenizer)
+
+
+def prepare_padding(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let transformers' sequence classifiers tell padding from the last token of a prompt.
+
+    They score the last token that is no padding, and refuse a batch without a padding token.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    config.pad_token_id = tokenizer.pad_token_id
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
@@ -55,6 +69,8 @@ def save_plain(loaded: LoadedModel, folder: Path) -> None:
     keep_one_label(loaded.model)
     save_model(loaded, folder)
     loaded.tokenizer.save_pretrained(folder)
+    if loaded.prompt:
+        write_prompt_files(folder, loaded.prompt, loaded.tokenizer)
 
 
 def merge_adapter(folder: Path, *, trust_remote_code: bool = False) -> None:

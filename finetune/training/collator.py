@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from rerank_plugin.engine.encoder import EncodedPair
 from rerank_plugin.engine.packing import equal_batches
 from rerank_plugin.engine.scorer import Scorer, on_device, pair_logits
+from rerank_plugin.engine.template import EncodedPair
 
 from ..data.dataset import GroupDataset
 from ..data.sampling import GroupBatches, GroupIndex, Sample, sample_group

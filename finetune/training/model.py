@@ -1,7 +1,7 @@
 """The model of a run: loaded, with its head, adapter, dropout and precision ready for training."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rerank_plugin.model.device import warn_of_slow_products
 from rerank_plugin.model.families import usable_dtype
 from rerank_plugin.model.head import keep_one_label
 from rerank_plugin.model.loaded import LoadedModel
-from rerank_plugin.model.loading import DEFAULT_MAX_LENGTH, load_model, resolve_max_length
+from rerank_plugin.model.loading import default_max_length, load_model, resolve_max_length
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 
 from ..config import FinetuneConfig
@@ -67,9 +67,7 @@ def prepare_model(config: FinetuneConfig, run_dir: RunDir, device: torch.device)
     """
     # A newly initialised head is drawn from this seed.
     transformers.set_seed(config.seed)
-    loaded = load_model(
-        config.model_name_or_path, new_head=True, trust_remote_code=config.trust_remote_code
-    )
+    loaded = load_base_model(config)
     encoder = prepare_encoder(config, loaded)
     prepare_config(loaded.model.config, RerankSettings().normalize)
     set_dropout(loaded.model, config.dropout)
@@ -95,13 +93,43 @@ def prepare_model(config: FinetuneConfig, run_dir: RunDir, device: torch.device)
     )
 
 
-def prepare_encoder(config: FinetuneConfig, loaded: LoadedModel) -> PairEncoder:
-    """Return the encoder of a run, and save its length with the tokenizer."""
-    max_length = resolve_max_length(
-        config.max_len, default=DEFAULT_MAX_LENGTH, config=loaded.model.config, option="max_len"
+def load_base_model(config: FinetuneConfig) -> LoadedModel:
+    """Load the model to train; a prompt is tokenised as other libraries will read it."""
+    loaded = load_model(
+        config.model_name_or_path,
+        new_head=True,
+        scoring_tokens=scoring_tokens(config.scoring_tokens),
+        trust_remote_code=config.trust_remote_code,
     )
-    encoder = PairEncoder(loaded.tokenizer, max_length=max_length, option="max_len")
-    prepare_tokenizer(loaded.tokenizer, max_length)
+    return replace(loaded, prompt=loaded.prompt and loaded.prompt.as_saved)
+
+
+def scoring_tokens(option: str | None) -> tuple[str, str | None] | None:
+    """Return the tokens of `--scoring_tokens`, the second of which may be left out.
+
+    Raises:
+        OptionError: they are not one or two.
+    """
+    if option is None:
+        return None
+    tokens = option.split(",")
+    if not 1 <= len(tokens) <= 2 or not all(tokens):
+        raise OptionError("scoring_tokens", f"{option!r}: expected one or two tokens, as in yes,no")
+    return tokens[0], tokens[1] if len(tokens) > 1 else None
+
+
+def prepare_encoder(config: FinetuneConfig, loaded: LoadedModel) -> PairEncoder:
+    """Return the encoder of a run, and save its length and prompt with the tokenizer."""
+    max_length = resolve_max_length(
+        config.max_len,
+        default=default_max_length(loaded.prompt),
+        config=loaded.model.config,
+        option="max_len",
+    )
+    encoder = PairEncoder(
+        loaded.tokenizer, max_length=max_length, option="max_len", prompt=loaded.prompt
+    )
+    prepare_tokenizer(loaded, max_length)
     return encoder
 
 

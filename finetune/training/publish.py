@@ -8,7 +8,7 @@ from typing import Any
 from rerank_plugin.io.disk_errors import saving
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.names import distinct_names, short_name
-from rerank_plugin.model.settings import RerankSettings
+from rerank_plugin.model.settings import RerankSettings, is_adapter
 
 from ..config import FinetuneConfig
 from ..evaluation.calibration import Calibration
@@ -16,6 +16,7 @@ from ..evaluation.comparison import Comparison
 from ..evaluation.scoring import Evaluation
 from ..export.model_card import hub_id
 from ..export.model_folder import fold_calibration, merge_adapter, write_records
+from ..export.sentence_transformers import write_prompt_files
 from ..report.report import ComparisonReport
 from .checkpoint import RESUMES
 from .data import RunData
@@ -75,6 +76,8 @@ def publish(
                 facts=facts,
             )
             write_report(report, folder)
+            if model.loaded.prompt and not is_adapter(folder):
+                write_prompt_files(folder, model.loaded.prompt, model.loaded.tokenizer)
             write_records(folder, settings, name=name, labels=model.labels)
             run_dir.publish(folder)
     wait_for_everyone()

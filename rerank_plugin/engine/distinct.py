@@ -12,8 +12,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from rerank_plugin.engine.encoder import EncodedPair, PairEncoder
+from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.scores import Logits, ScoringError
+from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.inputs import Pair
 
 

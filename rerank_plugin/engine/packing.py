@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rerank_plugin.engine.attention import ATTENTION, Boundaries
-from rerank_plugin.engine.encoder import EncodedPair
+from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.model.families import family_of
 
 Inputs = dict[str, Any]

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from rerank_plugin.engine.encoder import EncodedPair
 from rerank_plugin.engine.packing import Inputs
+from rerank_plugin.engine.template import EncodedPair
 
 
 def pad(pairs: Sequence[EncodedPair], pad_id: int, *, with_types: bool) -> Inputs:

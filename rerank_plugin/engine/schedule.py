@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from rerank_plugin.engine.distinct import EncodedPairs
-from rerank_plugin.engine.encoder import EncodedPair
 from rerank_plugin.engine.scores import Logits
+from rerank_plugin.engine.template import EncodedPair
 
 
 class BatchScorer(Protocol):

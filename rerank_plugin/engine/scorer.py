@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rerank_plugin.engine.distinct import EncodedPairs
-from rerank_plugin.engine.encoder import EncodedPair, PairEncoder
+from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.fused_layers import ROW_MULTIPLE, fuse_layers
 from rerank_plugin.engine.packing import Inputs, equal_batches, pack, pair_costs, prepare_packing
 from rerank_plugin.engine.padding import batches_by_length, pad
 from rerank_plugin.engine.schedule import Schedule
 from rerank_plugin.engine.scores import Logits
+from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.inputs import Pair
 from rerank_plugin.model.adapters import ActiveAdapter, Adapters
 from rerank_plugin.model.families import family_of, first_position

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,8 +55,9 @@ class Base:
     def from_model(cls, loaded: LoadedModel, name: str | Path) -> Self:
         """Return a model that was just loaded as a base."""
         digest = hashlib.sha256()
+        other = {*loaded.new_weights, *loaded.derived_weights}
         for key, weight in sorted(loaded.model.state_dict().items()):
-            if key not in loaded.new_weights:
+            if key not in other:
                 values = weight.flatten()[:VALUES_A_WEIGHT].float().cpu().numpy()
                 digest.update(f"{key} {tuple(weight.shape)}".encode() + values.tobytes())
         return cls(str(name), digest.hexdigest()[:16], loaded.new_weights)
@@ -141,7 +142,7 @@ def merge_into_base(
     model: Any = adapted.merge_and_unload()
     # PEFT freezes what it wraps; a merged model can be trained like any other.
     model.requires_grad_(True)
-    return LoadedModel(model.eval(), loaded.tokenizer, ())
+    return replace(loaded, model=model.eval(), new_weights=(), derived_weights=())
 
 
 @dataclass

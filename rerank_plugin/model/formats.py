@@ -40,8 +40,17 @@ class ModelFormat(StrEnum):
 
     #: The logit of one label, or the difference of two.
     SEQUENCE_CLASSIFIER = "sequence classifier"
+    #: The logit of a token at the end of a prompt, mostly minus that of another one.
+    LANGUAGE_MODEL = "language model"
+    #: The same with these tokens' rows as a head of its own.
+    CAUSAL_CLASSIFIER = "sequence classifier on a language model"
     #: It has no scores until it is trained with a newly initialised head.
     ENCODER = "encoder without a scoring head"
+
+    @property
+    def is_causal(self) -> bool:
+        """Return whether pairs are put into a prompt, and each token sees only those before it."""
+        return self in (ModelFormat.LANGUAGE_MODEL, ModelFormat.CAUSAL_CLASSIFIER)
 
 
 def find_format(source: str, config: PreTrainedConfig, revision: str | None = None) -> ModelFormat:
@@ -57,7 +66,9 @@ def find_format(source: str, config: PreTrainedConfig, revision: str | None = No
     Raises:
         InputError: the format is not supported, or the scores of its family cannot be right.
     """
-    makes_embeddings = check_modules(source, config, revision)
+    if is_decoder(config):
+        return causal_format(source, config, revision)
+    makes_embeddings = check_modules(source, revision)
     check_family(source, config)
     names = architectures(config)
     if makes_embeddings:
@@ -72,6 +83,54 @@ def find_format(source: str, config: PreTrainedConfig, revision: str | None = No
     )
 
 
+def causal_format(source: str, config: PreTrainedConfig, revision: str | None) -> ModelFormat:
+    """Return the format of a language model.
+
+    Raises:
+        InputError: transformers has no sequence classifier for it, or a module would not be read.
+    """
+    names = architectures(config)
+    if not is_generic_classifier(config):
+        raise InputError(
+            f"{source}: a causal language model ({', '.join(names) or config.model_type}), of a "
+            f"family for which transformers has no sequence classifier: {INSTEAD}"
+        )
+    kinds = [kind for kind, _ in module_list(source, revision)]
+    if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
+        raise InputError(
+            f"{source}: modules.json has {', '.join(kinds)}, of which a language model that scores "
+            f"pairs has Transformer and LogitScore only: {INSTEAD}"
+        )
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        if "LogitScore" in kinds:
+            raise InputError(f"{source}: a sequence classifier with LogitScore in modules.json")
+        return ModelFormat.CAUSAL_CLASSIFIER
+    return ModelFormat.LANGUAGE_MODEL
+
+
+def logit_score(source: str, revision: str | None) -> dict[str, Any] | None:
+    """Return the config of a model's LogitScore module; None if it has none."""
+    for kind, folder in module_list(source, revision):
+        if kind == "LogitScore":
+            return model_object(source, f"{folder}/config.json", revision)
+    return None
+
+
+def module_list(source: str, revision: str | None) -> list[tuple[str, str]]:
+    """Return the kinds and folders of the modules that sentence-transformers lists, if any.
+
+    Raises:
+        InputError: the list cannot be read.
+    """
+    modules = model_json(source, "modules.json", revision)
+    if modules is None:
+        return []
+    try:
+        return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
+    except (KeyError, TypeError):
+        raise InputError(f"{source}: modules.json is not a list of modules") from None
+
+
 def architectures(config: PreTrainedConfig) -> list[str]:
     """Return the names of the classes that a model was saved from, if its config has them."""
     names = config.architectures or []
@@ -80,22 +139,16 @@ def architectures(config: PreTrainedConfig) -> list[str]:
     return names
 
 
-def check_modules(source: str, config: PreTrainedConfig, revision: str | None) -> bool:
+def check_modules(source: str, revision: str | None) -> bool:
     """Check the modules that sentence-transformers lists; return whether they make embeddings.
 
     Raises:
         InputError: there is a module that would not be read.
     """
-    modules = model_json(source, "modules.json", revision)
-    if modules is None:
+    if model_json(source, "modules.json", revision) is None:
         return False
-    try:
-        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-        folders = [str(module["path"]) for module in modules]
-    except (KeyError, TypeError):
-        raise InputError(f"{source}: modules.json is not a list of modules") from None
-    if "LogitScore" in kinds:
-        raise causal_model(source, config)
+    modules = module_list(source, revision)
+    kinds, folders = [kind for kind, _ in modules], [folder for _, folder in modules]
     if not kinds or kinds[0] != "Transformer":
         raise InputError(
             f"{source}: modules.json begins with {(kinds or ['nothing'])[0]}, expected a "
@@ -111,7 +164,7 @@ def check_modules(source: str, config: PreTrainedConfig, revision: str | None) -
             f"{source}: a modular model, whose {', '.join(unread)} (modules.json) is not supported "
             f"yet: {INSTEAD}"
         )
-    check_text_inputs(source, config, revision)
+    check_text_inputs(source, revision)
     return len(kinds) > 1
 
 
@@ -120,7 +173,7 @@ def is_read(kind: str) -> bool:
     return kind == "Transformer" or kind in EMBEDDING_MODULES
 
 
-def check_text_inputs(source: str, config: PreTrainedConfig, revision: str | None) -> None:
+def check_text_inputs(source: str, revision: str | None) -> None:
     """Check that sentence-transformers hands texts to the encoder as they are.
 
     Raises:
@@ -128,8 +181,6 @@ def check_text_inputs(source: str, config: PreTrainedConfig, revision: str | Non
     """
     transformer = model_object(source, "sentence_bert_config.json", revision)
     task = transformer.get("transformer_task") or TASKS[0]
-    if task == "text-generation":
-        raise causal_model(source, config)
     if task not in TASKS:
         raise InputError(f"{source}: a model for the task {task}, which is not supported")
     if "message" in (transformer.get("modality_config") or {}):
@@ -148,8 +199,6 @@ def check_family(source: str, config: PreTrainedConfig) -> None:
         InputError: it does not.
     """
     names = ", ".join(architectures(config) or [config.model_type])
-    if is_decoder(config):
-        raise causal_model(source, config)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{source}: an encoder-decoder ({names}), no encoder: {INSTEAD}")
     if hasattr(config, "vision_config"):
@@ -175,9 +224,14 @@ def is_decoder(config: PreTrainedConfig) -> bool:
     # Encoders that also come as decoders, such as BERT, fill masks too.
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
         return not getattr(config, "is_encoder_decoder", False)
-    if kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    return is_generic_classifier(config)
+
+
+def is_generic_classifier(config: PreTrainedConfig) -> bool:
+    """Return whether transformers' sequence classifier of a family is one of language models."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return False
-    classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[kind]
+    classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     return issubclass(classifier, GenericForSequenceClassification)
 
 
@@ -189,15 +243,6 @@ def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase, model_forma
     """
     if model_format == ModelFormat.SEQUENCE_CLASSIFIER and tokenizer.chat_template:
         raise prompted(source, "has a chat template")
-
-
-def causal_model(source: str, config: PreTrainedConfig) -> InputError:
-    """Return the error for a reranker on a language model."""
-    names = ", ".join(architectures(config) or [config.model_type])
-    return InputError(
-        f"{source}: a causal language model ({names}), whose scores need a prompt that is not "
-        f"known: such rerankers are not supported yet, {INSTEAD}"
-    )
 
 
 def prompted(source: str, what: str) -> InputError:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rerank_plugin.errors import InputError, RerankError
+from rerank_plugin.model.prompts import Prompt
 
 #: The errors of transformers, peft and safetensors for a model that they cannot load.
 LOADING_ERRORS = (
@@ -46,6 +47,10 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     #: Names of the weights that are not in the checkpoint, which are newly initialised.
     new_weights: tuple[str, ...]
+    #: The prompt of a language model; None for an encoder.
+    prompt: Prompt | None = None
+    #: Names of the weights that were computed from others of the checkpoint.
+    derived_weights: tuple[str, ...] = ()
 
     @property
     def has_new_head(self) -> bool:

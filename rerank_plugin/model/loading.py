@@ -20,6 +20,7 @@ from transformers import (
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.adapters import base_of, merge_into_base
+from rerank_plugin.model.causal import pool_last_token
 from rerank_plugin.model.checks import (
     check_folder,
     check_head,
@@ -32,11 +33,22 @@ from rerank_plugin.model.checks import (
 from rerank_plugin.model.families import family_of, usable_positions
 from rerank_plugin.model.formats import ModelFormat, check_tokenizer, find_format
 from rerank_plugin.model.head import run_head_in_float32
+from rerank_plugin.model.language_models import (
+    HEAD,
+    LanguageReranker,
+    language_reranker,
+    saved_prompt,
+    set_head,
+)
 from rerank_plugin.model.loaded import LoadedModel, one_line_errors, quiet_transformers
+from rerank_plugin.model.prompts import Prompt
 from rerank_plugin.model.settings import is_adapter
 
 #: The longest pair in tokens, if neither the user nor the model folder sets it.
 DEFAULT_MAX_LENGTH = 512
+
+#: The same with a prompt, which may have a hundred tokens.
+DEFAULT_PROMPT_MAX_LENGTH = 1024
 
 
 def load_model(
@@ -44,6 +56,7 @@ def load_model(
     *,
     adapter: str | Path | None = None,
     new_head: bool = False,
+    scoring_tokens: tuple[str, str | None] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
@@ -53,7 +66,10 @@ def load_model(
         name: A hub id, a folder, or an adapter folder, which names its base.
         adapter: An adapter folder for the model.
         new_head: Give an encoder without a scoring head a newly initialised one of one label, drawn
-            from torch's current seed: to be trained, or replaced by an adapter's.
+            from torch's current seed: to be trained, or replaced by an adapter's. Any language
+            model will do then.
+        scoring_tokens: The tokens whose logits make the score of a language model that is no
+            reranker yet, the second may be None; default `SCORING_TOKENS`.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that comes with the model.
 
@@ -75,11 +91,20 @@ def load_model(
     source = str(folder) if folder.is_dir() else str(name)
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     model_format = find_format(source, config, revision)
-    if not new_head and adapter is None:
+    is_base = new_head or adapter is not None
+    if not is_base:
         check_head(source, model_format)
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     check_tokenizer(source, tokenizer, model_format)
-    if model_format == ModelFormat.ENCODER:
+    reranker = find_prompt(
+        source,
+        config,
+        tokenizer,
+        revision=revision,
+        scoring_tokens=scoring_tokens,
+        is_base=is_base,
+    )
+    if model_format in (ModelFormat.ENCODER, ModelFormat.LANGUAGE_MODEL):
         config.num_labels = 1
     model, info = read_weights(source, config, revision, trust_remote_code)
     if not config.architectures and lacks_head(model, info) and config.num_labels != 1:
@@ -89,17 +114,69 @@ def load_model(
     check_vocabulary(source, model, tokenizer)
     run_head_in_float32(model)
     loaded = LoadedModel(model.eval(), tokenizer, tuple(sorted(info["missing_keys"])))
-    if adapter is None:
-        if loaded.has_new_head and not new_head:
-            raise no_head(source, loaded.new_weights)
-        return loaded
-    folder = expanded(adapter)
+    if reranker is not None:
+        loaded = as_language_reranker(loaded, reranker, source, revision)
+    if adapter is not None:
+        return with_adapter(loaded, expanded(adapter), name, trust_remote_code=trust_remote_code)
+    if loaded.has_new_head and not new_head:
+        raise no_head(source, loaded.new_weights)
+    return loaded
+
+
+def with_adapter(
+    loaded: LoadedModel, folder: Path, name: str | Path, *, trust_remote_code: bool
+) -> LoadedModel:
+    """Return a base, loaded by its name, with an adapter merged, and the adapter's tokenizer."""
     merged = merge_into_base(loaded, folder, name, load_base)
     if not (folder / "tokenizer_config.json").is_file():
         return merged
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_vocabulary(str(folder), merged.model, tokenizer)
-    return replace(merged, tokenizer=tokenizer)
+    prompt = saved_prompt(str(folder), tokenizer) if merged.prompt else None
+    return replace(merged, tokenizer=tokenizer, prompt=prompt or merged.prompt)
+
+
+def find_prompt(
+    source: str,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    revision: str | None = None,
+    scoring_tokens: tuple[str, str | None] | None = None,
+    is_base: bool = False,
+) -> LanguageReranker | None:
+    """Return the prompt and the scoring tokens of a language model; None for an encoder.
+
+    Raises:
+        InputError: the model scores pairs in a prompt that is not known.
+        OptionError: `scoring_tokens` that cannot be used.
+    """
+    model_format = find_format(source, config, revision)
+    if model_format.is_causal:
+        return language_reranker(
+            source,
+            config,
+            tokenizer,
+            model_format,
+            revision=revision,
+            scoring_tokens=scoring_tokens,
+            is_base=is_base,
+        )
+    if scoring_tokens is not None:
+        raise OptionError("scoring_tokens", f"{source} is an encoder, which has none")
+    return None
+
+
+def as_language_reranker(
+    loaded: LoadedModel, reranker: LanguageReranker, source: str, revision: str | None
+) -> LoadedModel:
+    """Return a language model, loaded as a sequence classifier, that scores its last tokens."""
+    pool_last_token(loaded.model)
+    if reranker.tokens is None:
+        return replace(loaded, prompt=reranker.prompt)
+    set_head(loaded.model, reranker.tokens, source, revision)
+    new = tuple(name for name in loaded.new_weights if name != HEAD)
+    return replace(loaded, prompt=reranker.prompt, new_weights=new, derived_weights=(HEAD,))
 
 
 def load_base(folder: Path) -> LoadedModel:
@@ -119,7 +196,11 @@ def check_model(
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     if not is_adapter(folder):
         source = str(folder) if folder.is_dir() else str(name)
-        check_head(source, find_format(source, config, revision))
+        model_format = find_format(source, config, revision)
+        check_head(source, model_format)
+        if model_format.is_causal:
+            tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+            language_reranker(source, config, tokenizer, model_format, revision=revision)
 
 
 def load_config(
@@ -190,6 +271,11 @@ def base_errors(folder: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{folder}: the base of the adapter: {error}") from None
+
+
+def default_max_length(prompt: Prompt | None) -> int:
+    """Return the longest pair in tokens, if neither the user nor the model folder sets it."""
+    return DEFAULT_MAX_LENGTH if prompt is None else DEFAULT_PROMPT_MAX_LENGTH
 
 
 def resolve_max_length(

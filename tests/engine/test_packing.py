@@ -29,8 +29,8 @@ from transformers import (
 from rerank_plugin.engine import attention, cpu_attention
 from rerank_plugin.engine.attention import Boundaries, attend
 from rerank_plugin.engine.cpu_attention import kernels
-from rerank_plugin.engine.encoder import EncodedPair
 from rerank_plugin.engine.packing import equal_batches, pack, pair_costs, prepare_packing
+from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.finetune.training.lora import backbone_products
 from rerank_plugin.model.families import FAMILIES, first_position
 

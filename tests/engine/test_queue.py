@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from rerank_plugin import Reranker
 from rerank_plugin.engine import queue as model_queue
-from rerank_plugin.engine.encoder import EncodedPair
 from rerank_plugin.engine.fork import QueueError
 from rerank_plugin.engine.queue import Door
 from rerank_plugin.engine.scores import Logits
+from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.errors import InputError
 from rerank_plugin.inputs import Pair
 

@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "two layers": (modules("Pooling", "Dense", "LayerNorm", "Dense"), "2_Dense, 3_LayerNorm"),
     "no transformer": (writes("modules.json", [module("Router", 0)]), "begins with Router"),
     "no list": (writes("modules.json", {"a": 1}), "not a list of modules"),
-    "logit score": (modules("LogitScore"), "causal language model"),
+    "logit score": (modules("LogitScore"), "1_LogitScore"),
     "a causal head": (config(architectures=["BertForCausalLM"]), "causal language model"),
     "a text task": (
         both(modules(), writes("sentence_bert_config.json", {"transformer_task": "any-to-any"})),

@@ -1,0 +1,48 @@
+"""The files by which sentence-transformers puts pairs into the prompt of a language model."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rerank_plugin.io.atomic import write_json
+from rerank_plugin.model.prompts import Prompt
+
+#: The name of the default instruction in `config_sentence_transformers.json`.
+INSTRUCTION = "instruction"
+
+TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
+
+
+def write_prompt_files(folder: Path, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the files of a `CrossEncoder` that reads pairs as messages of a chat.
+
+    The chat template itself is saved with the tokenizer.
+
+    Args:
+        folder: A plain model folder, a sequence classifier on a language model.
+        prompt: The model's prompt.
+        tokenizer: Its tokenizer.
+    """
+    write_json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": TRANSFORMER}])
+    logits = {"method": "forward", "method_output_name": "logits"}
+    transformer: dict[str, Any] = {
+        "transformer_task": "sequence-classification",
+        "modality_config": {
+            "text": logits,
+            "message": logits | {"format": prompt.message_format(tokenizer)},
+        },
+        "module_output_name": "scores",
+    }
+    if prompt.options:
+        transformer["processing_kwargs"] = {"chat_template": dict(prompt.options)}
+    write_json(folder / "sentence_bert_config.json", transformer)
+    instruction = prompt.instruction
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "model_type": "CrossEncoder",
+            "prompts": {INSTRUCTION: instruction} if instruction else {},
+            "default_prompt_name": INSTRUCTION if instruction else None,
+        },
+    )
