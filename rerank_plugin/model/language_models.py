@@ -22,6 +22,7 @@ from rerank_plugin.model.formats import (
     logit_score,
     model_json,
     model_object,
+    module_list,
 )
 from rerank_plugin.model.loaded import one_line_errors
 from rerank_plugin.model.prompts import MAKERS, Prompt, chat_template, maker_of, rendered
@@ -172,7 +173,11 @@ def saved_prompt(
         instruction=instruction or None,
         options={name: value for name, value in options.items() if name not in SIZE_OPTIONS},
     )
-    return prompt if prompt.has_roles(tokenizer) else None
+    if not prompt.has_roles(tokenizer):
+        return None
+    # ChatML renders any role: only a list of modules says that it is meant for pairs.
+    is_meant = bool(module_list(source, revision)) or not prompt.is_generic(tokenizer)
+    return prompt if is_meant else None
 
 
 def checked_tokens(

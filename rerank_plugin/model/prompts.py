@@ -94,6 +94,15 @@ class Prompt:
             return False
         return True
 
+    def is_generic(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Return whether the template renders any role, so that it was not made for pairs."""
+        messages = [{"role": "other", "content": QUERY}, {"role": "another", "content": DOCUMENT}]
+        try:
+            text = rendered(tokenizer, messages, self.chat_template, self.options)
+        except NoRolesError:
+            return False
+        return QUERY in text and DOCUMENT in text
+
     def takes_instruction(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Return whether an instruction is part of what is rendered."""
         before, between, after, _ = self._rendered(tokenizer, INSTRUCTION)
