@@ -1,7 +1,7 @@
 """Attention inside the pairs of a packed row, with the interface of transformers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from inspect import signature
@@ -11,43 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from rerank_plugin.engine.boundaries import Boundaries, Segments
 from rerank_plugin.engine.cpu_attention import CpuAttention, is_supported
 
 #: Its name in transformers. No mask function has this name, so that models build no mask.
 ATTENTION = "rerank_packed"
 
 
-@dataclass(frozen=True)
-class Boundaries:
-    """The boundaries of the pairs in a packed row; passed through a model as one keyword."""
-
-    #: The start of each pair, and the end: int32 `[pairs + 1]`, on the CPU and on the model's
-    #: device.
-    offsets: Tensor
-    on_device: Tensor
-    #: The same in int64. Nested tensors match only if their offsets are the same tensor object,
-    #: also when a layer is computed once more for its gradient.
-    offsets64: Tensor
-    lengths: tuple[int, ...]
-    longest: int
-    #: The number of tokens of all pairs; the row may be longer.
-    tokens: int
-
-    @classmethod
-    def from_lengths(cls, lengths: list[int]) -> "Boundaries":
-        """Return the boundaries of consecutive pairs, on the CPU."""
-        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        torch.cumsum(torch.tensor(lengths), 0, dtype=torch.int32, out=offsets[1:])
-        return cls(offsets, offsets, offsets.long(), tuple(lengths), max(lengths), sum(lengths))
-
-    def to(self, device: torch.device) -> "Boundaries":
-        """Return the same boundaries for a model on a device."""
-        on_device = self.offsets.to(device, non_blocking=True)
-        return replace(self, on_device=on_device, offsets64=on_device.long())
-
-
 def packed_attention(
-    _module: nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -61,9 +33,9 @@ def packed_attention(
     """Compute attention inside each pair, without dropout of its weights on any device.
 
     Args:
-        _module: The layer.
-        query: As `key` and `value` `[1, heads, tokens, head size]`.
-        key: See above.
+        module: The layer, which may be causal.
+        query: `[1, heads, tokens, head size]`.
+        key: `[1, key heads, tokens, head size]`; so is `value`.
         value: See above.
         _attention_mask: None: the boundaries decide which tokens see each other.
         boundaries: The boundaries of the pairs in the row.
@@ -79,7 +51,19 @@ def packed_attention(
         # As torch's own attention does: rotary embeddings and 4-bit products leave float32.
         dtype = torch.get_autocast_dtype(device)
     rows = [tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value)]
-    return attend(boundaries, *rows, scale=scale, window=sliding_window or 0)[None], None
+    window, causal = sliding_window or 0, bool(getattr(module, "is_causal", False))
+    return attend(boundaries, *rows, scale=scale, window=window, causal=causal)[None], None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How the scores of a query and the keys of its segment are computed."""
+
+    scale: float
+    #: Keys less than this distance away are seen; all if it is 0.
+    window: int
+    #: Whether later keys are not seen. The last query of a segment is at the last of its keys.
+    causal: bool
 
 
 def attend(
@@ -90,24 +74,38 @@ def attend(
     *,
     scale: float,
     window: int = 0,
+    causal: bool = False,
 ) -> Tensor:
     """Compute attention by the fastest kernel available, `[tokens, heads, head size]`.
 
-    A token sees the tokens of its pair less than `window` away, all of them if that is 0. Of tokens
-    after the last pair the output is 0.
+    A token sees the tokens of its pair less than `window` away, all of them if that is 0, and none
+    after itself if attention is causal. Of tokens after the last pair the output is 0.
+
+    Args:
+        boundaries: The boundaries of the pairs.
+        query: `[tokens, heads, head size]`.
+        key: `[tokens, key heads, head size]`, as is `value`: each for several heads of queries
+            in a row, or for one.
+        value: See above.
+        scale: The factor of the scores.
+        window: The sliding window.
+        causal: Whether attention is causal.
     """
-    if window >= boundaries.longest:
-        window = 0
-    if is_supported(query):
+    keys: Segments = boundaries
+    if boundaries.keys is not None:
+        keys = boundaries.keys
+        key, value = boundaries.keys.select(key), boundaries.keys.select(value)
+    scores = Scores(scale, window if window < keys.longest else 0, causal)
+    if is_supported(query) and not causal:
         offsets, longest = boundaries.offsets, boundaries.longest
         apply: Callable[..., Tensor] = CpuAttention.apply
-        return apply(query, key, value, offsets, longest, window, scale)
+        return apply(query, key, value, offsets, longest, scores.window, scale)
     if takes_rows_of_pairs(query):
         if has_flash(query):
-            return varlen(query, key, value, boundaries, window, scale)
-        if not window:
+            return varlen(query, key, value, boundaries, keys, scores)
+        if not scores.window and not causal:
             return nested(query, key, value, boundaries, scale)
-    return pair_by_pair(query, key, value, boundaries, window, scale)
+    return pair_by_pair(query, key, value, boundaries, keys, scores)
 
 
 def takes_rows_of_pairs(query: Tensor) -> bool:
@@ -130,26 +128,32 @@ def has_varlen() -> bool:
         return False
     from torch.nn.attention.varlen import varlen_attn
 
-    return "num_splits" in signature(varlen_attn).parameters
+    return {"num_splits", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
 
 
 def varlen(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Boundaries, window: int, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    keys: Segments,
+    scores: Scores,
 ) -> Tensor:
     """Compute attention by FlashAttention for packed rows, `[tokens, heads, head size]`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    offsets, longest = boundaries.on_device, boundaries.longest
+    before = scores.window - 1 if scores.window else -1
     out = varlen_attn(
         query,
         key,
         value,
-        offsets,
-        offsets,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(window - 1, window - 1) if window else (-1, -1),
+        segments.on_device,
+        keys.on_device,
+        segments.longest,
+        keys.longest,
+        scale=scores.scale,
+        window_size=(before, 0 if scores.causal else before),
+        enable_gqa=query.shape[1] != key.shape[1],
         # Splits that depend on the number of pairs would let a score depend on its neighbours.
         num_splits=1,
     )
@@ -177,22 +181,36 @@ def nested(
 
 
 def pair_by_pair(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Boundaries, window: int, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    keys: Segments,
+    scores: Scores,
 ) -> Tensor:
     """Compute attention by torch's fused kernel pair by pair, `[tokens, heads, head size]`.
 
     The row is split, not sliced: the gradient of a slice is a row full of zeros.
     """
-    tokens = boundaries.tokens
-    rows = [tensor[:tokens].transpose(0, 1)[None] for tensor in (query, key, value)]
-    pairs = zip(*(row.split(boundaries.lengths, dim=2) for row in rows), strict=True)
     outputs = []
-    for q, k, v in pairs:
-        mask = window_mask(q.shape[2], window, q.device) if 0 < window < q.shape[2] else None
+    for q, k, v in zip(split(query, segments), split(key, keys), split(value, keys), strict=True):
+        mask = mask_of(q.shape[2], k.shape[2], scores, q.device)
         outputs.append(
-            nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            nn.functional.scaled_dot_product_attention(
+                *(q, k, v),
+                attn_mask=mask,
+                is_causal=scores.causal and mask is None,
+                scale=scores.scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         )
     return padded(torch.cat(outputs, dim=2)[0].transpose(0, 1), query.shape[0])
+
+
+def split(tensor: Tensor, segments: Segments) -> tuple[Tensor, ...]:
+    """Return the segments of a row `[tokens, heads, size]`, `[1, heads, segment tokens, size]`."""
+    row = tensor[: segments.tokens].transpose(0, 1)[None]
+    return torch.split(row, list(segments.lengths), dim=2)
 
 
 def padded(out: Tensor, tokens: int) -> Tensor:
@@ -200,10 +218,20 @@ def padded(out: Tensor, tokens: int) -> Tensor:
     return nn.functional.pad(out, (0, 0, 0, 0, 0, tokens - out.shape[0]))
 
 
-def window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """Return which tokens see each other, those less than `window` apart, `[length, length]`."""
-    positions = torch.arange(length, device=device)
-    return (positions[:, None] - positions[None, :]).abs() < window
+def mask_of(queries: int, keys: int, scores: Scores, device: torch.device) -> Tensor | None:
+    """Return which keys each query of a segment sees, `[queries, keys]`.
+
+    None if that is all of them, or those of torch's causal mask.
+    """
+    windowed = 0 < scores.window < keys
+    if not windowed and (not scores.causal or queries == keys):
+        return None
+    last = torch.arange(keys - queries, keys, device=device)[:, None]
+    distance = last - torch.arange(keys, device=device)
+    if not scores.causal:
+        return distance.abs() < scores.window
+    seen = distance >= 0
+    return seen & (distance < scores.window) if windowed else seen
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

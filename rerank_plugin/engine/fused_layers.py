@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rerank_plugin.engine.attention import Boundaries, attend
+from rerank_plugin.engine.attention import attend
+from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.model.adapters import ActiveAdapter, low_rank_factors
 from rerank_plugin.model.device import onednn_takes
 from rerank_plugin.model.families import family_of

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from rerank_plugin.engine.attention import ATTENTION, Boundaries
+from rerank_plugin.engine.attention import ATTENTION
+from rerank_plugin.engine.boundaries import Boundaries
+from rerank_plugin.engine.layout import Layout
 from rerank_plugin.engine.template import EncodedPair
+from rerank_plugin.model.causal import LastTokenClassifier
 from rerank_plugin.model.families import family_of
 
 Inputs = dict[str, Any]
@@ -55,7 +58,12 @@ def equal_batches(costs: Sequence[float], budget: float) -> list[list[int]]:
 
 
 def pack(
-    pairs: Sequence[EncodedPair], *, first_position: int, with_types: bool, multiple: int = 1
+    pairs: Sequence[EncodedPair],
+    *,
+    first_position: int,
+    with_types: bool,
+    causal: bool = False,
+    multiple: int = 1,
 ) -> Inputs:
     """Pack pairs into one row, for a model prepared by `prepare_packing`.
 
@@ -63,22 +71,28 @@ def pack(
         pairs: At least one.
         first_position: The position of the first token of every pair.
         with_types: Whether the model is given token types.
+        causal: Whether the model is causal, so that pairs share their prefixes.
         multiple: The row is filled up to a multiple of this many tokens.
 
     Returns:
         `input_ids`, `position_ids` and `token_type_ids` (if any), int64 `[1, tokens]`, and the
         `boundaries` of the pairs.
     """
-    lengths = [len(pair) for pair in pairs]
-    positions = [np.arange(first_position, first_position + length) for length in lengths]
-    rest = np.zeros(-sum(lengths) % multiple, np.int64)
+    layout = Layout.with_shared_prefixes(pairs) if causal else Layout.from_pairs(pairs)
+    segments, boundaries = layout.segments, layout.boundaries()
+    starts = [first_position + segment.position for segment in segments]
+    positions = [
+        np.arange(start, start + len(segment))
+        for start, segment in zip(starts, segments, strict=True)
+    ]
+    rest = np.zeros(-boundaries.tokens % multiple, np.int64)
     inputs: Inputs = {
-        "input_ids": one_row([*(pair.ids for pair in pairs), rest]),
+        "input_ids": one_row([*(segment.ids for segment in segments), rest]),
         "position_ids": one_row([*positions, rest]),
-        "boundaries": Boundaries.from_lengths(lengths),
+        "boundaries": boundaries,
     }
     if with_types:
-        inputs["token_type_ids"] = one_row([*(pair.types for pair in pairs), rest])
+        inputs["token_type_ids"] = one_row([*(segment.types for segment in segments), rest])
     return inputs
 
 
@@ -95,19 +109,42 @@ def prepare_packing(model: PreTrainedModel) -> bool:
     a padded batch. Everything else, and so the saved model, is the stock model.
     """
     config = model.config
-    last = family_of(config).last_module
-    # Code that comes with a model may do anything with a mask, and older versions of transformers
-    # have families whose attention is their own.
-    stock = type(model).__module__.startswith("transformers.models.")
-    takes_attention = stock and model.is_backend_compatible()
-    if last is None or not takes_attention or getattr(config, "is_decoder", False):
+    if not takes_packed_rows(model):
         return False
     if config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
-        module = model.base_model.get_submodule(last)
-        pool = means if getattr(config, "classifier_pooling", "cls") == "mean" else first_tokens
-        module.register_forward_hook(partial(keep_one_token, pool=pool), with_kwargs=True)
+        module = model.base_model.get_submodule(family_of(config).last_module or "")
+        module.register_forward_hook(
+            partial(keep_one_token, pool=pooling(config)), with_kwargs=True
+        )
     return True
+
+
+def takes_packed_rows(model: PreTrainedModel) -> bool:
+    """Return whether a model can take packed rows."""
+    family = family_of(model.config)
+    # Code that comes with a model may do anything with a mask, and older versions of transformers
+    # have families whose attention is their own.
+    stock = type(model).__module__.startswith("transformers.models.")
+    if family.last_module is None or not stock or not model.is_backend_compatible():
+        return False
+    if family.causal:
+        # The stock forward pass looks for the last token of padded pairs.
+        return isinstance(model, LastTokenClassifier) and not rotates_by_length(model.config)
+    return not getattr(model.config, "is_decoder", False)
+
+
+def rotates_by_length(config: PreTrainedConfig) -> bool:
+    """Return whether rotary positions depend on the longest pair of a batch."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    return rotary.get("rope_type") in ("dynamic", "longrope")
+
+
+def pooling(config: PreTrainedConfig) -> Callable[[Tensor, Boundaries], Tensor]:
+    """Return the function that reduces the tokens of a packed row to one for each pair."""
+    if family_of(config).causal:
+        return last_tokens
+    return means if getattr(config, "classifier_pooling", "cls") == "mean" else first_tokens
 
 
 def keep_one_token(
@@ -128,6 +165,12 @@ def keep_one_token(
 def first_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
     """Return the first token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
     return hidden.index_select(0, boundaries.offsets64[:-1])
+
+
+def last_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
+    """Return the last token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
+    assert boundaries.last is not None
+    return hidden.index_select(0, boundaries.last)
 
 
 def means(hidden: Tensor, boundaries: Boundaries) -> Tensor:

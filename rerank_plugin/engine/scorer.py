@@ -94,6 +94,7 @@ class Scorer:
         self.with_types = takes_types(model, encoder)
         self.packs = prepare_packing(model)
         self.pads = family_of(model.config).masks_padding
+        self.causal = family_of(model.config).causal
         self.hidden_size = int(getattr(model.config, "hidden_size", 768))
         self.first_position = first_position(model.config)
         self._token_budget = token_budget
@@ -140,6 +141,7 @@ class Scorer:
             pairs,
             first_position=self.first_position,
             with_types=self.with_types,
+            causal=self.causal,
             multiple=ROW_MULTIPLE if self.device.type == "cpu" else 1,
         )
 

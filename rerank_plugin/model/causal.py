@@ -72,7 +72,8 @@ def pool_last_token(model: PreTrainedModel) -> None:
     The name of its class does not change, so that a saved model is a stock one.
     """
     if not isinstance(model, LastTokenClassifier):
-        model.__class__ = last_token_class(type(model))
+        stock: Any = type(model)
+        model.__class__ = last_token_class(stock)
 
 
 @cache

@@ -15,13 +15,15 @@ PAGES = "it needs the positions of words on a page, which pairs of texts do not 
 
 @dataclass(frozen=True)
 class Family:
-    """One family of encoders, by the `model_type` of its config."""
+    """One family of models, by the `model_type` of its config."""
 
     #: Positions count from `pad_token_id + 1`, as in fairseq: the ones before are not usable.
     positions_after_padding: bool = False
     #: The module of the backbone after which only one token a pair is needed, "" for the backbone
     #: itself; None if the family has its own attention, so that its pairs are padded, not packed.
     last_module: str | None = None
+    #: Whether a token sees only those before it, and the last one of a pair is scored.
+    causal: bool = False
     #: The kind of its layers, if `fused_layers` has a faster one: "bert" (norms after attention and
     #: feed-forward) or "modernbert" (norms before, rotary positions, gated).
     layers: str | None = None
@@ -56,6 +58,7 @@ FAMILIES = {
     "flaubert": Family(),
     "fnet": Family(masks_padding=False, float32_only=True),
     "funnel": Family(masks_padding=False),
+    "gemma": Family(last_module="", causal=True),
     "gte": Family(),
     "ibert": Family(positions_after_padding=True),
     "jina_embeddings_v3": Family(),
@@ -63,10 +66,12 @@ FAMILIES = {
     "layoutlmv2": Family(refused=PAGES),
     "layoutlmv3": Family(refused=PAGES),
     "lilt": Family(refused=PAGES),
+    "llama": Family(last_module="", causal=True),
     "longformer": Family(positions_after_padding=True),
     "luke": Family(positions_after_padding=True),
     "markuplm": Family(refused=PAGES),
     "megatron-bert": Family(),
+    "mistral": Family(last_module="", causal=True),
     "mobilebert": Family(),
     "modernbert": Family(last_module="", layers="modernbert"),
     "mpnet": Family(positions_after_padding=True),
@@ -74,6 +79,8 @@ FAMILIES = {
     "nomic_bert": Family(),
     "nystromformer": Family(refused="its attention averages over a fixed number of tokens"),
     "perceiver": Family(refused="it reads bytes, not the tokens of pairs"),
+    "qwen2": Family(last_module="", causal=True),
+    "qwen3": Family(last_module="", causal=True),
     "reformer": Family(refused="it hashes tokens at random, so equal pairs get different scores"),
     "rembert": Family(),
     "roberta": Family(positions_after_padding=True, last_module="encoder", layers="bert"),

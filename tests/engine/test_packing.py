@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from rerank_plugin.engine import attention, cpu_attention
-from rerank_plugin.engine.attention import Boundaries, attend
+from rerank_plugin.engine.attention import attend
+from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.cpu_attention import kernels
 from rerank_plugin.engine.packing import equal_batches, pack, pair_costs, prepare_packing
 from rerank_plugin.engine.template import EncodedPair
@@ -142,7 +143,8 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
 
 
 def test_every_family_that_packs_has_its_parity_test() -> None:
-    packing = {name for name, family in FAMILIES.items() if family.last_module is not None}
+    rows = [(name, row) for name, row in FAMILIES.items() if not row.causal]
+    packing = {name for name, row in rows if row.last_module is not None}
     assert packing == {config.model_type for config in CONFIGS.values()}
 
 
