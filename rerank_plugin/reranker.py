@@ -44,6 +44,7 @@ from rerank_plugin.model.loading import (
     load_base,
     load_model,
     resolve_max_length,
+    with_prompt_of,
 )
 from rerank_plugin.model.settings import RerankSettings, agreed
 from rerank_plugin.model.source import IDENTIFYING, absolute, identity, loading_options
@@ -138,6 +139,8 @@ class Reranker:
         self.dtype = usable_dtype(wanted_dtype, loaded.model.config)
         warn_of_slow_products(self.dtype, self.device)
         self._adapters = Adapters(loaded, model, adapters, load_base) if adapters else None
+        if adapters:
+            loaded = with_prompt_of(loaded, [expanded(folder) for folder in adapters.values()])
         self._settings: dict[str | None, RerankSettings] = {
             None: RerankSettings.read(expanded(adapter or model))
         }

@@ -68,6 +68,8 @@ def prepare_model(config: FinetuneConfig, run_dir: RunDir, device: torch.device)
     # A newly initialised head is drawn from this seed.
     transformers.set_seed(config.seed)
     loaded = load_base_model(config)
+    if config.fold_calibration and loaded.prompt:
+        raise OptionError("fold_calibration", "the head of a language model has no bias to change")
     encoder = prepare_encoder(config, loaded)
     prepare_config(loaded.model.config, RerankSettings().normalize)
     set_dropout(loaded.model, config.dropout)

@@ -142,7 +142,7 @@ def merge_into_base(
     model: Any = adapted.merge_and_unload()
     # PEFT freezes what it wraps; a merged model can be trained like any other.
     model.requires_grad_(True)
-    return replace(loaded, model=model.eval(), new_weights=(), derived_weights=())
+    return replace(loaded, model=model.eval(), new_weights=(), derived_weights=(), is_reranker=True)
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Adapters:
     ) -> None:
         peft_model = require("peft").PeftModel
         base = Base.from_model(loaded, name)
-        self.base_scores = not loaded.has_new_head
+        self.base_scores = loaded.is_reranker and not loaded.has_new_head
         self.settings: dict[str, RerankSettings] = {}
         self.active = ActiveAdapter()
         # PEFT's names of them, in which it allows no dots.

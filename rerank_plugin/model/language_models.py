@@ -86,6 +86,8 @@ class LanguageReranker:
 
     prompt: Prompt
     tokens: ScoringTokens | None
+    #: Whether it was trained as one.
+    is_trained: bool = True
 
 
 def scores_without_training(
@@ -144,7 +146,7 @@ def language_reranker(
         raise unknown_prompt(source, config)
     names = scoring_tokens or SCORING_TOKENS
     tokens = ScoringTokens.from_texts(tokenizer, names)
-    return LanguageReranker(prompt or new_prompt(tokenizer, names), tokens)
+    return LanguageReranker(prompt or new_prompt(tokenizer, names), tokens, is_trained=False)
 
 
 def unknown_prompt(source: str, config: PreTrainedConfig) -> InputError:

@@ -51,6 +51,8 @@ class LoadedModel:
     prompt: Prompt | None = None
     #: Names of the weights that were computed from others of the checkpoint.
     derived_weights: tuple[str, ...] = ()
+    #: Whether it is a reranker: a language model may be no more than a base for one.
+    is_reranker: bool = True
 
     @property
     def has_new_head(self) -> bool:

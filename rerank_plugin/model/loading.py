@@ -1,7 +1,7 @@
 """Load a cross-encoder from a hub id, a folder or a LoRA adapter folder."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +136,25 @@ def with_adapter(
     return replace(merged, tokenizer=tokenizer, prompt=prompt or merged.prompt)
 
 
+def with_prompt_of(loaded: LoadedModel, adapters: Sequence[Path]) -> LoadedModel:
+    """Return a base with the prompt that its adapters were trained with.
+
+    Raises:
+        InputError: they were trained with different ones.
+    """
+    if loaded.prompt is None:
+        return loaded
+    prompts = {}
+    for folder in adapters:
+        if (folder / "tokenizer_config.json").is_file():
+            prompt = saved_prompt(str(folder), load_tokenizer(folder))
+            if prompt is not None:
+                prompts[prompt.chat_template] = prompt
+    if len(prompts) > 1:
+        raise InputError("adapters: they were trained with different prompts; load them apart")
+    return replace(loaded, prompt=next(iter(prompts.values()), loaded.prompt))
+
+
 def find_prompt(
     source: str,
     config: PreTrainedConfig,
@@ -172,11 +191,12 @@ def as_language_reranker(
 ) -> LoadedModel:
     """Return a language model, loaded as a sequence classifier, that scores its last tokens."""
     pool_last_token(loaded.model)
+    loaded = replace(loaded, prompt=reranker.prompt, is_reranker=reranker.is_trained)
     if reranker.tokens is None:
-        return replace(loaded, prompt=reranker.prompt)
+        return loaded
     set_head(loaded.model, reranker.tokens, source, revision)
     new = tuple(name for name in loaded.new_weights if name != HEAD)
-    return replace(loaded, prompt=reranker.prompt, new_weights=new, derived_weights=(HEAD,))
+    return replace(loaded, new_weights=new, derived_weights=(HEAD,))
 
 
 def load_base(folder: Path) -> LoadedModel:

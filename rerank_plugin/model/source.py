@@ -30,7 +30,7 @@ IDENTIFYING = (
 )
 
 #: The suffixes of a model's files; its folder may have others that come and go.
-MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".py")
+MODEL_SUFFIXES = (".jinja", ".json", ".safetensors", ".model", ".txt", ".py")
 
 
 if TYPE_CHECKING:

@@ -337,3 +337,35 @@ def test_the_prompt_of_pieces_is_saved_as_one_text() -> None:
     assert "instruction: Find it.\nquery: \ndocument: \nYou are" in whole
     assert replace(prompt, pieces=None) == prompt.as_saved
     assert causal_config("qwen2", tokenizer).model_type == "qwen2"
+
+
+def adapter_folder(folder: Path, base: Path, tokens: tuple[str, str | None]) -> Path:
+    """Save a LoRA adapter with a changed head, and the prompt of the base beside it."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    loaded = load_model(base, new_head=True, scoring_tokens=tokens)
+    assert loaded.prompt is not None
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj", "up_proj"])
+    adapted: Any = get_peft_model(loaded.model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(folder)
+    loaded.tokenizer.chat_template = loaded.prompt.chat_template
+    loaded.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_adapters_bring_their_head_and_their_prompt(tmp_path: Path) -> None:
+    base = build_language_model(tmp_path / "model", "qwen2")
+    first = adapter_folder(tmp_path / "first", base, ("Yes", "No"))
+    alone = scores(first)
+    many = Reranker(
+        base, adapters={"first": first}, device="cpu", dtype="float32", normalize="none"
+    )
+    np.testing.assert_allclose(many.score(PAIRS, adapter="first"), alone, atol=1e-4)
+    with pytest.raises(InputError, match="no trained scoring head"):
+        many.score(PAIRS)
+    other = adapter_folder(tmp_path / "other", base, ("1", "0"))
+    with pytest.raises(InputError, match="trained with different prompts"):
+        Reranker(base, adapters={"first": first, "other": other}, device="cpu")
