@@ -1,4 +1,4 @@
-"""Fixtures of the tests: no test touches the network, and none is about time."""
+"""Fixtures of the tests. No test uses the network, and none depends on time."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,6 +23,8 @@ from .factories import (
     write_lines,
 )
 
+# For fixtures of modules; the tests have a fixture of their own.
+torch.set_num_threads(1)
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
@@ -63,10 +65,10 @@ def sentence_model(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def mounts(tmp_path: Path) -> Iterator[Path]:
     """A folder to mount file systems over."""
-    place = tmp_path / "mounted"
-    place.mkdir()
-    yield place
-    unmount(place)
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    yield folder
+    unmount(folder)
 
 
 @pytest.fixture
@@ -81,14 +83,14 @@ def eval_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What runs keep of data files does not land in the home of whoever tests."""
+    """Keep the indices of data files out of the home folder of the user who runs the tests."""
     os.environ["RERANK_PLUGIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def one_thread() -> None:
+    """Compute on one thread, however many the test before used."""
     torch.set_num_threads(1)
-    yield
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 64,
 }
 
-#: What families beside these are called otherwise, or need besides.
+#: Options of other families that have other names, or are required in addition.
 OTHER_SIZES: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
     "canine": {"num_hash_buckets": 256},
@@ -64,8 +64,8 @@ OTHER_SIZES: dict[str, dict[str, Any]] = {
     "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 2},
 }
 
-#: Draws the order of a tokenizer's pieces, and by it the tiny models.
-NUMBERING = 2
+#: The seed of the order of a tokenizer's pieces.
+ORDER_SEED = 2
 
 SPECIAL = {
     "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -77,18 +77,18 @@ def sample_texts() -> list[str]:
     return [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
 
 
-def number_anew(tokenizer: Tokenizer, special: list[str]) -> None:
-    """Give pieces the same numbers in every process: trainers number them as hashes fall.
+def number_pieces(tokenizer: Tokenizer, special: list[str]) -> None:
+    """Give pieces the same ids in every process; trainers number them by hashes that differ.
 
-    Otherwise every process tests a model of its own, some of which rank well, or as badly as can
-    be, before they are trained. In an order that is drawn once, so that none of this holds.
+    Otherwise every process would test another model, and some of those rank perfectly, or in the
+    opposite order, before they are trained. The seed was chosen so that the tiny models do neither.
     """
     model = json.loads(tokenizer.to_str())["model"]
     if model["type"] not in ("WordPiece", "Unigram"):
         return
     scores = dict(model["vocab"])
     pieces = sorted(set(scores) - set(special))
-    random.Random(NUMBERING).shuffle(pieces)
+    random.Random(ORDER_SEED).shuffle(pieces)
     pieces = [*special, *pieces]
     if model["type"] == "Unigram":
         vocabulary = [(piece, scores[piece]) for piece in pieces]
@@ -133,12 +133,12 @@ def train_tokenizer(family: str) -> PreTrainedTokenizerFast:
         template, inputs = f"{start} $A {end}", ["input_ids", "token_type_ids", "attention_mask"]
         pair = f"{start} $A {end} $B:1 {end}:1"
     tokenizer.train_from_iterator(sample_texts(), trainer)
-    number_anew(tokenizer, special)
-    places = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
+    number_pieces(tokenizer, special)
+    ids = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, pair=pair, special_tokens=places
+        single=template, pair=pair, special_tokens=ids
     )
-    # As MiniLM ships: cut and padded on its own.
+    # As in the tokenizer of MiniLM, which cuts and pads by itself.
     tokenizer.enable_truncation(24)
     tokenizer.enable_padding(length=24, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return PreTrainedTokenizerFast(
@@ -237,8 +237,8 @@ def build_config(
 ) -> PreTrainedConfig:
     values = {**SIZES, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if family == "xlm-roberta":
-        places = 128 + values["pad_token_id"] + 1
-        values |= {"max_position_embeddings": places, "type_vocab_size": 1}
+        positions = 128 + values["pad_token_id"] + 1
+        values |= {"max_position_embeddings": positions, "type_vocab_size": 1}
         return XLMRobertaConfig(**values | options)
     if family == "modernbert":
         values |= {
@@ -260,7 +260,7 @@ def build_config(
 
 
 def build_model(folder: Path, family: str = "bert", *, labels: int = 1, **options: Any) -> Path:
-    """A trained-looking cross-encoder: every weight drawn large enough for scores to differ."""
+    """Save a cross-encoder whose weights are large enough for scores to differ."""
     tokenizer = train_tokenizer(family)
     config = build_config(family, tokenizer, num_labels=labels, **options)
     torch.manual_seed(0)
@@ -274,7 +274,7 @@ def build_model(folder: Path, family: str = "bert", *, labels: int = 1, **option
 
 
 def easy_groups(count: int, *, start: int = 0, negatives: int = 3) -> list[dict[str, Any]]:
-    """Groups that a tiny model learns in a few steps: the positive has `refund` in it."""
+    """Return groups that a tiny model learns in a few steps: the positive contains `refund`."""
     texts = [text for text in sample_texts() if "refund" not in text]
     groups = []
     for i in range(start, start + count):
@@ -295,17 +295,17 @@ def write_lines(path: Path, records: list[Any]) -> Path:
     return path
 
 
-def mount(what: object, place: Path, *options: str) -> None:
-    """Mount a file system over a folder or a file; skips the test where there is no right to."""
+def mount(source: object, path: Path, *options: str) -> None:
+    """Mount a file system over a folder or a file; skip the test if that is not permitted."""
     kind = () if options[:1] == ("--bind",) else ("-t", "tmpfs")
-    command = ["mount", *kind, *options, str(what), str(place)]
+    command = ["mount", *kind, *options, str(source), str(path)]
     if os.name != "posix" or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a file system")
+        pytest.skip("not permitted to mount a file system")
 
 
-def unmount(place: Path) -> None:
-    """Take away all that is mounted over a path."""
-    while not subprocess.run(["umount", "-l", place], capture_output=True, check=False).returncode:
+def unmount(path: Path) -> None:
+    """Unmount everything that is mounted over a path."""
+    while not subprocess.run(["umount", "-l", path], capture_output=True, check=False).returncode:
         pass
 
 

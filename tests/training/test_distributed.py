@@ -4,6 +4,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from rerank_plugin import Reranker
+from rerank_plugin.cli.main import main
 from rerank_plugin.errors import InputError
 from rerank_plugin.finetune.data.groups import read_groups
 from rerank_plugin.finetune.data.sampling import GroupBatches
@@ -31,7 +36,7 @@ from ..factories import easy_groups, write_lines
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
-def test_processes_share_every_group_once(
+def test_processes_train_on_every_group_once(
     groups: int, batch_size: int, processes: int, epoch: int
 ) -> None:
     ranks = [
@@ -43,7 +48,7 @@ def test_processes_share_every_group_once(
     shares = [list(batches) for batches in ranks]
     assert {len(share) for share in shares} == {len(batches) for batches in ranks}
     assert all(batch for share in shares for batch in share)
-    steps = [[place for batch in step for place in batch] for step in zip(*shares, strict=True)]
+    steps = [[row for batch in step for row in batch] for step in zip(*shares, strict=True)]
     counted = [[index for _, index, counts in step if counts] for step in steps]
     assert sorted(index for step in counted for index in step) == list(range(groups))
     assert all(len(step) == batch_size * processes for step in counted[:-1])
@@ -67,14 +72,14 @@ def zero(stage: int) -> dict[str, Any]:
     }
 
 
-#: How processes share the weights, as options of a run.
+#: Options of runs in which every process holds a share of the weights.
 SHARDED: dict[str, dict[str, str]] = {
     "FSDP": {"fsdp": "full_shard"},
     "ZeRO 2": {"deepspeed": json.dumps(zero(2))},
     "ZeRO 3": {"deepspeed": json.dumps(zero(3))},
 }
 
-#: accelerate gives CPU processes DDP whatever is asked for, unless it takes them for GPUs.
+#: accelerate uses DDP on CPUs whatever the options are, unless it is told that they are GPUs.
 ON_CPUS = """
 import sys
 
@@ -102,16 +107,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def train(
-    model: Path,
-    data: Path,
-    folder: Path,
-    *,
-    processes: int,
-    batch_size: int,
-    sharded: str = "",
-    **more: Any,
-) -> Path:
+def train_options(
+    model: Path, data: Path, folder: Path, *, batch_size: int, **more: object
+) -> list[str]:
     options = {
         "model_name_or_path": model,
         "data_path": data,
@@ -134,53 +132,95 @@ def train(
         "dtype": "float32",
         "device": "cpu",
         "report_to": "none",
-        **SHARDED.get(sharded, {}),
         **more,
     }
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return ["train", *(text for name in options for text in (f"--{name}", str(options[name])))]
+
+
+def train_in_two_processes(
+    model: Path, data: Path, folder: Path, *, batch_size: int, sharded: str = "", **more: object
+) -> Path:
+    more = SHARDED.get(sharded, {}) | more
     program = ["-m", "rerank_plugin"]
     if sharded:
         script = folder.with_suffix(".py")
         script.write_text(ON_CPUS)
         program = [str(script)]
-    start = [sys.executable, *(launch if processes > 1 else []), *program]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = train_options(model, data, folder, batch_size=batch_size, **more)
     done = subprocess.run(
-        [*start, "train", *arguments],
+        [*launch, *program, *options],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "DS_ACCELERATOR": "cpu"},
     )
     assert done.returncode == 0, done.stderr
-    # One process speaks.
+    # Only the main process prints.
     assert (done.stdout.count("won, lost"), done.stderr.count("\nmodel: ")) == (1, 1)
     return folder
 
 
-def needs_its_library(sharded: str) -> None:
+def skip_without_library(sharded: str) -> None:
     if sharded.startswith("ZeRO"):
         pytest.importorskip("deepspeed")
 
 
+@dataclass(frozen=True)
+class SingleRun:
+    """A run of one process, its data, and the batch size of each of two processes."""
+
+    folder: Path
+    data: Path
+    batch_size: int
+
+
+@pytest.fixture(scope="module")
+def single_run(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], SingleRun]:
+    """Train on a number of groups of different sizes, once for each number."""
+
+    @cache
+    def run(groups: int) -> SingleRun:
+        folder = tmp_path_factory.mktemp("single")
+        records = easy_groups(groups)
+        for index, record in enumerate(records):
+            record["neg"] = record["neg"][: 1 + index % 4]
+        data = write_lines(folder / "train.jsonl", records)
+        # 15 of the 23 groups are trained on: three of them are left for the second pass of two.
+        size = {40: 2, 23: 3}[groups]
+        assert main(train_options(tiny_model, data, folder / "out", batch_size=2 * size)) == 0
+        return SingleRun(folder / "out", data, size)
+
+    return run
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "sharded"),
-    [(40, ""), (23, ""), *((23, way) for way in SHARDED)],
+    [(40, ""), (23, ""), *((23, name) for name in SHARDED)],
     ids=["full step", "groups left over", *SHARDED],
 )
 def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
-    tiny_model: Path, tmp_path: Path, groups: int, sharded: str
+    tiny_model: Path,
+    single_run: Callable[[int], SingleRun],
+    tmp_path: Path,
+    groups: int,
+    sharded: str,
 ) -> None:
-    needs_its_library(sharded)
-    ragged = easy_groups(groups)
-    for index, group in enumerate(ragged):
-        group["neg"] = group["neg"][: 1 + index % 4]
-    data = write_lines(tmp_path / "train.jsonl", ragged)
-    # 15 of the 23 groups are trained on: three of them are left for the second pass of two.
-    size = {40: 2, 23: 3}[groups]
+    skip_without_library(sharded)
+    single = single_run(groups)
     folders = [
-        train(tiny_model, data, tmp_path / "two", processes=2, batch_size=size, sharded=sharded),
-        train(tiny_model, data, tmp_path / "one", processes=1, batch_size=2 * size),
+        train_in_two_processes(
+            tiny_model,
+            single.data,
+            tmp_path / "two",
+            batch_size=single.batch_size,
+            sharded=sharded,
+        ),
+        single.folder,
     ]
     two, one = (load_file(folder / "model.safetensors") for folder in folders)
     start = load_file(tiny_model / "model.safetensors")
@@ -195,22 +235,29 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
     assert metrics[0]["before"] == metrics[1]["before"]
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", SHARDED)
 def test_metrics_are_of_the_kept_model(tiny_model: Path, tmp_path: Path, sharded: str) -> None:
-    needs_its_library(sharded)
+    skip_without_library(sharded)
     data = write_lines(tmp_path / "train.jsonl", easy_groups(48))
     test = write_lines(tmp_path / "test.jsonl", easy_groups(12, start=100))
-    # At such a rate the last models are the worst.
-    options = {"max_steps": 9, "lr": 0.1, "eval_strategy": "steps", "eval_steps": 1}
+    # At such a learning rate the last models are the worst.
+    options: dict[str, object] = {
+        "max_steps": 9,
+        "lr": 0.1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    }
     options |= {"optim": "adamw_torch", "test_data_path": test, "eval_data_path": test}
-    folder = train(
-        tiny_model, data, tmp_path / "a", processes=2, batch_size=4, sharded=sharded, **options
+    folder = train_in_two_processes(
+        tiny_model, data, tmp_path / "a", batch_size=4, sharded=sharded, **options
     )
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["improved"] and metrics["best_step"] < 9
     reranker = Reranker(folder, dtype="float32", device="cpu", max_length=48)
-    found = evaluate_groups(reranker, list(read_groups(test)))
-    assert found.means["ndcg@10"] == pytest.approx(metrics["after"]["ndcg@10"], abs=1e-6)
+    evaluation = evaluate_groups(reranker, list(read_groups(test)))
+    assert evaluation.means["ndcg@10"] == pytest.approx(metrics["after"]["ndcg@10"], abs=1e-6)
 
 
 def test_fsdp_wraps_layers(family_model: Path) -> None:
@@ -220,14 +267,15 @@ def test_fsdp_wraps_layers(family_model: Path) -> None:
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
     )
     plugin.set_auto_wrap_policy(model)
-    is_part = fsdp2_prepare_auto_wrap_policy(plugin, model)
-    parts = [module for module in model.modules() if is_part(module)]
-    assert len(parts) == model.config.num_hidden_layers
+    is_wrapped = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    layers = [module for module in model.modules() if is_wrapped(module)]
+    assert len(layers) == model.config.num_hidden_layers
     embeddings = model.get_input_embeddings()
-    assert all(module is not embeddings for part in parts for module in part.modules())
+    assert all(module is not embeddings for layer in layers for module in layer.modules())
 
 
-WHOLE = {
+#: What a launcher sets for the second of two processes.
+COMPLETE = {
     **{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
     **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
 }
@@ -246,12 +294,12 @@ def set_launcher(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> 
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set without RANK and MASTER_ADDR"),
         ({"RANK": "1"}, "RANK=1 is set without WORLD_SIZE"),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 is set without RANK"),
-        ({**WHOLE, "MASTER_ADDR": ""}, "RANK=1 is set without MASTER_ADDR"),
-        ({**WHOLE, "RANK": "2"}, "RANK=2 is not from 0 to below WORLD_SIZE=2"),
-        ({**WHOLE, "RANK": "-1"}, "RANK=-1 is not from 0"),
-        ({**WHOLE, "WORLD_SIZE": "0"}, "WORLD_SIZE=0 is less than 1"),
-        ({**WHOLE, "WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a whole number"),
-        ({**WHOLE, "MASTER_PORT": "http"}, "MASTER_PORT='http' is not a whole number"),
+        ({**COMPLETE, "MASTER_ADDR": ""}, "RANK=1 is set without MASTER_ADDR"),
+        ({**COMPLETE, "RANK": "2"}, "RANK=2 is not from 0 to below WORLD_SIZE=2"),
+        ({**COMPLETE, "RANK": "-1"}, "RANK=-1 is not from 0"),
+        ({**COMPLETE, "WORLD_SIZE": "0"}, "WORLD_SIZE=0 is less than 1"),
+        ({**COMPLETE, "WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a whole number"),
+        ({**COMPLETE, "MASTER_PORT": "http"}, "MASTER_PORT='http' is not a whole number"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4 is set without WORLD_SIZE"),
         ({"PMI_SIZE": "2"}, "PMI_SIZE=2 is set without WORLD_SIZE"),
     ],
@@ -270,14 +318,14 @@ def test_an_incomplete_launch_is_an_error(
     ("variables", "size"),
     [
         ({}, 1),
-        (WHOLE, 2),
+        (COMPLETE, 2),
         (dict.fromkeys(LAUNCHER, ""), 1),
         ({"WORLD_SIZE": "1", "RANK": "0"}, 1),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, 1),
-        ({**WHOLE, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1),
+        ({**COMPLETE, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, 1),
     ],
 )
-def test_whole_launches_are_accepted(
+def test_a_complete_launch_is_accepted(
     variables: dict[str, str], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_launcher(monkeypatch, variables)
@@ -285,6 +333,12 @@ def test_whole_launches_are_accepted(
     assert not any(os.environ.get(name) == "" for name in LAUNCHER)
 
 
+def accepts_connections(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_process_that_waits_for_others(
     number: signal.Signals, tiny_model: Path, groups_file: Path, tmp_path: Path
@@ -295,13 +349,12 @@ def test_a_signal_ends_a_process_that_waits_for_others(
     command = [sys.executable, "-m", "rerank_plugin", "train", "--device", "cpu"]
     command += ["--model_name_or_path", str(tiny_model), "--data_path", str(groups_file)]
     command += ["--finetune_model_dir", str(tmp_path / "out")]
-    launch = WHOLE | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(port)}
+    launch = COMPLETE | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(port)}
     with subprocess.Popen(command, env=os.environ | launch, stderr=subprocess.PIPE) as process:
-        # It listens for the other process, which never comes.
-        while process.poll() is None:
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+        # It waits for the other process, which is never started.
+        while not accepts_connections(port):
+            with suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"the process ended with {process.wait(timeout=0.2)}")
         process.send_signal(number)
         assert process.wait(timeout=60) == -number
     assert list(tmp_path.glob("out*")) == []

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rerank_plugin import Reranker
+from rerank_plugin.cli.main import main
 from rerank_plugin.errors import InputError, OptionError, SavingError
 from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.report.report import ComparisonReport
@@ -24,12 +24,12 @@ from rerank_plugin.finetune.training.model_selection import ModelSelection
 from rerank_plugin.finetune.training.run_dir import RunDir
 from rerank_plugin.io import publishing
 
-from ..factories import easy_groups, mount, write_lines
+from ..factories import Run, easy_groups, mount, write_lines
 
 STEP = "/12 "
 
 
-def command(model: Path, data: Path, folder: Path, *more: str) -> list[str]:
+def train_options(model: Path, data: Path, folder: Path, *more: str) -> list[str]:
     options = {
         "model_name_or_path": model,
         "data_path": data,
@@ -44,14 +44,19 @@ def command(model: Path, data: Path, folder: Path, *more: str) -> list[str]:
         "dropout": 0.1,
         "report_to": "none",
     }
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "rerank_plugin", "train", *arguments, *more]
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return ["train", *arguments, *more]
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
+def start(options: list[str], *launcher: str) -> "subprocess.Popen[str]":
+    """Start a run in a process of its own, which a test can kill or send a signal."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
     return subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*launcher, sys.executable, "-m", "rerank_plugin", *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -65,12 +70,6 @@ def reach(process: "subprocess.Popen[str]", step: int) -> None:
         output = (output + read)[-4000:]
 
 
-def finish(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
-    process = start(arguments)
-    out, err = process.communicate()
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lines(tmp_path_factory.mktemp("resuming") / "train.jsonl", easy_groups(40))
@@ -80,39 +79,39 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "out"
-    done = finish(command(tiny_model, data, folder))
-    assert done.returncode == 0, done.stderr
+    assert main(train_options(tiny_model, data, folder)) == 0
     return folder
 
 
 def same_model(folder: Path, other: Path) -> bool:
-    found, expected = (load_file(place / "model.safetensors") for place in (folder, other))
-    return found.keys() == expected.keys() and all(
-        bool((found[name] == expected[name]).all()) for name in found
+    weights, expected = (load_file(model / "model.safetensors") for model in (folder, other))
+    return weights.keys() == expected.keys() and all(
+        bool((weights[name] == expected[name]).all()) for name in weights
     )
 
 
-def figures(folder: Path) -> object:
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return metrics
+def read_metrics(folder: Path) -> Any:
+    return json.loads((folder / "metrics.json").read_text())
 
 
-def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
-    tiny_model: Path, data: Path, whole: Path, tmp_path: Path
+@pytest.mark.slow
+def test_a_run_that_was_killed_three_times_ends_with_the_same_weights(
+    tiny_model: Path, data: Path, whole: Path, tmp_path: Path, cli: Run
 ) -> None:
     folder = tmp_path / "out"
-    moments = sorted(random.Random(7).sample(range(1, 12), 3))
-    for moment in moments:
-        process = start(command(tiny_model, data, folder))
-        reach(process, moment)
+    options = train_options(tiny_model, data, folder)
+    steps = sorted(random.Random(7).sample(range(1, 12), 3))
+    for step in steps:
+        process = start(options)
+        reach(process, step)
         process.kill()
         process.wait()
         assert not folder.exists()
-    done = finish(command(tiny_model, data, folder))
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stderr
+    code, _, err = cli(*options)
+    assert code == 0, err
+    assert "resuming from" in err
     assert same_model(folder, whole)
-    assert figures(folder) == figures(whole)
+    assert read_metrics(folder) == read_metrics(whole)
     steps = [json.loads(line)["step"] for line in (folder / "history.jsonl").open()]
     assert steps == [json.loads(line)["step"] for line in (whole / "history.jsonl").open()]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -120,24 +119,25 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_prints_how_to_resume(
-    number: signal.Signals, tiny_model: Path, data: Path, whole: Path, tmp_path: Path
+    number: signal.Signals, tiny_model: Path, data: Path, whole: Path, tmp_path: Path, cli: Run
 ) -> None:
     folder = tmp_path / "out"
-    process = start(command(tiny_model, data, folder))
+    options = train_options(tiny_model, data, folder)
+    process = start(options)
     reach(process, 3)
     process.send_signal(number)
     assert process.stderr is not None
     output = process.stderr.read()
     assert process.wait() == 1
     assert "the same command resumes" in output and "Traceback" not in output
-    other = finish(command(tiny_model, data, folder, "--weight_decay", "0.5"))
-    assert other.returncode == 2 and "--overwrite" in other.stderr
-    assert finish(command(tiny_model, data, folder)).returncode == 0
+    code, _, err = cli(*options, "--weight_decay", "0.5")
+    assert code == 2 and "--overwrite" in err
+    assert cli(*options)[0] == 0
     assert same_model(folder, whole)
 
 
 def test_nohup_ignores_a_hangup(tiny_model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
-    process = start(["nohup", *command(tiny_model, data, tmp_path / "out")])
+    process = start(train_options(tiny_model, data, tmp_path / "out"), "nohup")
     reach(process, 3)
     process.send_signal(signal.SIGHUP)
     assert process.stderr is not None
@@ -146,14 +146,17 @@ def test_nohup_ignores_a_hangup(tiny_model: Path, data: Path, whole: Path, tmp_p
     assert same_model(tmp_path / "out", whole)
 
 
-def test_two_runs_never_work_in_one_folder(tiny_model: Path, data: Path, tmp_path: Path) -> None:
-    first = start(command(tiny_model, data, tmp_path / "out"))
+def test_two_runs_never_work_in_one_folder(
+    tiny_model: Path, data: Path, tmp_path: Path, cli: Run
+) -> None:
+    options = train_options(tiny_model, data, tmp_path / "out")
+    first = start(options)
     reach(first, 1)
     first.send_signal(signal.SIGSTOP)
-    second = finish(command(tiny_model, data, tmp_path / "out"))
+    code, _, err = cli(*options)
     first.kill()
     first.wait()
-    assert second.returncode == 2 and "another run" in second.stderr
+    assert code == 2 and "another run" in err
 
 
 @pytest.fixture
@@ -164,24 +167,25 @@ def small_disk(mounts: Path) -> Path:
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_it_resumes_when_there_is_room(
-    tiny_model: Path, data: Path, whole: Path, small_disk: Path
+    tiny_model: Path, data: Path, whole: Path, small_disk: Path, cli: Run
 ) -> None:
-    folder = small_disk / "out"
-    full = finish(command(tiny_model, data, folder))
-    assert full.returncode == 1
-    assert "No space left" in full.stderr and "Traceback" not in full.stderr
+    options = train_options(tiny_model, data, small_disk / "out")
+    code, _, err = cli(*options)
+    assert code == 1
+    assert "No space left" in err and "Traceback" not in err
     mount("tmpfs", small_disk, "-o", "remount,size=50m")
-    done = finish(command(tiny_model, data, folder))
-    assert done.returncode == 0, done.stderr
-    assert same_model(folder, whole)
+    code, _, err = cli(*options)
+    assert code == 0, err
+    assert same_model(small_disk / "out", whole)
 
 
 def test_a_killed_run_in_a_mount_point_resumes_inside_it(
-    tiny_model: Path, data: Path, whole: Path, mounts: Path
+    tiny_model: Path, data: Path, whole: Path, mounts: Path, cli: Run
 ) -> None:
-    """A container's volume: what is beside it is lost with the container."""
+    """As in a container's volume: files outside it are lost with the container."""
     mount("tmpfs", mounts)
-    process = start(command(tiny_model, data, mounts))
+    options = train_options(tiny_model, data, mounts)
+    process = start(options)
     reach(process, 5)
     process.kill()
     process.wait()
@@ -189,11 +193,25 @@ def test_a_killed_run_in_a_mount_point_resumes_inside_it(
         mounts
     ]
     assert not (mounts / "config.json").exists()
-    done = finish(command(tiny_model, data, mounts))
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stderr
-    assert same_model(mounts, whole) and figures(mounts) == figures(whole)
+    code, _, err = cli(*options)
+    assert code == 0, err
+    assert "resuming from" in err
+    assert same_model(mounts, whole) and read_metrics(mounts) == read_metrics(whole)
     assert not [path.name for path in mounts.iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture(scope="module")
+def earlier(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that an earlier run of one step left, to be copied."""
+    folder = tmp_path_factory.mktemp("earlier") / "out"
+    return finetune(config(tiny_model, data, folder, trainer={"max_steps": 1})).model_dir
+
+
+@pytest.fixture(scope="module")
+def two_steps(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("two_steps") / "out"
+    return finetune(config(tiny_model, data, folder, trainer={"max_steps": 2})).model_dir
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -201,17 +219,17 @@ def test_a_killed_run_in_a_mount_point_resumes_inside_it(
 def test_a_run_that_dies_filling_its_folder_ends_like_one_that_did_not(
     tiny_model: Path,
     data: Path,
-    tmp_path: Path,
+    earlier: Path,
+    two_steps: Path,
     mounts: Path,
     kept: int,
     overwrite: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mount("tmpfs", mounts)
-    for place in (mounts, tmp_path / "whole") if overwrite else ():
-        finetune(config(tiny_model, data, place, trainer={"max_steps": 1}))
+    if overwrite:
+        shutil.copytree(earlier, mounts, dirs_exist_ok=True)
     run = config(tiny_model, data, mounts, overwrite=overwrite, trainer={"max_steps": 2})
-    finetune(replace(run, finetune_model_dir=str(tmp_path / "whole")))
     link_or_copy, done = publishing.link_or_copy, 0
 
     def dies(source: Path, target: Path) -> None:
@@ -227,14 +245,12 @@ def test_a_run_that_dies_filling_its_folder_ends_like_one_that_did_not(
     with pytest.raises(InputError, match=r"config\.json not found"):
         Reranker(str(mounts))
     finetune(run)
-    assert same_model(mounts, tmp_path / "whole")
-    assert figures(mounts) == figures(tmp_path / "whole")
-    assert {path.name for path in mounts.iterdir()} == {
-        path.name for path in (tmp_path / "whole").iterdir()
-    }
+    assert same_model(mounts, two_steps)
+    assert read_metrics(mounts) == read_metrics(two_steps)
+    assert {path.name for path in mounts.iterdir()} == {path.name for path in two_steps.iterdir()}
 
 
-def test_a_link_is_trained_through(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_model_folder_may_be_a_link(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to("disk/out")
     for options in ({}, {"overwrite": True}):
@@ -318,7 +334,7 @@ def evaluations(folder: Path) -> list[tuple[int, float]]:
 
 
 def die_publishing(run: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that ends when all is trained and nothing is in its place."""
+    """Train, and fail after the last step, before the model is moved to its folder."""
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -349,6 +365,7 @@ CONSTANT = {"lr_scheduler_type": "constant"}
 def test_a_run_that_dies_publishing_ends_like_one_that_did_not(
     tiny_model: Path,
     data: Path,
+    earlier: Path,
     tmp_path: Path,
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -357,37 +374,48 @@ def test_a_run_that_dies_publishing_ends_like_one_that_did_not(
     caplog.set_level("INFO", "rerank_plugin")
     test = str(write_lines(tmp_path / "test.jsonl", easy_groups(24, start=200)))
     folder, whole = tmp_path / "out", tmp_path / "whole"
-    for place in (folder, whole):
-        finetune(config(tiny_model, data, place, trainer={"max_steps": 1}))
-        if "overwrite" not in options:
-            shutil.rmtree(place)
+    if "overwrite" in options:
+        shutil.copytree(earlier, folder)
     finetune(config(tiny_model, data, whole, test_data_path=test, **options))
     die_publishing(config(tiny_model, data, folder, test_data_path=test, **options), monkeypatch)
     finetune(config(tiny_model, data, folder, test_data_path=test, **options))
     assert "resuming from" in caplog.text
     assert same_model(folder, whole)
-    assert figures(folder) == figures(whole)
+    assert read_metrics(folder) == read_metrics(whole)
     assert evaluations(folder) == evaluations(whole)
     last = [
-        json.loads((place / "history.jsonl").read_text().splitlines()[-1])
-        for place in (folder, whole)
+        json.loads((model / "history.jsonl").read_text().splitlines()[-1])
+        for model in (folder, whole)
     ]
     assert last[0]["step"] == last[1]["step"]
     assert last[0]["train_pairs"] == last[1]["train_pairs"]
 
 
-@pytest.mark.parametrize("step", [2, 8, 9])
+#: Stops after two epochs without a better model.
+PATIENT: dict[str, Any] = {
+    "total_epoch": 3,
+    "early_stopping": 2,
+    "lr": 1e-9,
+    "trainer": {"eval_strategy": "epoch", "save_strategy": "epoch"},
+}
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two_epochs") / "out"
+    return finetune(config(tiny_model, data, folder, **PATIENT)).model_dir
+
+
+@pytest.mark.parametrize("step", [2, 8, 9], ids=["in an epoch", "at its end", "after it"])
 def test_ctrl_c_adds_no_evaluation(
-    tiny_model: Path, data: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    data: Path,
+    two_epochs: Path,
+    tmp_path: Path,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Inside an epoch of 8 steps, at its end, and after it."""
-    options: dict[str, Any] = {
-        "total_epoch": 3,
-        "early_stopping": 2,
-        "lr": 1e-9,
-        "trainer": {"eval_strategy": "epoch", "save_strategy": "epoch"},
-    }
-    finetune(config(tiny_model, data, tmp_path / "whole", **options))
+    run = config(tiny_model, data, tmp_path / "out", **PATIENT)
     on_step_end = Interruption.on_step_end
 
     def asked(self: Interruption, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -396,9 +424,9 @@ def test_ctrl_c_adds_no_evaluation(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Interruption, "on_step_end", asked)
-        finetune(config(tiny_model, data, tmp_path / "out", **options))
-    finetune(config(tiny_model, data, tmp_path / "out", **options))
-    assert evaluations(tmp_path / "out") == evaluations(tmp_path / "whole")
+        finetune(run)
+    finetune(run)
+    assert evaluations(tmp_path / "out") == evaluations(two_epochs)
     assert [at for at, _ in evaluations(tmp_path / "out")] == [0, 8, 16]
 
 
@@ -436,8 +464,8 @@ def test_a_run_folder_that_could_not_be_started_is_used_again(
         RunDir(tmp_path / "out", {}, overwrite=False)
     folder = RunDir(tmp_path / "out", {}, overwrite=False)
     logs = folder.work / "runs" / "today"
-    for place in (logs, folder.model):
-        place.mkdir(parents=True)
+    for path in (logs, folder.model):
+        path.mkdir(parents=True)
     (logs / "events").write_text("TensorBoard's")
     folder.publish(folder.model)
     assert (tmp_path / "out" / "runs" / "today" / "events").is_file()
@@ -455,7 +483,7 @@ def test_an_unfinished_run_of_another_version_is_an_error(tmp_path: Path) -> Non
 def test_metrics_are_those_of_the_kept_weights(
     tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A killed run kept a model that its checkpoint does not know; the next finds none."""
+    """A killed run saved a model after its last checkpoint, and the next run saves none."""
     trainer = {"max_steps": 6, "save_steps": 2, "eval_steps": 3, **CONSTANT}
     run = config(tiny_model, data, tmp_path / "out", lr=3e-3, trainer=trainer)
     keep = ModelSelection.save
@@ -473,20 +501,20 @@ def test_metrics_are_those_of_the_kept_weights(
     with monkeypatch.context() as patched:
         patched.setattr(ModelSelection, "beats_the_base", lambda *_: False)
         result = finetune(run)
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(weights[name], kept[name]) for name in kept)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["best_step"] == 3
     assert not (tmp_path / "out" / "kept.json").exists()
     assert result.after != result.before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("made", ["notes", "a model", "a file"])
+@pytest.mark.parametrize("kind", ["notes", "a model", "a file"])
 def test_a_target_that_appears_during_the_run_is_kept(
     tiny_model: Path,
     data: Path,
     tmp_path: Path,
-    made: str,
+    kind: str,
     overwrite: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -495,21 +523,21 @@ def test_a_target_that_appears_during_the_run_is_kept(
 
     def late(*arguments: Any) -> None:
         write(*arguments)
-        if made == "a file":
+        if kind == "a file":
             folder.write_text("kept")
         else:
             folder.mkdir()
-            (folder / ("rerank.json" if made == "a model" else "notes.txt")).write_text("kept")
+            (folder / ("rerank.json" if kind == "a model" else "notes.txt")).write_text("kept")
 
     with monkeypatch.context() as patched:
         patched.setattr(ComparisonReport, "write", late)
-        if made == "a model" and overwrite:
+        if kind == "a model" and overwrite:
             assert finetune(run).model_dir.joinpath("config.json").is_file()
             return
         with pytest.raises(SavingError, match="move it away and start the same command again"):
             finetune(run)
-    found = [folder] if made == "a file" else list(folder.iterdir())
-    assert [path.read_text() for path in found] == ["kept"]
+    files = [folder] if kind == "a file" else list(folder.iterdir())
+    assert [path.read_text() for path in files] == ["kept"]
     folder.rename(tmp_path / "away")
     assert (finetune(run).model_dir / "config.json").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"out", "away"}
