@@ -1,11 +1,12 @@
 from math import log, nan
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from rerank_plugin import Reranker
+from rerank_plugin.finetune.losses.softmax_cross_entropy import SoftmaxCrossEntropy
 from rerank_plugin.finetune.training.collapse_guard import (
     EXPLODING_STEPS,
     PATIENT_STEPS,
@@ -15,8 +16,7 @@ from rerank_plugin.finetune.training.collapse_guard import (
     TrainingStoppedError,
 )
 
-from ..factories import easy_groups, write_lines
-from .test_training import run
+from .conftest import Train
 
 CHANCE = log(8)
 ARGS: Any = SimpleNamespace(fp16=False)
@@ -42,12 +42,12 @@ def watch(
 
 def test_a_run_that_learns_continues() -> None:
     guard = CollapseGuard()
-    # A newly initialised head starts at chance, and takes its time.
+    # A newly initialised head has the loss of chance for a while.
     watch(guard, [CHANCE] * 150, spread=1e-4)
     watch(guard, [CHANCE * 0.97**step for step in range(200)], start=150)
 
 
-def test_losses_and_gradients_that_are_not_finite_stop_at_once() -> None:
+def test_losses_and_gradients_that_are_not_finite_stop_the_run() -> None:
     with pytest.raises(TrainingStoppedError, match=r"loss of step 1 is nan.*--lr"):
         watch(CollapseGuard(), [nan])
     with pytest.raises(TrainingStoppedError, match="gradient of step 3 is inf"):
@@ -56,7 +56,7 @@ def test_losses_and_gradients_that_are_not_finite_stop_at_once() -> None:
         watch(guard, [1.0], norm=float("inf"), start=2)
 
 
-def test_exploding_gradients_stop_and_a_single_large_one_does_not() -> None:
+def test_several_exploding_gradients_stop_the_run_and_fewer_do_not() -> None:
     guard = CollapseGuard()
     watch(guard, [1.0] * WINDOW)
     watch(guard, [1.0] * (EXPLODING_STEPS - 1), norm=500)
@@ -74,7 +74,7 @@ def test_a_loss_that_is_back_at_chance_is_a_collapse(spread: float) -> None:
 
 
 def test_a_loss_is_counted_from_the_lowest_possible() -> None:
-    """That of soft targets never falls far: their own entropy is left."""
+    """The loss of soft targets never falls below their entropy."""
     guard, lowest = CollapseGuard(), CHANCE - 0.08
     guard.latest = StepRecord(lowest + 0.04, CHANCE, 1.0, lowest)
     state: Any = SimpleNamespace(global_step=PATIENT_STEPS + 1, max_steps=PATIENT_STEPS)
@@ -102,11 +102,8 @@ def test_a_resumed_guard_keeps_its_figures() -> None:
 
 
 def test_a_run_whose_loss_is_nan_keeps_earlier_weights(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from rerank_plugin.finetune.losses.softmax_cross_entropy import SoftmaxCrossEntropy
-
-    data = write_lines(tmp_path / "train.jsonl", easy_groups(30))
     steps = 0
 
     def broken(_self: object, logits: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -114,11 +111,8 @@ def test_a_run_whose_loss_is_nan_keeps_earlier_weights(
         steps += logits.requires_grad
         return logits.sum() * (nan if steps > 4 else 1.0)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SoftmaxCrossEntropy, "__call__", broken)
-        result = run(tiny_model, data, tmp_path / "out", total_epoch=4, batch_size=8)
+    monkeypatch.setattr(SoftmaxCrossEntropy, "__call__", broken)
+    result = train(batch_size=8)
     assert "the best model so far is kept" in caplog.text
     assert max(entry["step"] for entry in result.history) <= 5
-    from rerank_plugin import Reranker
-
     assert len(Reranker(result.model_dir).score([("a question", "refund")])) == 1

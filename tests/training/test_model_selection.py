@@ -13,7 +13,7 @@ from rerank_plugin.finetune.training.lr_finder import choose
 from rerank_plugin.finetune.training.model_selection import ModelSelection
 
 from ..factories import easy_groups, write_lines
-from .test_training import read_history, run
+from .conftest import Train
 
 
 def test_no_change_and_chance_are_no_improvement() -> None:
@@ -24,12 +24,12 @@ def test_no_change_and_chance_are_no_improvement() -> None:
     assert 0.02 < improvement_probability(before, before + noise - noise.mean()) < 0.98
 
 
-def test_validation_and_test_queries_differ(tiny_model: Path, tmp_path: Path) -> None:
-    data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
-    result = run(tiny_model, data, tmp_path / "out", eval_queries=20)
+def test_validation_and_test_queries_differ(tmp_path: Path, train: Train) -> None:
+    data = write_lines(tmp_path / "sixty.jsonl", easy_groups(60))
+    result = train(data_path=data, eval_data_path=None, eval_queries=20)
     metrics = json.loads((result.model_dir / "metrics.json").read_text())
     assert metrics["validation"]["after"]["queries"] == metrics["after"]["queries"] == 10
-    entries = [entry for entry in read_history(result.model_dir) if "ndcg@10" in entry]
+    entries = [entry for entry in result.history if "ndcg@10" in entry]
     (kept,) = (entry["ndcg@10"] for entry in entries if entry["step"] == metrics["best_step"])
     assert metrics["validation"]["after"]["ndcg@10"] == pytest.approx(kept)
 
@@ -38,16 +38,16 @@ def test_validation_and_test_queries_differ(tiny_model: Path, tmp_path: Path) ->
     ("changes", "kept"),
     [
         ([0.3, 0.4], [0, 1, 2]),
-        # Worse by no more than chance may do.
+        # Worse, but not significantly.
         ([0.3, 0.29], [0, 1, 2]),
-        # Each is little worse than the one before, but not than the best.
+        # Each is a little worse than the one before; the last is much worse than the best.
         ([0.4, 0.38, 0.34, 0.3], [0, 1, 2]),
         ([0.3, 0.1, 0.31], [0, 1, 3]),
-        # The base has to be beaten.
+        # Not better than the base.
         ([-0.2, 0.0, 0.3], [0, 3]),
     ],
 )
-def test_a_later_model_is_kept_unless_an_earlier_one_is_surely_better(
+def test_a_later_model_is_kept_unless_an_earlier_one_is_significantly_better(
     tmp_path: Path, changes: list[float], kept: list[int]
 ) -> None:
     random = np.random.default_rng(0)
@@ -57,40 +57,29 @@ def test_a_later_model_is_kept_unless_an_earlier_one_is_surely_better(
     trainer: Any = SimpleNamespace(save_model=lambda path, **_: Path(path).mkdir())
     keeper = ModelSelection(tmp_path / "model", trainer, patience=None)
     steps = []
-    for step, own in enumerate([before, *changed]):
-        trainer.latest = Evaluation({"ndcg@10": own}, 0.0)
+    for step, values in enumerate([before, *changed]):
+        trainer.latest = Evaluation({"ndcg@10": values}, 0.0)
         state = TrainerState(global_step=step)
         keeper.on_evaluate(TrainingArguments(), state, TrainerControl())
         steps.append(keeper.step)
     assert list(dict.fromkeys(steps)) == kept
 
 
-def test_early_stopping_counts_evaluations_without_a_better_model(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    data = write_lines(tmp_path / "train.jsonl", easy_groups(30))
-    result = run(
-        tiny_model,
-        data,
-        tmp_path / "out",
-        lr=1e-9,
-        total_epoch=20,
-        early_stopping=3,
-        trainer={"eval_steps": 2},
-    )
+def test_early_stopping_counts_evaluations_without_a_better_model(train: Train) -> None:
+    result = train(lr=1e-9, total_epoch=20, early_stopping=3, trainer={"eval_steps": 2})
     assert not result.improved
     assert result.history[-1]["step"] == 6
 
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_lr_auto_leaves_the_model_unchanged(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, lora: bool
+    train: Train, caplog: pytest.LogCaptureFixture, lora: bool
 ) -> None:
     caplog.set_level("INFO", "rerank_plugin")
-    data = write_lines(tmp_path / "train.jsonl", easy_groups(60))
-    result = run(tiny_model, data, tmp_path / "out", lr="auto", lora=lora, dtype="float32")
+    options: dict[str, Any] = {"lora": lora, "dtype": "float32", "trainer": {"max_steps": 1}}
+    result = train(lr="auto", **options)
     assert "--lr auto: chose" in caplog.text
-    plain = run(tiny_model, data, tmp_path / "plain", lora=lora, dtype="float32")
+    plain = train("plain", **options)
     # The evaluation before the first step.
     assert result.history[0] == plain.history[0]
 

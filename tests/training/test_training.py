@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -15,39 +16,53 @@ from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import FinetuneConfig, FinetuneResult, finetune
 from rerank_plugin.finetune.data.groups import read_groups
 from rerank_plugin.finetune.evaluation.metrics import METRICS
+from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 from rerank_plugin.finetune.training.model import set_dropout
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
 from ..factories import build_model, easy_groups, write_lines
-
-
-def run(model: Path, data: Path, folder: Path, **options: Any) -> FinetuneResult:
-    values: dict[str, Any] = {"lr": 3e-3, "total_epoch": 3, "batch_size": 4, "max_len": 64}
-    return finetune(
-        FinetuneConfig(
-            model_name_or_path=str(model),
-            data_path=str(data),
-            finetune_model_dir=str(folder),
-            **values | options,
-        )
-    )
+from .conftest import Train
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """A run in a folder whose parent does not exist, validated on its 24 training groups."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_lines(folder / "train.jsonl", easy_groups(24))
+    test = write_lines(folder / "test.jsonl", easy_groups(8, start=100))
+    config = FinetuneConfig(
+        model_name_or_path=str(tiny_model),
+        data_path=str(data),
+        eval_data_path=str(data),
+        test_data_path=str(test),
+        finetune_model_dir=str(folder / "deep" / "out"),
+        lr=3e-3,
+        total_epoch=3,
+        batch_size=4,
+        max_len=64,
+        dtype="float32",
+    )
+    return finetune(config)
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_train_save_load_rank(
-    family_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path, lora: bool
+def test_a_trained_model_ranks_as_its_metrics_say(
+    family_model: Path,
+    groups_file: Path,
+    eval_file: Path,
+    tmp_path: Path,
+    train: Train,
+    lora: bool,
 ) -> None:
-    result = run(
-        family_model,
-        groups_file,
-        tmp_path / "out",
-        eval_data_path=str(groups_file),
-        test_data_path=str(eval_file),
+    result = train(
+        model_name_or_path=family_model,
+        eval_data_path=groups_file,
+        test_data_path=eval_file,
         lora=lora,
         total_epoch=4,
         dtype="float32",
@@ -63,11 +78,8 @@ def test_train_save_load_rank(
     assert hits / len(groups) == result.after["hit@1"]
 
 
-def test_the_files_of_a_run(
-    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "deep" / "out"
-    result = run(tiny_model, groups_file, folder, eval_data_path=str(eval_file))
+def test_the_files_of_a_run(trained: FinetuneResult) -> None:
+    folder = trained.model_dir
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.json",
@@ -83,13 +95,13 @@ def test_the_files_of_a_run(
     metrics = json.loads((folder / "metrics.json").read_text())
     for side in ("before", "after", "difference"):
         assert {*METRICS, "queries"} <= set(metrics[side])
-    assert metrics["after"] == result.after
+    assert metrics["after"] == trained.after
     settings = json.loads((folder / "rerank.json").read_text())
     assert settings["max_length"] == 64
-    assert settings["metrics"]["before"] == result.before
+    assert settings["metrics"]["before"] == trained.before
     assert settings["data"]["train_groups"] == 24
     history = read_history(folder)
-    assert history == result.history
+    assert history == trained.history
     assert history[0]["step"] == 0 and "ndcg@10" in history[0]
     assert {"step", "epoch", "loss", "learning_rate"} <= set(history[1])
     assert history[-1]["train_pairs"] == 24 * 4 * 3
@@ -98,26 +110,24 @@ def test_the_files_of_a_run(
     assert last_evaluation["step"] == 18
 
 
-def test_the_kept_model_has_the_reported_metrics(
-    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
+def test_the_kept_model_has_the_reported_metrics(trained: FinetuneResult, eval_file: Path) -> None:
+    reranker = Reranker(trained.model_dir, dtype="float32")
+    assert evaluate_groups(reranker, read_groups(eval_file)).means == pytest.approx(trained.after)
 
-    files = {"eval_data_path": str(groups_file), "test_data_path": str(eval_file)}
-    result = run(tiny_model, groups_file, tmp_path / "out", **files, dtype="float32")
-    reranker = Reranker(result.model_dir, dtype="float32")
-    assert evaluate_groups(reranker, read_groups(eval_file)).means == pytest.approx(result.after)
+
+def opposite_groups() -> list[dict[str, Any]]:
+    """Groups whose positives are the negatives of the training groups."""
+    return [{**group, "pos": group["neg"], "neg": group["pos"]} for group in easy_groups(8)]
 
 
 def test_a_run_that_never_improves_keeps_the_base(
-    tiny_model: Path, groups_file: Path, tmp_path: Path
+    trained: FinetuneResult, groups_file: Path, tmp_path: Path, train: Train
 ) -> None:
-    # The positives of the evaluation are the negatives of the training.
-    records = [{**group, "pos": group["neg"], "neg": group["pos"]} for group in easy_groups(8)]
-    shuffled = write_lines(tmp_path / "dev.jsonl", records)
-    trained = run(tiny_model, groups_file, tmp_path / "good", eval_data_path=str(groups_file))
-    result = run(
-        trained.model_dir, shuffled, tmp_path / "out", eval_data_path=str(groups_file), lr=1e-2
+    result = train(
+        model_name_or_path=trained.model_dir,
+        data_path=write_lines(tmp_path / "opposite.jsonl", opposite_groups()),
+        eval_data_path=groups_file,
+        lr=1e-2,
     )
     assert not result.improved
     assert result.after == result.before
@@ -128,48 +138,32 @@ def test_a_run_that_never_improves_keeps_the_base(
     )
 
 
-def test_a_diverging_run_keeps_its_best(
-    tiny_model: Path,
-    groups_file: Path,
-    eval_file: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+def test_a_diverging_run_keeps_its_best_model(
+    train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = run(
-        tiny_model,
-        groups_file,
-        tmp_path / "out",
-        eval_data_path=str(eval_file),
-        lr=1e30,
-    )
+    result = train(lr=1e30)
     assert result.after["ndcg@10"] >= result.before["ndcg@10"]
     assert np.isfinite(Reranker(result.model_dir).score([("a", "b")])).all()
     assert "the best model so far is kept" in caplog.text
 
 
-def test_the_same_seed_gives_the_same_run(
-    tiny_encoder: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    results = [
-        run(tiny_encoder, groups_file, tmp_path / name, eval_data_path=str(eval_file), seed=seed)
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    ]
+def test_the_same_seed_gives_the_same_run(tiny_encoder: Path, train: Train) -> None:
+    options: dict[str, Any] = {"model_name_or_path": tiny_encoder, "trainer": {"max_steps": 3}}
+    results = [train(name, seed=seed, **options) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     losses = [[entry.get("loss") for entry in result.history] for result in results]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_step_is_the_same_however_it_is_accumulated(
-    tiny_model: Path, tmp_path: Path, eval_file: Path
+    tiny_model: Path, tmp_path: Path, train: Train
 ) -> None:
     records = easy_groups(6, negatives=2) + easy_groups(7, start=50, negatives=5)
     ragged = write_lines(tmp_path / "ragged.jsonl", records)
     weights = []
     for name, size, accumulation in (("one", 12, 1), ("four", 3, 4), ("six", 2, 6)):
-        result = run(
-            tiny_model,
-            ragged,
-            tmp_path / name,
-            eval_data_path=str(eval_file),
+        result = train(
+            name,
+            data_path=ragged,
             batch_size=size,
             total_epoch=1,
             dtype="float32",
@@ -184,8 +178,6 @@ def test_a_step_is_the_same_however_it_is_accumulated(
             },
         )
         assert result.history[-1]["step"] == 2
-        from safetensors.torch import load_file
-
         weights.append(load_file(result.model_dir / "model.safetensors"))
     start = load_model(tiny_model).model.state_dict()
     moved = max((weights[0][name] - start[name]).abs().max().item() for name in start)
@@ -195,226 +187,146 @@ def test_a_step_is_the_same_however_it_is_accumulated(
             torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-4)
 
 
-def test_held_out_queries_are_not_trained_on(tiny_model: Path, tmp_path: Path) -> None:
-    twice = easy_groups(20) + easy_groups(20)
-    data = write_lines(tmp_path / "twice.jsonl", twice)
-    result = run(tiny_model, data, tmp_path / "out", eval_queries=5, total_epoch=1)
-    found = json.loads((result.model_dir / "rerank.json").read_text())["data"]
-    assert found["validation_groups"] + found["test_groups"] == 10
-    assert found["train_groups"] == 30
-    assert result.after["queries"] == found["test_groups"] == 6
+def test_held_out_queries_are_not_trained_on(tmp_path: Path, train: Train) -> None:
+    data = write_lines(tmp_path / "twice.jsonl", easy_groups(20) + easy_groups(20))
+    result = train(data_path=data, eval_data_path=None, eval_queries=5, total_epoch=1)
+    counts = json.loads((result.model_dir / "rerank.json").read_text())["data"]
+    assert counts["validation_groups"] + counts["test_groups"] == 10
+    assert counts["train_groups"] == 30
+    assert result.after["queries"] == counts["test_groups"] == 6
 
 
-def test_factor_and_patience_follow_the_evaluation_loss(
-    tiny_model: Path, groups_file: Path, tmp_path: Path
-) -> None:
-    # Training on the opposite of the evaluation: its loss only rises.
-    records = [{**group, "pos": group["neg"], "neg": group["pos"]} for group in easy_groups(8)]
-    opposite = write_lines(tmp_path / "dev.jsonl", records)
-    result = run(
-        tiny_model,
-        groups_file,
-        tmp_path / "out",
-        eval_data_path=str(opposite),
-        factor=0.5,
-        patience=1,
-        total_epoch=6,
-        lr=1e-3,
-    )
+def test_factor_and_patience_follow_the_evaluation_loss(tmp_path: Path, train: Train) -> None:
+    # The evaluation loss only rises.
+    opposite = write_lines(tmp_path / "opposite.jsonl", opposite_groups())
+    result = train(eval_data_path=opposite, factor=0.5, patience=1, total_epoch=6, lr=1e-3)
     rates = [entry["learning_rate"] for entry in result.history if "learning_rate" in entry]
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] <= 5e-4
     assert all(later <= earlier for earlier, later in pairwise(rates[2:]))
 
 
-def test_a_new_head_gets_its_own_rate_and_loss(
-    tiny_encoder: Path,
-    tiny_model: Path,
-    groups_file: Path,
-    eval_file: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+def test_a_new_head_has_another_default_rate_and_loss(
+    tiny_encoder: Path, tiny_model: Path, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def options(model: Path) -> float:
-        result = run(
-            model,
-            groups_file,
-            tmp_path / model.name,
-            eval_data_path=str(eval_file),
-            lr=None,
-            total_epoch=1,
-            overwrite=True,
-        )
-        losses.append(str(RerankSettings.read(result.model_dir).options["loss"]))
-        return max(entry.get("learning_rate", 0) for entry in result.history)
-
-    losses: list[str] = []
-    assert options(tiny_encoder) > options(tiny_model)
+    rates, losses = [], []
+    for model in (tiny_encoder, tiny_model):
+        result = train(model.name, model_name_or_path=model, lr=None, total_epoch=1)
+        losses.append(RerankSettings.read(result.model_dir).options["loss"])
+        rates.append(max(entry.get("learning_rate", 0) for entry in result.history))
+    assert rates[0] > rates[1]
     assert losses == ["listnet", "softmax_cross_entropy"]
-    run(tiny_encoder, groups_file, tmp_path / "low", eval_data_path=str(eval_file), lr=1e-5)
+    train("low", model_name_or_path=tiny_encoder, lr=1e-5, trainer={"max_steps": 1})
     assert "is low for a newly initialised scoring head" in caplog.text
 
 
 def test_eval_strategy_no_keeps_the_last_weights(
-    tiny_model: Path,
-    groups_file: Path,
-    eval_file: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = run(
-        tiny_model,
-        groups_file,
-        tmp_path / "out",
-        eval_data_path=str(eval_file),
-        trainer={"eval_strategy": "no"},
-    )
+    result = train(trainer={"eval_strategy": "no"})
     assert "the last weights are kept" in caplog.text
     assert json.loads((result.model_dir / "rerank.json").read_text())["metrics"]["best_step"] == 18
 
 
-def test_dropout_of_hidden_states_and_none_of_attention(family_model: Path) -> None:
+def test_dropout_is_set_for_hidden_states_but_not_for_attention(family_model: Path) -> None:
     model = load_model(family_model).model
     before = model.config.to_dict()
     set_dropout(model, 0.3)
     assert model.config.to_dict() == before
-    found = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
-    attention = {name for name in found if re.search(r"\.(self|attn)\.\w*drop\w*$", name)}
-    assert {found[name] for name in attention} <= {0.0}
-    assert {found[name] for name in set(found) - attention} == {0.3}
+    rates = {name: m.p for name, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    attention = {name for name in rates if re.search(r"\.(self|attn)\.\w*drop\w*$", name)}
+    assert {rates[name] for name in attention} <= {0.0}
+    assert {rates[name] for name in set(rates) - attention} == {0.3}
     assert attention or model.config.model_type == "modernbert"
 
 
-def test_paths_may_be_paths(
-    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    config = FinetuneConfig(
-        model_name_or_path=tiny_model,  # type: ignore[arg-type]
-        data_path=[groups_file],  # type: ignore[list-item]
-        eval_data_path=eval_file,  # type: ignore[arg-type]
-        finetune_model_dir=tmp_path / "out",  # type: ignore[arg-type]
-        max_len=64,
-    )
-    assert (finetune(config).model_dir / "rerank.json").is_file()
-
-
-def test_an_adapter_can_be_trained_on(
-    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    adapter = run(tiny_model, groups_file, tmp_path / "a", eval_data_path=str(eval_file), lora=True)
-    again = run(adapter.model_dir, groups_file, tmp_path / "b", eval_data_path=str(eval_file))
+def test_a_trained_adapter_can_be_trained_further(train: Train) -> None:
+    adapter = train("a", lora=True)
+    again = train("b", model_name_or_path=adapter.model_dir)
     assert again.before["ndcg@10"] == pytest.approx(adapter.after["ndcg@10"], abs=0.05)
     losses = [entry["loss"] for entry in again.history if "loss" in entry]
     assert losses[-1] < losses[0]
 
 
-def test_bad_lines_are_skipped_and_saved(tiny_model: Path, eval_file: Path, tmp_path: Path) -> None:
-    data = write_lines(tmp_path / "train.jsonl", [*easy_groups(12), {"query": "q"}, 3])
-    result = run(
-        tiny_model,
-        data,
-        tmp_path / "out",
-        eval_data_path=str(eval_file),
-        total_epoch=1,
-        on_bad_line="skip",
-    )
+def test_bad_lines_are_skipped_and_saved(tmp_path: Path, train: Train) -> None:
+    data = write_lines(tmp_path / "bad.jsonl", [*easy_groups(12), {"query": "q"}, 3])
+    result = train(data_path=[data], total_epoch=1, on_bad_line="skip")
     written = (result.model_dir / "skipped_lines.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in written] == [13, 14]
 
 
-def test_evaluating_every_epoch_evaluates_the_end_once(
-    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    result = run(
-        tiny_model,
-        groups_file,
-        tmp_path / "out",
-        eval_data_path=str(eval_file),
-        trainer={"eval_strategy": "epoch"},
-    )
+def test_evaluating_every_epoch_evaluates_the_end_once(train: Train) -> None:
+    result = train(trainer={"eval_strategy": "epoch"})
     steps = [entry["step"] for entry in result.history if "ndcg@10" in entry]
     assert steps == [0, 6, 12, 18]
 
 
-def test_an_unusable_run_leaves_nothing(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_on_unusable_data_leaves_no_files(tmp_path: Path, train: Train) -> None:
     bad = write_lines(tmp_path / "bad.jsonl", [{"query": "q", "pos": [], "neg": ["n"]}])
+    before = set(tmp_path.iterdir())
     with pytest.raises(InputError):
-        run(tiny_model, bad, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+        train(data_path=bad, eval_data_path=None)
+    assert set(tmp_path.iterdir()) == before
 
 
-def test_two_labels_can_be_trained(groups_file: Path, eval_file: Path, tmp_path: Path) -> None:
-    model = build_model(tmp_path / "two", labels=2)
-    options = {"eval_data_path": str(groups_file), "test_data_path": str(eval_file)}
-    assert run(model, groups_file, tmp_path / "out", **options).improved
-
-
-def test_the_card_of_an_adapter_with_two_labels(
-    groups_file: Path, eval_file: Path, tmp_path: Path
+def test_a_model_with_two_labels_can_be_trained(
+    groups_file: Path, eval_file: Path, tmp_path: Path, train: Train
 ) -> None:
     model = build_model(tmp_path / "two", labels=2)
-    result = run(model, groups_file, tmp_path / "out", eval_data_path=str(eval_file), lora=True)
+    files: dict[str, Any] = {"eval_data_path": groups_file, "test_data_path": eval_file}
+    assert train(model_name_or_path=model, **files).improved
+
+
+def test_the_card_of_an_adapter_with_two_labels(tmp_path: Path, train: Train) -> None:
+    model = build_model(tmp_path / "two", labels=2)
+    result = train(model_name_or_path=model, lora=True, trainer={"max_steps": 1})
     assert "num_labels=2" in (result.model_dir / "README.md").read_text("utf-8")
 
 
-def test_a_diverging_run_without_evaluations_keeps_the_base(
-    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "out"
-    options = {"eval_data_path": str(eval_file), "trainer": {"eval_strategy": "no"}}
-    result = run(tiny_model, groups_file, folder, lr=1e30, **options)
+def test_a_diverging_run_without_evaluations_keeps_the_base(tiny_model: Path, train: Train) -> None:
+    result = train(lr=1e30, trainer={"eval_strategy": "no"})
     assert not result.improved and result.before == result.after
     pairs = [("a question", "a refund"), ("a question", "none")]
-    found, expected = (
-        Reranker(place, dtype="float32").logits(pairs) for place in (folder, tiny_model)
+    logits, expected = (
+        Reranker(folder, dtype="float32").logits(pairs) for folder in (result.model_dir, tiny_model)
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(logits, expected)
 
 
 def test_a_warm_up_longer_than_the_run_is_a_warning(
-    tiny_model: Path, groups_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = {"max_steps": 2, "warmup_steps": 3}
-    run(tiny_model, groups_file, tmp_path / "out", trainer=trainer)
+    train(eval_data_path=None, trainer={"max_steps": 2, "warmup_steps": 3})
     assert "--warmup_steps 3: the run has only 2 steps" in caplog.text
 
 
-def test_a_run_of_one_step_trains(
-    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    options = {"eval_data_path": str(eval_file), "trainer": {"max_steps": 1}}
-    run(tiny_model, groups_file, tmp_path / "out", **options)
-    rates = [entry["learning_rate"] for entry in read_history(tmp_path / "out") if "loss" in entry]
+def test_a_run_of_one_step_trains(train: Train) -> None:
+    history = train(trainer={"max_steps": 1}).history
+    rates = [entry["learning_rate"] for entry in history if "loss" in entry]
     assert rates and rates[0] > 0
 
 
-def test_a_run_shorter_than_an_epoch_is_evaluated(
-    tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
-) -> None:
-    """Epochs of six steps, of which a thousand are asked for, and eight steps in all."""
-    options = {"eval_data_path": str(eval_file), "trainer": {"max_steps": 8}}
-    run(tiny_model, groups_file, tmp_path / "out", total_epoch=1000, **options)
-    steps = [entry["step"] for entry in read_history(tmp_path / "out") if "ndcg@10" in entry]
+def test_the_number_of_evaluations_follows_max_steps_rather_than_the_epochs(train: Train) -> None:
+    history = train(total_epoch=1000, trainer={"max_steps": 8}).history
+    steps = [entry["step"] for entry in history if "ndcg@10" in entry]
     assert steps == [0, 2, 4, 6, 8]
 
 
-def test_too_few_groups_to_measure_a_rate(
-    tiny_model: Path, eval_file: Path, tmp_path: Path
-) -> None:
+def test_lr_auto_with_too_few_groups_is_an_error(tmp_path: Path, train: Train) -> None:
     data = write_lines(tmp_path / "two.jsonl", easy_groups(2))
     with pytest.raises(InputError, match="--lr: auto needs 3 training groups, there are 2"):
-        run(tiny_model, data, tmp_path / "out", lr="auto", eval_data_path=str(eval_file))
+        train(data_path=data, lr="auto")
 
 
-def test_only_bad_lines_are_an_error(tiny_model: Path, tmp_path: Path) -> None:
+def test_data_of_bad_lines_alone_is_an_error(tmp_path: Path, train: Train) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text('{"query": 3}\n')
     with pytest.raises(InputError, match=r"no usable group .* first problem: .*bad\.jsonl:1: "):
-        run(tiny_model, data, tmp_path / "out", on_bad_line="skip")
+        train(data_path=data, eval_data_path=None, on_bad_line="skip")
 
 
 def reporter(event: str) -> type[TrainerCallback]:
-    """A reporter that fails at an event, as TensorBoard's does on a full disk."""
+    """Return a reporter that fails at an event, as TensorBoard's does on a full disk."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -424,51 +336,45 @@ def reporter(event: str) -> type[TrainerCallback]:
 
 @pytest.mark.parametrize("event", ["on_log", "on_evaluate", "on_save", "on_train_end"])
 def test_a_failing_reporter_is_one_warning(
-    tiny_model: Path,
-    groups_file: Path,
-    tmp_path: Path,
+    train: Train,
     event: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "disk", reporter(event))
     trainer = {"report_to": "disk", "max_steps": 3, "logging_steps": 1, "save_steps": 1}
-    run(tiny_model, groups_file, tmp_path / "out", trainer=trainer)
+    train(eval_data_path=None, trainer=trainer)
     lines = [line for line in caplog.messages if "DiskReporter: no more logs" in line]
     assert len(lines) == 1 and "No space left" in lines[0]
 
 
-def test_a_requested_reporter_must_start(
-    tiny_model: Path, groups_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_requested_reporter_that_cannot_start_is_an_error(
+    train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "disk", reporter("on_train_begin"))
     with pytest.raises(OSError, match="No space left"):
-        run(tiny_model, groups_file, tmp_path / "out", trainer={"report_to": "disk"})
+        train(eval_data_path=None, trainer={"report_to": "disk"})
 
 
 @pytest.mark.parametrize("family", ["albert", "mpnet", "flaubert"])
-def test_checkpointing_of_a_family_without_it_is_an_error(
-    family: str, groups_file: Path, tmp_path: Path
+def test_gradient_checkpointing_of_a_family_without_it_is_an_error(
+    family: str, tmp_path: Path, train: Train
 ) -> None:
     model = build_model(tmp_path / family, family)
     trainer = {"gradient_checkpointing": True, "max_steps": 1}
     with pytest.raises(OptionError, match=f"--gradient_checkpointing: {family} models do not"):
-        run(model, groups_file, tmp_path / "out", trainer=trainer)
+        train(model_name_or_path=model, eval_data_path=None, trainer=trainer)
     assert list(tmp_path.glob("out*")) == []
 
 
 def test_a_failing_report_loses_no_model(
-    tiny_model: Path,
-    groups_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: Any,
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no fonts")
 
     monkeypatch.setattr("rerank_plugin.finetune.report.report.ComparisonReport.write", broken)
-    result = run(tiny_model, groups_file, tmp_path / "out")
+    result = train(eval_data_path=None, trainer={"max_steps": 1})
     assert (result.model_dir / "model.safetensors").is_file()
     assert (result.model_dir / "rerank.json").is_file()
     assert (result.model_dir / "metrics.json").is_file()
