@@ -1,4 +1,4 @@
-"""Arguments of other types than the annotated ones, given to `Reranker` and to both adapters."""
+"""Arguments of other types than annotated, for `Reranker` and both adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -54,16 +54,18 @@ ADAPTERS: Any = (RerankCompressor, RerankPostprocessor)
     ],
     ids=str,
 )
-def test_a_wrong_type_or_value_is_told_by_name(tiny_model: Path, options: dict[str, Any]) -> None:
-    """And not only when the model is loaded."""
+def test_errors_of_types_and_values_name_the_argument(
+    tiny_model: Path, options: dict[str, Any]
+) -> None:
+    """Already before the model is loaded."""
     (name,) = options
-    given: dict[str, Any] = {"model": tiny_model, **options}
+    arguments: dict[str, Any] = {"model": tiny_model, **options}
     with pytest.raises(InputError, match=name) as error:
-        Reranker(**given)
+        Reranker(**arguments)
     assert "\n" not in str(error.value)
     for adapter in ADAPTERS:
         with pytest.raises(ValueError, match=name):
-            adapter(**given)
+            adapter(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +86,8 @@ def test_values_of_torch_and_numpy_are_taken(
 ) -> None:
     (name,) = options
     for adapter in ADAPTERS:
-        found = getattr(adapter(model=tiny_model, **options), name)
-        assert (found, type(found)) == (field, type(field))
+        value = getattr(adapter(model=tiny_model, **options), name)
+        assert (value, type(value)) == (field, type(field))
     if field != "cuda:1":
-        found = Reranker(tiny_model, **options).options[name]
-        assert (found, type(found)) == (field, type(field))
+        value = Reranker(tiny_model, **options).options[name]
+        assert (value, type(value)) == (field, type(field))

@@ -49,8 +49,8 @@ class Block:
     def commands(self) -> list[list[str]]:
         """The arguments of each rerank-plugin command."""
         joined = self.text.replace("\\\n", " ")
-        found = re.findall(r"^\$ rerank-plugin (.*)$", joined, re.MULTILINE)
-        return [shlex.split(command, comments=True) for command in found]
+        commands = re.findall(r"^\$ rerank-plugin (.*)$", joined, re.MULTILINE)
+        return [shlex.split(command, comments=True) for command in commands]
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -76,7 +76,7 @@ CONSOLE = [block for block in blocks() if block.language == "console" and block.
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the blocks name."""
+    """Return the files that the blocks name."""
     folder = tmp_path_factory.mktemp("docs")
     base = build_model(folder / "BAAI" / "bge-reranker-base", max_position_embeddings=512)
     model = shutil.copytree(base, folder / "saved_model" / "mine")
@@ -115,7 +115,7 @@ LABELS = ((1, "pos"), (0, "neg"))
 
 
 def write_retrieval(folder: Path) -> None:
-    """Write the sample's corpus, and of its queries the first with judgements and a run."""
+    """Write the sample's corpus, and its first queries with judgements and a run."""
     shutil.copy(sample_path("corpus.jsonl"), folder)
     lines = sample_path("queries.jsonl").read_text("utf-8").splitlines()[:30]
     (folder / "queries.jsonl").write_text("\n".join(lines), "utf-8")
@@ -129,7 +129,7 @@ def write_retrieval(folder: Path) -> None:
 
 @pytest.fixture
 def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a copy of the files."""
+    """Change to a folder with a copy of the files."""
     folder = shutil.copytree(files, tmp_path / "docs")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MODEL", str(folder / "BAAI" / "bge-reranker-base"))

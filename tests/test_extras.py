@@ -1,4 +1,4 @@
-"""A missing optional package is one line that names its extra."""
+"""A missing optional package is an error of one line that names the extra."""
 
 import pickle
 import sys

@@ -1,4 +1,4 @@
-"""Functions behind commands: they take what the command takes."""
+"""The functions of commands have the options of their commands."""
 
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -30,8 +30,8 @@ def test_parameters_are_the_options_of_the_command(
 ) -> None:
     parameters = dict(signature(function).parameters)
     assert parameters.pop("progress").default is False
-    assert all(item.kind is Parameter.KEYWORD_ONLY for item in parameters.values())
-    defaults = {item.name: item.default for item in fields(options)}
+    assert all(parameter.kind is Parameter.KEYWORD_ONLY for parameter in parameters.values())
+    defaults = {field.name: field.default for field in fields(options)}
     assert defaults == {
         name: MISSING if parameter.default is Parameter.empty else parameter.default
         for name, parameter in parameters.items()

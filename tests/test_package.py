@@ -1,4 +1,4 @@
-"""What is installed is what stands in the tree, and importing it is cheap."""
+"""The wheel contains the tracked files, and importing the package is fast."""
 
 import shutil
 import subprocess
@@ -16,10 +16,10 @@ FOLDERS = {
 }
 
 
-def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+def test_the_wheel_contains_exactly_the_tracked_files(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    # From a copy: an earlier build in place would lend the wheel what the tree has lost.
+    # Build from a copy: files of an earlier build in place would get into the wheel.
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()

@@ -1,4 +1,4 @@
-"""The ranking policy, and that every way to a ranking follows it."""
+"""The ranking policy, which every function that ranks follows."""
 
 import asyncio
 import json
@@ -36,21 +36,21 @@ def reranker(tiny_model: Path, request: pytest.FixtureRequest) -> Reranker:
 
 
 def by_rank(reranker: Reranker, texts: list[str], top_n: int | None, threshold: Any) -> Ranking:
-    found = reranker.rank(QUERY, texts, top_n, score_threshold=threshold)
-    return [(item.index, item.score) for item in found]
+    ranking = reranker.rank(QUERY, texts, top_n, score_threshold=threshold)
+    return [(result.index, result.score) for result in ranking]
 
 
 def by_rank_many(
     reranker: Reranker, texts: list[str], top_n: int | None, threshold: Any
 ) -> Ranking:
     requests = [(QUERY, (text for text in texts)), ("another", ["", "a dog"])]
-    found = reranker.rank_many(requests, top_n, score_threshold=threshold)[0]
-    return [(item.index, item.score) for item in found]
+    ranking = reranker.rank_many(requests, top_n, score_threshold=threshold)[0]
+    return [(result.index, result.score) for result in ranking]
 
 
 def by_arank(reranker: Reranker, texts: list[str], top_n: int | None, threshold: Any) -> Ranking:
-    found = asyncio.run(reranker.arank(QUERY, tuple(texts), top_n, score_threshold=threshold))
-    return [(item.index, item.score) for item in found]
+    ranking = asyncio.run(reranker.arank(QUERY, tuple(texts), top_n, score_threshold=threshold))
+    return [(result.index, result.score) for result in ranking]
 
 
 def by_rank_stream(
@@ -58,7 +58,7 @@ def by_rank_stream(
 ) -> Ranking:
     requests = [(QUERY, texts)]
     (ranked,) = reranker.rank_stream(requests, top_n, score_threshold=threshold)
-    return [(item.index, item.score) for item in ranked.ranking]
+    return [(result.index, result.score) for result in ranked.ranking]
 
 
 def by_langchain(
@@ -67,8 +67,8 @@ def by_langchain(
     langchain = pytest.importorskip("rerank_plugin.integrations.langchain")
     compressor = langchain.RerankCompressor(model=reranker, top_n=top_n, score_threshold=threshold)
     documents = [langchain.Document(page_content=t, id=str(i)) for i, t in enumerate(texts)]
-    found = compressor.compress_documents(documents, QUERY)
-    return [(int(item.id), item.metadata["relevance_score"]) for item in found]
+    reranked = compressor.compress_documents(documents, QUERY)
+    return [(int(document.id), document.metadata["relevance_score"]) for document in reranked]
 
 
 def by_llama_index(
@@ -81,26 +81,26 @@ def by_llama_index(
         model=reranker, top_n=top_n, score_threshold=threshold
     )
     nodes = [NodeWithScore(node=TextNode(id_=str(i), text=t)) for i, t in enumerate(texts)]
-    found = postprocessor.postprocess_nodes(nodes, query_str=QUERY)
-    return [(int(item.node_id), item.score) for item in found]
+    reranked = postprocessor.postprocess_nodes(nodes, query_str=QUERY)
+    return [(int(node.node_id), node.score) for node in reranked]
 
 
 WAYS: list[Way] = [by_rank, by_rank_many, by_rank_stream, by_arank, by_langchain, by_llama_index]
 
 
-def close(found: Ranking, wanted: Ranking) -> bool:
-    return [index for index, _ in found] == [index for index, _ in wanted] and bool(
-        np.allclose([score for _, score in found], [score for _, score in wanted], atol=1e-4)
+def close(ranking: Ranking, expected: Ranking) -> bool:
+    return [index for index, _ in ranking] == [index for index, _ in expected] and bool(
+        np.allclose([score for _, score in ranking], [score for _, score in expected], atol=1e-4)
     )
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @FEW
 @given(texts=TEXTS, top_n=st.none() | st.integers(1, 12), threshold=THRESHOLDS)
-def test_every_way_ranks_by_the_policy(
+def test_every_function_ranks_by_the_policy(
     reranker: Reranker, way: Way, texts: list[str], top_n: int | None, threshold: Any
 ) -> None:
-    """In terms of scores: no document lost, order, ties, blank documents, thresholds, top_n."""
+    """No document is lost; order, ties, blank documents, thresholds and top_n are the same."""
     scores = reranker.score([(QUERY, text) for text in texts])
     logits = np.full(len(texts), -np.inf)
     scored = [index for index, text in enumerate(texts) if not is_blank(text)]
@@ -108,11 +108,11 @@ def test_every_way_ranks_by_the_policy(
     order = sorted(range(len(texts)), key=lambda index: (-logits[index], index))
     assert order[len(scored) :] == [i for i, text in enumerate(texts) if not text.strip()]
     lowest = -np.inf if threshold is None else float(threshold)
-    wanted = [(index, float(scores[index])) for index in order if float(scores[index]) >= lowest]
-    found = way(reranker, texts, top_n, threshold)
-    assert close(found, wanted[:top_n])
-    assert {type(score) for _, score in found} <= {float}
-    json.dumps(found, allow_nan=False)
+    expected = [(index, float(scores[index])) for index in order if float(scores[index]) >= lowest]
+    ranking = way(reranker, texts, top_n, threshold)
+    assert close(ranking, expected[:top_n])
+    assert {type(score) for _, score in ranking} <= {float}
+    json.dumps(ranking, allow_nan=False)
 
 
 @FEW
@@ -126,10 +126,10 @@ def test_a_stream_of_requests_is_ranked_in_its_order(
     assert [ranked.query for ranked in stream] == [query for query, _ in requests]
     for ranked, ranking in zip(stream, reranker.rank_many(requests), strict=True):
         assert close(
-            [(item.index, item.score) for item in ranked.ranking],
-            [(item.index, item.score) for item in ranking],
+            [(result.index, result.score) for result in ranked.ranking],
+            [(result.index, result.score) for result in ranking],
         )
-        assert all(ranked.scores[item.index] == item.score for item in ranked.ranking)
+        assert all(ranked.scores[result.index] == result.score for result in ranked.ranking)
 
 
 @FEW
@@ -150,7 +150,7 @@ def test_all_scores_give_blank_documents_the_lowest(reranker: Reranker, texts: l
     assert np.isfinite(reranker.logits(pairs)).all()
 
 
-def test_a_cross_encoder_scores_by_it_too(reranker: Reranker) -> None:
+def test_the_cross_encoder_of_langchain_follows_the_policy(reranker: Reranker) -> None:
     langchain = pytest.importorskip("rerank_plugin.integrations.langchain")
     pairs = [(QUERY, text) for text in (*BLANK, *sample_texts()[:4])]
     scores = langchain.RerankCrossEncoder(model=reranker).score(pairs)
@@ -164,7 +164,7 @@ def test_the_command_puts_blank_documents_last(cli: Run, tiny_model: Path, tmp_p
     assert code == 0
     result = json.loads(out)
     assert result["scores"][0] == result["scores"][2] == 0.0
-    assert [item["index"] for item in result["ranking"]][2:] == [0, 2]
+    assert [entry["index"] for entry in result["ranking"]][2:] == [0, 2]
 
 
 def test_a_threshold_is_not_rounded_to_the_scores_precision() -> None:
@@ -205,24 +205,24 @@ def test_every_way_names_the_document_that_is_no_unicode(reranker: Reranker, way
         way(reranker, texts, None, None)
 
 
-def test_pairs_are_named_too(reranker: Reranker) -> None:
+def test_errors_of_pairs_name_the_pair(reranker: Reranker) -> None:
     for score in (reranker.score, reranker.logits, lambda pairs: list(reranker.stream(pairs))):
-        for wrong, told in (
+        for pair, message in (
             (("a", None), r"pairs\[1\]: document"),
             (("a", "\ud83d"), r"pairs\[1\]: document: not valid Unicode"),
             ((b"a", "b"), r"pairs\[1\]: query"),
             ("ab", r"pairs\[1\]: expected a \(query, document\) pair"),
             (("a", "b", "c", "d"), r"pairs\[1\]: expected a \(query, document\) pair"),
         ):
-            with pytest.raises(InputError, match=told):
-                score([("a", "b"), wrong])  # type: ignore[list-item]
+            with pytest.raises(InputError, match=message):
+                score([("a", "b"), pair])  # type: ignore[list-item]
     expected = reranker.score([("a", "b")])
     for pairs in ([["a", "b"]], np.array([["a", "b"]]), [("a", {"text": "b", "id": 3})]):
         assert reranker.score(pairs) == expected  # type: ignore[arg-type]
 
 
 class Marked(str):
-    """A text of another type, as template engines have it."""
+    """A text of a type of its own, as in template engines."""
 
     __slots__ = ()
 
@@ -245,21 +245,21 @@ def test_documents_of_many_kinds_are_ranked(
     reranker: Reranker, collect: Callable[[list[str]], Any]
 ) -> None:
     texts = sample_texts()[:3]
-    found = reranker.rank(np.str_(QUERY), collect(texts))
-    wanted = reranker.rank(QUERY, texts)
-    assert [(item.index, item.score) for item in found] == [
-        (item.index, item.score) for item in wanted
+    ranking = reranker.rank(np.str_(QUERY), collect(texts))
+    expected = reranker.rank(QUERY, texts)
+    assert [(result.index, result.score) for result in ranking] == [
+        (result.index, result.score) for result in expected
     ]
-    for item in found:
-        document: Any = item.document
-        assert texts[item.index] == (document["text"] if isinstance(document, dict) else document)
+    for result in ranking:
+        document: Any = result.document
+        assert texts[result.index] == (document["text"] if isinstance(document, dict) else document)
 
 
 @pytest.mark.parametrize(
     "documents",
     [None, 3, "text", b"text", {"a": "text"}, {"text"}, np.array([["a"]]), np.array("a")],
 )
-def test_what_is_no_list_of_documents_is_refused(reranker: Reranker, documents: Any) -> None:
+def test_documents_that_are_not_a_list_are_errors(reranker: Reranker, documents: Any) -> None:
     with pytest.raises(InputError, match="documents: expected a list of texts, not"):
         reranker.rank(QUERY, documents)
     with pytest.raises(InputError, match=r"requests\[1\]: documents: expected a list of texts"):
@@ -277,7 +277,7 @@ def test_a_blank_query_is_an_error_whatever_is_ranked(
 
 
 @pytest.mark.parametrize("query", [None, 3, b"query", ["query"], "", " \n", "\ud83d"])
-def test_queries_that_cannot_be_asked_are_refused(reranker: Reranker, query: Any) -> None:
+def test_invalid_queries_are_errors(reranker: Reranker, query: Any) -> None:
     ways: list[Callable[[], Any]] = [
         lambda: reranker.rank(query, ["a"]),
         lambda: reranker.rank(query, []),

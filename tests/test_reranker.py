@@ -27,7 +27,7 @@ PAIRS = [("when does it sail", text) for text in sample_texts()[:12]] + [("a", "
 
 
 def plain_logits(folder: Path, pairs: list[tuple[str, str]], max_length: int = 128) -> np.ndarray:
-    """What a user of transformers alone would get: one pair at a time, float32."""
+    """Score one pair at a time with transformers alone, in float32."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     rows = []
@@ -86,16 +86,16 @@ def test_ranking_loses_and_invents_no_document(
 ) -> None:
     ranked = reranker.rank("ferry", documents, top_n)
     assert len(ranked) == min(len(documents), top_n or len(documents))
-    assert len({item.index for item in ranked}) == len(ranked)
-    assert all(documents[item.index] == item.document for item in ranked)
-    blank = [not item.document.strip() for item in ranked]
-    keys = [(last, -item.score, item.index) for last, item in zip(blank, ranked, strict=True)]
+    assert len({result.index for result in ranked}) == len(ranked)
+    assert all(documents[result.index] == result.document for result in ranked)
+    blank = [not result.document.strip() for result in ranked]
+    keys = [(last, -result.score, result.index) for last, result in zip(blank, ranked, strict=True)]
     assert keys == sorted(keys), "ties keep their input order, blank documents are last"
 
 
 def test_equal_documents_get_equal_scores(reranker: Reranker) -> None:
     ranked = reranker.rank("ferry", ["a dog", "a cat", "a dog"])
-    scores = {item.index: item.score for item in ranked}
+    scores = {result.index: result.score for result in ranked}
     assert scores[0] == scores[2]
 
 
@@ -103,8 +103,8 @@ def test_rank_many_is_rank_for_each(reranker: Reranker) -> None:
     requests = [("ferry", sample_texts()[:5]), ("dog", []), ("cabin", sample_texts()[5:7])]
     together = reranker.rank_many(requests, top_n=3)
     alone = [reranker.rank(query, documents, 3) for query, documents in requests]
-    assert [[item.index for item in ranking] for ranking in together] == [
-        [item.index for item in ranking] for ranking in alone
+    assert [[result.index for result in ranking] for ranking in together] == [
+        [result.index for result in ranking] for ranking in alone
     ]
 
 
@@ -124,7 +124,7 @@ def test_threads_share_one_model(reranker: Reranker) -> None:
         assert list(pool.map(lambda request: reranker.rank(*request), requests)) == expected
 
 
-def test_misuse_is_told(reranker: Reranker) -> None:
+def test_misuse_is_an_error(reranker: Reranker) -> None:
     assert reranker.rank("dog", []) == []
     with pytest.raises(ValueError, match="query"):
         reranker.rank(" ", ["a"])
@@ -234,8 +234,8 @@ def test_a_pickle_loads_the_model_again(tiny_model: Path, tmp_path: Path) -> Non
 def test_a_spawned_process_gets_it(reranker: Reranker) -> None:
     pairs = [("dog", text) for text in sample_texts()[:4]]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        found = pool.submit(reranker.score, pairs).result()
-    np.testing.assert_allclose(found, reranker.score(pairs), atol=1e-5)
+        scores = pool.submit(reranker.score, pairs).result()
+    np.testing.assert_allclose(scores, reranker.score(pairs), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_spawned_process_gets_it(reranker: Reranker) -> None:
         ("token_budget", 9),
     ],
 )
-def test_what_it_was_loaded_with_stays(reranker: Reranker, name: str, value: Any) -> None:
+def test_a_reranker_keeps_its_options(reranker: Reranker, name: str, value: Any) -> None:
     expected, options = reranker.rank("dog", ["a cat", "a dog"]), reranker.options
     with pytest.raises(AttributeError, match=name):
         setattr(reranker, name, value)

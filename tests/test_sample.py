@@ -39,7 +39,7 @@ def test_no_query_on_two_sides() -> None:
     assert sum(len(side) for side in sides) == len(set().union(*sides))
 
 
-def test_it_is_as_large_and_varied_as_it_says() -> None:
+def test_the_sample_has_its_documented_size() -> None:
     corpus, queries = texts("corpus.jsonl"), texts("queries.jsonl")
     assert len(corpus) == 108
     assert len(queries) == 499

@@ -33,7 +33,7 @@ def test_clean_data_has_no_warnings(groups_file: Path, eval_file: Path) -> None:
     assert "no query is in both the training and the evaluation data" in result.report
 
 
-def test_the_command_fails_on_a_warning_if_told_to(cli: Run, tmp_path: Path) -> None:
+def test_fail_on_warning_is_exit_code_3(cli: Run, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [*easy_groups(1)] * 20)
     code, out, err = cli("check", "--data_path", path, "--fail_on_warning")
     assert code == 3 and "--fail_on_warning: 3 warnings" in err

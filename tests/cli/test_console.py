@@ -1,4 +1,4 @@
-"""Streams that are closed, full or of another encoding, and errors that nobody has foreseen."""
+"""Streams that are closed, full or of another encoding, and unexpected errors."""
 
 import json
 import os
@@ -16,7 +16,7 @@ COMMAND = f"{sys.executable} -m rerank_plugin"
 
 
 def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    """Run a line of bash; a command that hangs is an error."""
+    """Run a line of bash; fail if it hangs."""
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", line.replace("rerank-plugin", COMMAND)],
         env=os.environ | environment,
@@ -34,7 +34,7 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2> >(head -c 10)"])
-def test_stderr_that_has_gone_does_not_stop_the_work(
+def test_a_closed_stderr_does_not_stop_the_work(
     stderr: str, tiny_model: Path, requests: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -46,7 +46,7 @@ def test_stderr_that_has_gone_does_not_stop_the_work(
 
 @pytest.mark.parametrize("stdout", [">&-", ">/dev/full", "| head -c 5", "2>&1 | head -c 5"])
 @pytest.mark.parametrize("command", ["evaluate", "check", "rerank", "convert"])
-def test_stdout_that_has_gone_ends_the_command_and_loses_no_file(
+def test_a_closed_stdout_ends_the_command_and_loses_no_file(
     command: str, stdout: str, tiny_model: Path, requests: Path, eval_file: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.json"
@@ -92,7 +92,7 @@ def test_output_is_utf8_whatever_the_locale_is(
         assert "größe.jsonl" in text
 
 
-def test_an_unforeseen_error_is_one_line_and_debug_shows_where(
+def test_an_unexpected_error_is_one_line_and_debug_prints_its_traceback(
     cli: Run, eval_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -123,7 +123,7 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_where(
         (RecursionError("too deep"), "RecursionError: too deep"),
     ],
 )
-def test_what_libraries_raise_says_what_to_do(
+def test_errors_of_libraries_get_advice(
     cli: Run, eval_file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
 ) -> None:
     def broken(*_: object) -> None:
@@ -145,7 +145,7 @@ def test_a_pipe_is_read_once_and_used_twice(tiny_model: Path, requests: Path) ->
 
 
 @pytest.mark.parametrize("name", ["d[1]", "a*b", "what?", "[x"])
-def test_folders_that_exist_are_no_patterns(name: str, tmp_path: Path) -> None:
+def test_existing_folders_are_not_read_as_patterns(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name / "in"
     folder.mkdir(parents=True)
     for file in ("a.jsonl", "b.jsonl", "[c].jsonl"):

@@ -1,4 +1,4 @@
-"""The commands as a user types them: exit codes, streams, messages, and what they leave behind."""
+"""The commands as a user types them: exit codes, streams, messages and files."""
 
 import gzip
 import json
@@ -106,9 +106,9 @@ def test_rerank_prints_one_object_a_request(
     assert result["query"] == "狗"
     assert len(result["scores"]) == 4
     assert result["scores"][0] == result["scores"][2]
-    assert sorted(item["index"] for item in result["ranking"]) == [0, 1, 2, 3]
-    for item in result["ranking"]:
-        assert item["score"] == result["scores"][item["index"]]
+    assert sorted(entry["index"] for entry in result["ranking"]) == [0, 1, 2, 3]
+    for entry in result["ranking"]:
+        assert entry["score"] == result["scores"][entry["index"]]
     code, out, _ = cli("rerank", "--model_dir", tiny_model, "--data_path", one, "--top_n", 1)
     assert len(json.loads(out)["ranking"]) == 1
 
@@ -137,7 +137,7 @@ def test_rerank_prints_one_object_a_request(
         ('{"query": {"text": "q"}, "texts": []}', "field 'query' is an object"),
     ],
 )
-def test_bad_requests_name_their_place(
+def test_bad_requests_name_file_and_position(
     cli: Run, tiny_model: Path, tmp_path: Path, text: str, expected: str
 ) -> None:
     path = tmp_path / "a.json"
@@ -250,7 +250,7 @@ def test_bad_options_end_a_run_with_one_line(
     assert {file.name for file in tmp_path.iterdir()} == {"train.jsonl"}
 
 
-def test_an_output_folder_is_never_run_over(
+def test_an_output_folder_with_other_files_is_never_overwritten(
     cli: Run, tiny_model: Path, groups_file: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -271,7 +271,7 @@ def test_an_output_folder_is_never_run_over(
     assert cli(*options, "--overwrite")[0] == 0
 
 
-def test_what_lies_beside_the_output_folder_is_safe(
+def test_files_beside_the_output_folder_are_kept(
     cli: Run, tiny_model: Path, groups_file: Path, tmp_path: Path
 ) -> None:
     options = train_options(tiny_model, groups_file, tmp_path / "mine")
@@ -363,10 +363,10 @@ def test_merge(
 def test_check_reports_everything_at_once(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
     files = bad_train_files(tmp_path)
     together = tmp_path / "together.jsonl"
-    parts = [
+    contents = [
         path.read_bytes() for name, (path, _) in files.items() if name not in ("missing", "empty")
     ]
-    together.write_bytes(b"\n".join(parts))
+    together.write_bytes(b"\n".join(contents))
     good = write_lines(tmp_path / "good.jsonl", [GOOD, {**GOOD, "query": "other"}])
     code, out, _ = cli(
         "check",
@@ -449,7 +449,7 @@ def test_commands_and_streams() -> None:
         (("mine", "--queries", "other.jsonl", "--overwrite"), "output"),
     ],
 )
-def test_no_command_writes_over_what_it_reads(
+def test_no_command_overwrites_its_input(
     cli: Run, groups_file: Path, command: tuple[str, ...], name: str
 ) -> None:
     before = groups_file.read_bytes()
@@ -462,14 +462,14 @@ def test_no_command_writes_over_what_it_reads(
 
 
 @pytest.mark.parametrize("name", ["finetune_model_dir", "model_name_or_path", "data_path"])
-def test_a_home_that_is_not_there_is_a_folder_that_is_not_there(
+def test_a_home_folder_that_does_not_exist_is_an_error(
     cli: Run, tiny_model: Path, groups_file: Path, tmp_path: Path, name: str
 ) -> None:
-    place = "~nobody-of-this-name/models"
+    folder = "~nobody-of-this-name/models"
     options = train_options(tiny_model, groups_file, tmp_path / "out")
-    code, _, err = cli(*options, "--max_steps", 1, f"--{name}", place)
-    assert code == 2 and place in err and "Traceback" not in err
-    assert not Path(place.partition("/")[0]).exists()
+    code, _, err = cli(*options, "--max_steps", 1, f"--{name}", folder)
+    assert code == 2 and folder in err and "Traceback" not in err
+    assert not Path(folder.partition("/")[0]).exists()
 
 
 def test_figures_on_stdout_are_json_alone(

@@ -28,7 +28,7 @@ def rerank_file(path: Path, count: int) -> Path:
     return write_lines(path, requests)
 
 
-def test_an_output_file_holds_what_stdout_would(
+def test_an_output_file_equals_stdout(
     cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rerank_plugin.engine.scorer.PAIRS_AT_ONCE", 7)
@@ -58,12 +58,12 @@ def test_an_output_may_be_a_link_a_pipe_or_a_mounted_file(
     assert cli(*options, "--output", link)[0] == 0
     assert link.is_symlink() and (tmp_path / "real.jsonl").read_text("utf-8") == expected
     os.mkfifo(pipe)
-    found: list[str] = []
-    reader = threading.Thread(target=lambda: found.append(pipe.read_text("utf-8")))
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text("utf-8")))
     reader.start()
     assert cli(*options, "--output", pipe)[0] == 0
     reader.join()
-    assert found == [expected]
+    assert received == [expected]
     inside.touch()
     mount(tmp_path / "real.jsonl", inside, "--bind")
     try:
@@ -89,7 +89,7 @@ def test_a_threshold_and_calibrated_scores_are_those_of_the_model(
         ranking = reranker.rank(query, documents, score_threshold=threshold)
         options = ("--dtype", "float32", "--normalize", "calibrated", "--score-threshold")
         _, out, _ = cli("rerank", "--model_dir", folder, "--data_path", data, *options, threshold)
-        expected = [{"index": item.index, "score": item.score} for item in ranking]
+        expected = [{"index": result.index, "score": result.score} for result in ranking]
         assert json.loads(out)["ranking"] == expected
         assert 0 < len(ranking) < 20
     code, _, err = cli("rerank", "--model_dir", folder, "--data_path", data, *options, "recall@2")
@@ -97,7 +97,7 @@ def test_a_threshold_and_calibrated_scores_are_those_of_the_model(
 
 
 @pytest.mark.parametrize("written", ["no json", "[]", ""])
-def test_unfinished_results_of_nobody_knows_what_are_not_gone_on_with(
+def test_unfinished_results_of_an_unknown_command_are_not_resumed(
     cli: Run, tiny_model: Path, tmp_path: Path, written: str
 ) -> None:
     data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
@@ -108,7 +108,7 @@ def test_unfinished_results_of_nobody_knows_what_are_not_gone_on_with(
     assert code == 2 and "unfinished results of other data or options" in err
 
 
-def test_a_killed_ranking_goes_on_where_it_stopped(
+def test_a_killed_ranking_resumes_after_its_last_result(
     cli: Run, tiny_model: Path, tmp_path: Path
 ) -> None:
     data, output = rerank_file(tmp_path / "requests.jsonl", 400), tmp_path / "out.jsonl"
@@ -132,10 +132,10 @@ def test_a_killed_ranking_goes_on_where_it_stopped(
     )
     command = [sys.executable, "-c", program, *map(str, options), "--output", str(output)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -9
-    part = tmp_path / "out.jsonl.part"
-    done = part.read_text("utf-8").count("\n")
+    partial = tmp_path / "out.jsonl.part"
+    done = partial.read_text("utf-8").count("\n")
     assert 0 < done < 400
-    with part.open("a") as file:
+    with partial.open("a") as file:
         file.write('{"query": "half a li')
     code, _, err = cli(*options, "--output", output, "--top_n", 1)
     assert code == 2
@@ -143,11 +143,11 @@ def test_a_killed_ranking_goes_on_where_it_stopped(
     code, _, err = cli(*options, "--output", output)
     assert code == 0
     assert f"resuming after {done} requests" in err
-    found = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    wanted = [json.loads(line) for line in expected.splitlines()]
-    assert [item["query"] for item in found] == [item["query"] for item in wanted]
-    for item, other in zip(found, wanted, strict=True):
-        assert item["scores"] == pytest.approx(other["scores"], abs=1e-5)
+    results = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    complete = [json.loads(line) for line in expected.splitlines()]
+    assert [result["query"] for result in results] == [result["query"] for result in complete]
+    for result, other in zip(results, complete, strict=True):
+        assert result["scores"] == pytest.approx(other["scores"], abs=1e-5)
     assert {file.name for file in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
 
 
@@ -220,11 +220,11 @@ def test_a_full_disk_is_named_and_results_so_far_are_kept(
     assert code == 1 and f"{output}.part: No space left on device" in err
     mount("tmpfs", mounts, "-o", "remount,size=10m")
     assert cli(*options)[0] == 0
-    found = [json.loads(line)["query"] for line in output.read_text("utf-8").splitlines()]
-    assert found == [f"question {i}" for i in range(2000)]
+    queries = [json.loads(line)["query"] for line in output.read_text("utf-8").splitlines()]
+    assert queries == [f"question {i}" for i in range(2000)]
 
 
-def test_a_pipe_without_room_for_its_copy_says_where_room_is_needed(
+def test_a_pipe_without_disk_space_for_its_copy_names_the_folder(
     cli: Run, tiny_model: Path, tmp_path: Path, mounts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, data = tmp_path / "pipe", rerank_file(tmp_path / "requests.jsonl", 500)

@@ -1,4 +1,4 @@
-"""Converters, each on data as the library in question writes it."""
+"""Converters, each with data as the other library writes it."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def converted(source: str, path: Any, **options: Any) -> list[dict[str, Any]]:
 
 
 def counted(source: str, path: Any, **options: Any) -> str:
-    """Convert, and return what is counted."""
+    """Convert, and return the counts."""
     options = {"output": Path(str(path)).parent / "o.jsonl", "overwrite": True, **options}
     return "\n".join(convert(from_=source, data_path=path, **options).counts.lines())
 
@@ -66,7 +66,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def msmarco_files(folder: Path) -> dict[str, Path]:
-    """The same record as every file in which it is found."""
+    """Write one record in every format that MS MARCO is published or saved in."""
     passages = RECORD["passages"]
     assert isinstance(passages, dict)
     rows = [
@@ -278,7 +278,7 @@ def test_scores_of_tuples(tmp_path: Path) -> None:
     }
 
 
-def test_scores_in_place_of_labels_need_a_threshold(tmp_path: Path, sentence_model: Path) -> None:
+def test_scores_instead_of_labels_need_a_threshold(tmp_path: Path, sentence_model: Path) -> None:
     texts = sample_texts()[:12]
     pairs = datasets.Dataset.from_dict({"query": [text[:30] for text in texts], "answer": texts})
     for output_format in ("labeled-list", "labeled-pair"):
@@ -339,7 +339,7 @@ def test_columns_keep_their_meaning_whatever_their_order(tmp_path: Path) -> None
     assert second == {"query": "q2", "pos": ["p2"], "neg": ["n2", "m2"]}
 
 
-def test_what_the_other_format_lacks_is_counted(tmp_path: Path) -> None:
+def test_fields_that_the_other_format_lacks_are_counted(tmp_path: Path) -> None:
     record = {"query": "q", "pos": ["a b", "A, b!"], "neg": ["c", "c", "d"], "source": "wiki"}
     path = write_lines(tmp_path / "f.jsonl", [{**record, "id": 7, "neg_scores": [1, 0, 2]}])
     out = counted("flagembedding", path)
@@ -422,7 +422,7 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
         ),
     ],
 )
-def test_tables_as_they_come(tmp_path: Path, name: str, content: str) -> None:
+def test_tables_of_many_programs(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_bytes(content.encode())
     (group,) = converted("table", path, threshold=1)
@@ -470,7 +470,7 @@ PASSAGES = {
          "is_selected": [1, 0, 0]}}, "p", "n"),
     ],
 )  # fmt: skip
-def test_records_as_they_come(
+def test_records_of_many_programs(
     tmp_path: Path, source: str, record: dict[str, Any], pos: Any, neg: Any
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", [record])
@@ -509,9 +509,9 @@ def test_more_text_than_memory_goes_through_files(
     path = write_lines(tmp_path / "rows.jsonl", rows)
     whole = converted("table", path)
     monkeypatch.setattr("rerank_plugin.finetune.converters.grouping.BUCKET", 5000)
-    parts = converted("table", path)
-    assert [group["query"] for group in parts] != [group["query"] for group in whole]
-    assert sorted(map(str, parts)) == sorted(map(str, whole))
+    split = converted("table", path)
+    assert [group["query"] for group in split] != [group["query"] for group in whole]
+    assert sorted(map(str, split)) == sorted(map(str, whole))
     assert {file.name for file in tmp_path.iterdir()} == {"rows.jsonl", "converted.jsonl"}
 
 
@@ -629,7 +629,7 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_other_encodings_are_told_with_their_line(tmp_path: Path) -> None:
+def test_errors_of_other_encodings_name_the_line(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for text, line in (("query,passage,label\nq,p,1\nq,\xe9,0\n", 3), ("\xe9\n", 1)):
         path.write_bytes(text.encode("latin-1"))
@@ -644,7 +644,7 @@ def test_bad_thresholds_and_several_data_sets(tmp_path: Path) -> None:
     assert "--threshold: nan is not a finite number" in error
 
 
-def test_copies_of_right_passages_are_not_wrong(tmp_path: Path) -> None:
+def test_copies_of_positives_are_not_negatives(tmp_path: Path) -> None:
     rows = [
         {"query": "q?", "passage": "The cat sat on the mat", "label": 1},
         {"query": "Q", "passage": "THE CAT, SAT ON THE MAT!", "label": 0},
@@ -660,7 +660,7 @@ def test_copies_of_right_passages_are_not_wrong(tmp_path: Path) -> None:
     assert set(third["neg"]) == {"The cat sat on the mat", "R?", "Q"}
 
 
-def test_ids_are_no_queries(tmp_path: Path) -> None:
+def test_ids_are_not_read_as_queries(tmp_path: Path) -> None:
     rows = [
         {"id": f"q{number}", "anchor": f"a {number}", "positive": f"p {number}"} for number in "12"
     ]
@@ -678,7 +678,7 @@ def test_labels_of_other_types(tmp_path: Path) -> None:
         assert group == {"query": "q", "pos": ["a"], "neg": ["b"]}
 
 
-def test_nothing_in_a_csv_is_run(tmp_path: Path) -> None:
+def test_expressions_in_a_csv_are_not_evaluated(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     for text in ("__import__('os').getcwd()", "[open('x')]", "[x for x in ()]"):
         path.write_text(f'query,passages\nq,"{text}"\n')

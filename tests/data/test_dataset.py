@@ -37,13 +37,13 @@ def build(path: DataPath, cache: Path, skipped: SkippedLines | None = None) -> G
 
 
 def settle(path: Path) -> None:
-    """Make a file look old: the modification time of a new one is not relied on."""
+    """Set an old modification time: that of a new file is not trusted."""
     then = time.time_ns() - 10**10
     os.utime(path, ns=(then, then))
 
 
 def entries(cache: Path) -> dict[str, int]:
-    """The entries of a cache, and when their rows were written."""
+    """Return the entries of a cache, and when their rows were written."""
     return {entry.name: (entry / "good.rows").stat().st_mtime_ns for entry in cache.iterdir()}
 
 
@@ -71,7 +71,7 @@ LINES = st.one_of(
     st.booleans(),
     st.booleans(),
 )
-def test_the_index_gives_what_plain_reading_gives(
+def test_the_index_returns_the_groups_of_plain_reading(
     tmp_path_factory: pytest.TempPathFactory,
     files: list[list[bytes]],
     end: bytes,
@@ -90,9 +90,9 @@ def test_the_index_gives_what_plain_reading_gives(
     try:
         expected = list(read_groups(folder, plain_skipped))
     except InputError as error:
-        with pytest.raises(InputError) as found:
+        with pytest.raises(InputError) as indexed_error:
             build(folder, folder / "cache", skipped)
-        assert str(found.value).replace("indexed", "plain") == str(error)
+        assert str(indexed_error.value).replace("indexed", "plain") == str(error)
         return
     for _ in range(2):
         skipped.count = 0
@@ -106,7 +106,7 @@ def test_the_index_gives_what_plain_reading_gives(
             assert skipped.path.read_bytes() == plain_skipped.path.read_bytes()
 
 
-def test_the_second_build_reads_nothing(tmp_path: Path) -> None:
+def test_the_second_build_does_not_read_the_data(tmp_path: Path) -> None:
     path, cache = write_lines(tmp_path / "a.jsonl", easy_groups(5)), tmp_path / "cache"
     settle(path)
     first = list(build(path, cache))
@@ -167,7 +167,7 @@ def test_a_bad_line_is_named_and_can_be_skipped(tmp_path: Path, name: str) -> No
         with pytest.raises(InputError) as error:
             build(path, cache)
         assert str(error.value) == expected
-        # What was found while bad lines were skipped is an error later all the same.
+        # A line that was skipped once is still an error without skipping.
         skipped = SkippedLines(tmp_path / "skipped.jsonl")
         assert len(build(path, cache, skipped)) == 2
         assert json.loads(skipped.path.read_text())["problem"] == expected
@@ -179,7 +179,7 @@ def lengths(groups: GroupDataset) -> list[int]:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_groups_travel_to_other_processes(tmp_path: Path, method: str) -> None:
+def test_groups_can_be_sent_to_other_processes(tmp_path: Path, method: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", easy_groups(50))
     groups = build(path, tmp_path / "cache").select(range(10, 40))
     assert len(pickle.dumps(groups)) < 5000
@@ -202,7 +202,7 @@ def test_a_file_that_changes_under_a_run_is_an_error(tmp_path: Path) -> None:
         again[0]
 
 
-def test_what_is_old_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_indices_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     paths = [write_lines(tmp_path / f"{i}.jsonl", easy_groups(2, start=i)) for i in range(3)]
     old, unused, used = (build(path, cache).files[0].entry for path in paths)
@@ -218,7 +218,7 @@ def test_what_is_old_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(cache.iterdir()) == [used]
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANK_PLUGIN_CACHE", str(tmp_path))
     assert cache_folder().parent == tmp_path
     monkeypatch.delenv("RERANK_PLUGIN_CACHE")
@@ -241,7 +241,7 @@ def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_home")
-def test_without_a_home_indices_live_as_long_as_the_process(tmp_path: Path) -> None:
+def test_without_a_home_folder_indices_are_temporary(tmp_path: Path) -> None:
     warn_of_no_cache.cache_clear()
     path = write_lines(tmp_path / "a.jsonl", easy_groups(3))
     groups = GroupDataset.build(str(path), cache_folder(), None)
@@ -276,7 +276,7 @@ WAYS = [name for name in vars(Unwritable) if not name.startswith("_")]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_cache_that_cannot_be_written_costs_one_line(
+def test_a_cache_that_cannot_be_written_is_one_warning(
     tmp_path: Path, mounts: Path, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     warn_of_no_cache.cache_clear()
@@ -297,7 +297,7 @@ def test_a_read_only_cache_is_read(tmp_path: Path, mounts: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EROFS])
-def test_times_that_cannot_be_set_end_nothing(
+def test_file_times_that_cannot_be_set_are_no_error(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -326,7 +326,7 @@ def test_missing_teacher_scores_name_the_option_and_the_first_line(tmp_path: Pat
         groups.without_false_negatives(1)
 
 
-def test_wrong_passages_near_the_right_ones_are_left_out(
+def test_negatives_that_score_like_the_positives_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The worst positive has 2.5.
@@ -349,7 +349,7 @@ FINITE = st.floats(-1e6, 1e6)
 
 
 @given(st.lists(FINITE, min_size=1), st.lists(FINITE, min_size=1), st.floats(-10, 10))
-def test_a_group_keeps_a_wrong_passage_if_its_gap_says_so(
+def test_a_group_keeps_a_negative_if_its_teacher_gap_reaches_the_margin(
     pos: list[float], neg: list[float], margin: float
 ) -> None:
     group = Group("q", ["p"] * len(pos), ["n"] * len(neg), pos, neg)

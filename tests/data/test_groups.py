@@ -96,7 +96,7 @@ CONVERT = "rerank-plugin convert --from"
         ({"a": 1, "\u2028": 2}, r"the fields are 'a', '\u2028'"),
     ],
 )
-def test_records_of_other_formats_are_told_apart(
+def test_records_of_other_formats_are_recognised(
     tmp_path: Path, record: dict[str, Any], expected: str
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", [record])
@@ -106,7 +106,7 @@ def test_records_of_other_formats_are_told_apart(
 
 
 @pytest.mark.parametrize("field", ["query", "pos", "neg"])
-def test_a_field_that_is_there_twice_loses_nothing(tmp_path: Path, field: str) -> None:
+def test_a_repeated_field_is_an_error(tmp_path: Path, field: str) -> None:
     path = tmp_path / "a.jsonl"
     other = json.dumps({field: GOOD[field]})
     path.write_text(f"{json.dumps(GOOD)[:-1]}, {other[1:]}\n", encoding="utf-8")
@@ -147,7 +147,7 @@ def test_any_record_is_a_group_or_has_a_problem(record: dict[str, object]) -> No
         json.dumps(record)
 
 
-def test_the_same_query_in_another_dress() -> None:
+def test_the_same_query_in_another_case_width_or_punctuation() -> None:
     assert text_key("  What IS\tＡ ferry ") == text_key("what is a ferry")
     assert text_key("北京 在哪里？") == text_key("北京在哪里")
     assert text_key("When does it sail?") == text_key("when does it sail")

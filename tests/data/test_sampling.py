@@ -17,7 +17,7 @@ GROUPS = st.builds(
 
 
 @given(GROUPS, st.integers(2, 12), st.integers(0, 9), st.integers(0, 9))
-def test_a_sample_has_one_right_passage_and_no_text_twice(
+def test_a_sample_has_one_positive_and_no_text_twice(
     group: Group, size: int, seed: int, epoch: int
 ) -> None:
     sample = sample_group(group, size=size, seed=seed, epoch=epoch, index=3)
@@ -30,7 +30,7 @@ def test_a_sample_has_one_right_passage_and_no_text_twice(
 
 
 @given(GROUPS, st.integers(2, 12))
-def test_every_passage_is_used_before_one_comes_twice_too_often(group: Group, size: int) -> None:
+def test_every_negative_is_used_before_one_is_used_a_third_time(group: Group, size: int) -> None:
     negatives = set(group.neg)
     round_length = -(-len(negatives) // (size - 1))
     seen: Counter[str] = Counter()
@@ -59,7 +59,7 @@ QUERIES = st.lists(st.text(st.characters(categories=["L", "Zs"]), max_size=4), m
 
 
 @given(QUERIES, st.integers(0, 3))
-def test_no_query_stands_on_both_sides(queries: list[str], seed: int) -> None:
+def test_no_query_is_in_both_splits(queries: list[str], seed: int) -> None:
     if len({text_key(query) for query in queries}) < 2:
         return
     train, held_out = map(list, split_by_query(hashes(queries), wanted=None, seed=seed))
@@ -68,7 +68,7 @@ def test_no_query_stands_on_both_sides(queries: list[str], seed: int) -> None:
     assert not {text_key(queries[i]) for i in train} & {text_key(queries[i]) for i in held_out}
 
 
-def test_more_groups_leave_the_others_on_their_sides() -> None:
+def test_adding_a_group_leaves_the_others_in_their_split() -> None:
     queries = [f"query {i}" for i in range(300)]
     _, before = split_by_query(hashes(queries), wanted=50, seed=0)
     _, after = split_by_query(hashes([*queries, "one more"]), wanted=50, seed=0)
@@ -77,14 +77,14 @@ def test_more_groups_leave_the_others_on_their_sides() -> None:
     assert len(set(before) ^ set(other)) > 50
 
 
-def test_how_many_are_held_out() -> None:
+def test_the_number_of_queries_held_out() -> None:
     counts = {n: held_out_count(n, None) for n in (2, 100, 300, 2_000, 50_000)}
     assert counts == {2: 1, 100: 20, 300: 50, 2_000: 100, 50_000: 500}
     assert held_out_count(10, 3) == 3
 
 
 @given(QUERIES, st.integers(0, 3))
-def test_queries_that_report_did_not_choose(queries: list[str], seed: int) -> None:
+def test_no_query_is_a_validation_and_a_test_query(queries: list[str], seed: int) -> None:
     validation, test = map(list, halves(hashes(queries), seed=seed))
     keys = [{text_key(queries[index]) for index in side} for side in (validation, test)]
     if len(keys[0] | keys[1]) == 1:

@@ -102,7 +102,7 @@ def make_pairs(lengths: list[int], seed: int = 0) -> list[EncodedPair]:
 
 
 def padded_logits(model: Any, pairs: list[EncodedPair], *, types: bool) -> Tensor:
-    """The plain forward of transformers over one padded batch."""
+    """Return the logits of transformers' own forward for one padded batch."""
     longest = max(len(pair) for pair in pairs)
 
     def padded(rows: list[np.ndarray], fill: int) -> Tensor:
@@ -134,11 +134,11 @@ def gradients(model: Any, logits: Tensor) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in expected.items():
-        difference = (found[name] - gradient).norm()
+        difference = (actual[name] - gradient).norm()
         assert difference <= 1e-3 * gradient.norm() + 1e-6 * largest, name
 
 
@@ -149,9 +149,9 @@ def test_every_family_that_packs_has_its_parity_test() -> None:
 
 
 def skip_if_never_packed(config: PreTrainedConfig) -> None:
-    """Skip what a family with attention of its own, in an older transformers, cannot do."""
+    """Skip families that older versions of transformers give an attention of their own."""
     if not build(config).is_backend_compatible():
-        pytest.skip("its attention is its own in this version of transformers")
+        pytest.skip("not packed with this version of transformers")
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -177,20 +177,20 @@ def test_a_packed_row_gives_the_padded_forwards_logits_and_gradients(name: str, 
     types = name in ("bert", "electra", "ernie", "albert")
     pairs = make_pairs(LENGTHS)
     expected = padded_logits(plain, pairs, types=types)
-    found = packed_logits(model, pairs, types=types)
+    packed = packed_logits(model, pairs, types=types)
     assert expected.std() > 1e-2
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    wanted = gradients(plain, expected)
-    assert_same_gradients(gradients(model, found), wanted)
+    torch.testing.assert_close(packed, expected, atol=1e-4, rtol=0)
+    expected_gradients = gradients(plain, expected)
+    assert_same_gradients(gradients(model, packed), expected_gradients)
     filled = packed_logits(model, pairs, types=types, multiple=64)
     torch.testing.assert_close(filled, expected, atol=1e-4, rtol=0)
-    assert_same_gradients(gradients(model, filled), wanted)
+    assert_same_gradients(gradients(model, filled), expected_gradients)
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
 def test_gradient_checkpointing_changes_nothing(name: str) -> None:
     skip_if_never_packed(CONFIGS[name])
-    pairs, found = make_pairs(LENGTHS), []
+    pairs, actual = make_pairs(LENGTHS), []
     for checkpointing in (False, True):
         model = build(CONFIGS[name])
         for module in model.modules():
@@ -200,8 +200,8 @@ def test_gradient_checkpointing_changes_nothing(name: str) -> None:
         if checkpointing:
             model.gradient_checkpointing_enable()
         model.train()
-        found.append(gradients(model, packed_logits(model, pairs, types=False)))
-    assert_same_gradients(found[1], found[0])
+        actual.append(gradients(model, packed_logits(model, pairs, types=False)))
+    assert_same_gradients(actual[1], actual[0])
 
 
 @settings(max_examples=15, deadline=None)
@@ -224,9 +224,9 @@ def plain_attention(rows: list[Tensor], lengths: list[int], window: int) -> Tens
     outputs = []
     for q, k, v in zip(*(row.split(lengths) for row in rows), strict=True):
         scores = torch.einsum("ihd,jhd->hij", q, k) * q.shape[-1] ** -0.5
-        places = torch.arange(len(q))
+        positions = torch.arange(len(q))
         if window:
-            far = (places[:, None] - places[None]).abs() >= window
+            far = (positions[:, None] - positions[None]).abs() >= window
             scores = scores.masked_fill(far, -torch.inf)
         outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v))
     return torch.cat(outputs)
@@ -249,9 +249,9 @@ def test_the_compiled_kernel_is_attention(size: int, window: int) -> None:
     assert not out[sum(lengths) :].any()
     torch.testing.assert_close(out[: sum(lengths)].float(), expected, atol=2e-2, rtol=2e-2)
     assert qkv.grad is not None and exact.grad is not None
-    for place in range(3):
-        found, gradient = qkv.grad[:, place].float(), exact.grad[:, place]
-        assert (found - gradient).norm() < 6e-3 * gradient.norm()
+    for index in range(3):
+        actual, gradient = qkv.grad[:, index].float(), exact.grad[:, index]
+        assert (actual - gradient).norm() < 6e-3 * gradient.norm()
 
 
 @pytest.mark.parametrize("library", ["garbage", "no library", "another library"])
@@ -309,11 +309,11 @@ def test_a_gpu_gives_the_cpus_logits_and_gradients(name: str, dtype: torch.dtype
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
         with torch.inference_mode():
             served = model(**inputs).logits[:, 0].float().cpu()
-        found = model(**inputs).logits[:, 0].float().cpu()
+        logits = model(**inputs).logits[:, 0].float().cpu()
     bound = 1e-4 if dtype == torch.float32 else 0.2
-    torch.testing.assert_close(found, expected, atol=bound, rtol=0)
-    torch.testing.assert_close(served, found.detach(), atol=bound, rtol=0)
-    trained = {name: gradient.cpu() for name, gradient in gradients(model, found).items()}
+    torch.testing.assert_close(logits, expected, atol=bound, rtol=0)
+    torch.testing.assert_close(served, logits.detach(), atol=bound, rtol=0)
+    trained = {name: gradient.cpu() for name, gradient in gradients(model, logits).items()}
     if dtype == torch.float32:
         assert_same_gradients(trained, wanted)
     else:
@@ -334,8 +334,8 @@ def test_gradient_checkpointing_on_a_gpu(name: str) -> None:
     model.gradient_checkpointing_enable()
     model.train().to("cuda")
     inputs = pack(pairs, first_position=first_position(model.config), with_types=False)
-    found = model(**{n: value.to(torch.device("cuda")) for n, value in inputs.items()})
-    trained = gradients(model, found.logits[:, 0].cpu())
+    outputs = model(**{n: value.to(torch.device("cuda")) for n, value in inputs.items()})
+    trained = gradients(model, outputs.logits[:, 0].cpu())
     assert_same_gradients({name: value.cpu() for name, value in trained.items()}, wanted)
 
 

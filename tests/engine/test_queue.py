@@ -1,4 +1,4 @@
-"""One model, many callers: order, fairness, room, cancelling, forks and the end of Python."""
+"""One model and many callers: order, fairness, limits, cancelling, forks, exit."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ REQUESTS = [(f"question {i} dogs", TEXTS[i : i + 3 + i % 20]) for i in range(64)
 
 
 class Gate:
-    """Keeps the model from working until it is opened, and counts what it works on.
+    """Block the forward pass until it is opened, and record the sizes of its batches.
 
     Args:
         reranker: Whose model.
@@ -64,7 +64,7 @@ class Gate:
 
 @contextmanager
 def busy(reranker: Reranker) -> Iterator[Gate]:
-    """A model that works on one pair until the block ends."""
+    """Keep the model busy with one pair until the block ends."""
     gate = Gate(reranker)
     first = reranker._queue.submit([("ferry", "dog")])
     assert gate.reached.wait(60)
@@ -85,7 +85,7 @@ def pairs(query: str, count: int) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-async def test_threads_and_tasks_get_what_one_caller_gets(
+async def test_threads_and_tasks_get_the_ranking_of_a_single_caller(
     tmp_path: Path, dtype: str, bound: float
 ) -> None:
     folder = build_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
@@ -95,14 +95,14 @@ async def test_threads_and_tasks_get_what_one_caller_gets(
         loop = asyncio.get_running_loop()
         threads = [loop.run_in_executor(pool, reranker.rank, *request) for request in REQUESTS]
         tasks = [asyncio.create_task(reranker.arank(*request)) for request in REQUESTS]
-        found = await asyncio.gather(*threads, *tasks)
-    for ranking, wanted in zip(found, [*expected, *expected], strict=True):
-        assert [item.index for item in ranking] == [item.index for item in wanted]
-        scores = [item.score for item in ranking]
-        np.testing.assert_allclose(scores, [item.score for item in wanted], atol=bound)
+        rankings = await asyncio.gather(*threads, *tasks)
+    for ranking, serial in zip(rankings, [*expected, *expected], strict=True):
+        assert [result.index for result in ranking] == [result.index for result in serial]
+        scores = [result.score for result in ranking]
+        np.testing.assert_allclose(scores, [result.score for result in serial], atol=bound)
 
 
-def test_what_waits_is_scored_together(reranker: Reranker) -> None:
+def test_waiting_requests_are_scored_together(reranker: Reranker) -> None:
     wanted = [reranker.logits(pairs(f"dog {i}", 2)) for i in range(5)]
     with busy(reranker) as gate:
         futures = [reranker._queue.submit(pairs(f"dog {i}", 2)) for i in range(5)]
@@ -111,7 +111,7 @@ def test_what_waits_is_scored_together(reranker: Reranker) -> None:
 
 
 def test_parts_of_one_call_do_not_share_batches(reranker: Reranker) -> None:
-    """Or its scores' last digits would depend on how far ahead it was read."""
+    """Otherwise the last digits of its scores would depend on how far ahead it is read."""
     call = object()
     with busy(reranker) as gate:
         futures = [reranker._queue.submit(pairs(f"dog {i}", 2), caller=call) for i in range(3)]
@@ -133,7 +133,7 @@ def test_three_documents_pass_ten_thousand(reranker: Reranker) -> None:
 
 
 def test_a_long_request_has_its_turn(reranker: Reranker) -> None:
-    """However many short ones come after it."""
+    """However many short requests arrive after it."""
     short: list[Future[Logits]] = []
     with busy(reranker) as gate:
         long = reranker._queue.submit(pairs("long", 400))
@@ -188,8 +188,10 @@ def test_a_stream_that_is_left_frees_the_work(
     st.lists(st.integers(1, 12) | st.none(), max_size=30),
     st.randoms(use_true_random=False),
 )
-def test_a_door_keeps_its_room_and_everybody_gets_in(moves: list[int | None], random: Any) -> None:
-    """A number comes in or waits; none: one that is inside leaves, or one outside gives up."""
+def test_a_door_admits_everyone_and_never_more_than_its_room(
+    moves: list[int | None], random: Any
+) -> None:
+    """A number is the size of a new request; None ends one that is inside, or cancels one."""
     door, tickets = Door(10), list[tuple[int, "Future[None]"]]()
 
     def leave(ticket: tuple[int, "Future[None]"]) -> None:
@@ -222,9 +224,9 @@ async def test_callers_wait_while_there_is_no_room(
     encoded: list[int] = []
     encode = reranker._scorer.encode
 
-    def counted(part: Sequence[Pair]) -> Any:
-        encoded.append(len(part))
-        return encode(part)
+    def counted(pairs: Sequence[Pair]) -> Any:
+        encoded.append(len(pairs))
+        return encode(pairs)
 
     monkeypatch.setattr(reranker._scorer, "encode", counted)
     with ThreadPoolExecutor(8) as pool:
@@ -244,19 +246,19 @@ async def test_callers_wait_while_there_is_no_room(
     assert reranker._queue._doors["short"].inside == 0
 
 
-async def test_a_wrong_text_is_its_callers_alone(reranker: Reranker) -> None:
+async def test_an_invalid_text_is_an_error_of_its_caller_alone(reranker: Reranker) -> None:
     good, bad = [("dog", "cat")], [("dog", "\ud83d")]
-    found = await asyncio.gather(
-        *(reranker.ascore(part) for part in (good, bad, good)), return_exceptions=True
+    outputs = await asyncio.gather(
+        *(reranker.ascore(pairs) for pairs in (good, bad, good)), return_exceptions=True
     )
-    assert isinstance(found[1], InputError)
-    np.testing.assert_array_equal(found[0], found[2])
+    assert isinstance(outputs[1], InputError)
+    np.testing.assert_array_equal(outputs[0], outputs[2])
     with pytest.raises(ZeroDivisionError):
         reranker.logits(pairs("dog", 5), lambda _: 1 / 0)
     assert {door.inside for door in reranker._queue._doors.values()} == {0}
 
 
-def test_an_error_of_the_model_is_told_to_all_that_it_hits(reranker: Reranker) -> None:
+def test_an_error_of_the_model_is_raised_for_every_request_of_the_batch(reranker: Reranker) -> None:
     with busy(reranker) as gate:
         forward = gate.forward
         gate.forward = lambda _: np.full(1, 1 // 0)
@@ -267,7 +269,7 @@ def test_an_error_of_the_model_is_told_to_all_that_it_hits(reranker: Reranker) -
     assert len(reranker.score(pairs("dog", 2))) == 2
 
 
-def test_what_does_not_fit_the_memory_is_cut_for_all(tiny_model: Path) -> None:
+def test_out_of_memory_splits_the_batch_of_all_callers(tiny_model: Path) -> None:
     reranker = Reranker(tiny_model, dtype="float32", device="cpu", token_budget=4096)
     wanted = [reranker.logits(pairs(f"dog {i}", 60)) for i in range(3)]
     with busy(reranker) as gate:
@@ -280,8 +282,8 @@ def test_what_does_not_fit_the_memory_is_cut_for_all(tiny_model: Path) -> None:
 
         futures = [reranker._queue.submit(pairs(f"dog {i}", 60)) for i in range(3)]
         gate.forward = limited
-    found = [future.result(60) for future in futures]
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    logits = [future.result(60) for future in futures]
+    np.testing.assert_allclose(logits, wanted, atol=1e-5)
     assert reranker._scorer.token_budget < 4096
 
 
@@ -310,7 +312,7 @@ async def test_nothing_blocks_the_event_loop(
     assert [len(ranking) for ranking in await asyncio.gather(*calls)] == [1, 30, 700]
 
 
-def test_a_model_that_nobody_uses_is_freed(tiny_model: Path) -> None:
+def test_an_unused_model_is_freed(tiny_model: Path) -> None:
     reranker = Reranker(tiny_model)
     reranker.rank("dog", ["cat"])
     thread, model = reranker._queue._thread, weakref.ref(reranker._scorer.model)
@@ -323,8 +325,8 @@ def test_a_model_that_nobody_uses_is_freed(tiny_model: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_fork_is_told(tiny_model: Path, reranker: Reranker) -> None:
-    """With several threads, where a model that is loaded in the child would hang as well."""
+def test_a_fork_logs_a_warning(tiny_model: Path, reranker: Reranker) -> None:
+    """With several threads, with which even a model loaded in the child would hang."""
     torch.set_num_threads(2)
     reranker.rank("dog", ["cat"])
     reading, writing = os.pipe()
@@ -344,9 +346,9 @@ def test_a_fork_is_told(tiny_model: Path, reranker: Reranker) -> None:
         gc.collect()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    told = os.read(reading, 9999).decode().splitlines()
-    assert len(told) == 3
-    assert all("before this process was forked" in line for line in told)
+    warnings = os.read(reading, 9999).decode().splitlines()
+    assert len(warnings) == 3
+    assert all("before this process was forked" in line for line in warnings)
     assert len(reranker.rank("dog", ["cat"])) == 1
 
 
@@ -360,19 +362,19 @@ def test_spawned_processes_work(
     # The other process imports this module by its name.
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = pool.submit(best, tiny_model).result()
-    assert found == reranker.rank("dog", TEXTS[:5])[0].index
+        index = pool.submit(best, tiny_model).result()
+    assert index == reranker.rank("dog", TEXTS[:5])[0].index
 
 
 def ended(program: str, model: Path) -> tuple[int, str, str]:
-    """How a program ends: exit code, and what it wrote to stdout and stderr."""
+    """Run a program; returns exit code, stdout and stderr."""
     command = [sys.executable, "-c", program, str(model)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
 def test_python_ends_cleanly(tiny_model: Path) -> None:
-    """With a task that is cancelled, daemons that wait, a thread that goes on, a call at exit."""
+    """With a cancelled task, waiting daemons, a thread that scores at the end, a call at exit."""
     program = (
         "import asyncio, atexit, sys, threading, torch\n"
         "torch.set_num_threads(1)\n"
@@ -387,10 +389,10 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
         "    task = asyncio.create_task(reranker.arank('a', many))\n"
         "    while not queue._schedule.waiting: await asyncio.sleep(0)\n"
         "asyncio.run(main())\n"
-        "def go_on():\n"
+        "def score_last():\n"
         "    threading.main_thread().join()\n"
         "    print(len(reranker.rank('a', texts)))\n"
-        "threading.Thread(target=go_on).start()\n"
+        "threading.Thread(target=score_last).start()\n"
         "atexit.register(lambda: print(len(reranker.rank('b', texts))))\n"
         "many_pairs = [('a', text) for text in many]\n"
         "for _ in range(3):\n"
@@ -401,7 +403,7 @@ def test_python_ends_cleanly(tiny_model: Path) -> None:
 
 
 def test_python_waits_for_a_model_to_be_freed(tiny_model: Path) -> None:
-    """The thread frees it if nobody else has it, and must not be stopped inside torch then."""
+    """The queue's thread may free it, and must not be stopped inside torch."""
     program = (
         "import sys, threading, time, weakref\n"
         "from rerank_plugin import Reranker\n"
@@ -419,7 +421,7 @@ def test_python_waits_for_a_model_to_be_freed(tiny_model: Path) -> None:
     assert ended(program, tiny_model) == (0, "freed\n", "")
 
 
-def test_a_closed_queue_says_so(reranker: Reranker) -> None:
+def test_a_closed_queue_raises_an_error(reranker: Reranker) -> None:
     with busy(reranker):
         waiting = reranker._queue.submit(pairs("dog", 2))
         reranker._queue.close()

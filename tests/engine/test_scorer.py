@@ -1,4 +1,4 @@
-"""The engine: streams, batches and what a score must not depend on."""
+"""The engine: streams, batches, and scores that do not depend on other pairs."""
 
 import json
 import logging
@@ -118,13 +118,13 @@ def test_a_stream_is_its_pairs_in_order(
     expected = reranker.score(pairs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring_module, "PAIRS_AT_ONCE", at_once)
-        parts = list(reranker.stream(iter(pairs)))
-    assert [len(part) for part in parts[:-1]] == [at_once] * (len(parts) - 1)
-    found = np.concatenate(parts) if parts else np.empty(0, np.float32)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        batches = list(reranker.stream(iter(pairs)))
+    assert [len(batch) for batch in batches[:-1]] == [at_once] * (len(batches) - 1)
+    scores = np.concatenate(batches) if batches else np.empty(0, np.float32)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_what_reading_ahead_raises_is_raised(
+def test_errors_of_reading_ahead_are_raised(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> Any:
@@ -136,7 +136,7 @@ def test_what_reading_ahead_raises_is_raised(
         list(Reranker(tiny_model).stream(broken()))
 
 
-def test_out_of_memory_halves_the_budget_and_goes_on(
+def test_out_of_memory_halves_the_budget(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reranker = Reranker(tiny_model, dtype="float32", token_budget=4096)
@@ -152,8 +152,8 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
 
     monkeypatch.setattr(scoring_module, "pair_logits", limited)
     scored: list[int] = []
-    found = reranker.logits(PAIRS, scored.append)
-    np.testing.assert_allclose(1 / (1 + np.exp(-found)), expected, atol=1e-5)
+    outputs = reranker.logits(PAIRS, scored.append)
+    np.testing.assert_allclose(1 / (1 + np.exp(-outputs)), expected, atol=1e-5)
     assert sum(scored) == len(PAIRS)
     halvings = len([r for r in caplog.records if r.levelno == logging.WARNING])
     assert halvings >= 1
@@ -172,12 +172,12 @@ def test_windows_cover_a_long_document(tiny_model: Path) -> None:
     whole = PairEncoder(AutoTokenizer.from_pretrained(tiny_model), max_length=9999)
     query, document = "dogs", " ".join(TEXTS[:3])
     windows = encoder.windows([(query, document), (query, "cat")])
-    assert [len(parts) for parts in windows[1:]] == [1]
-    assert {len(part) for part in windows[0]} == {32}
+    assert [len(group) for group in windows[1:]] == [1]
+    assert {len(window) for window in windows[0]} == {32}
     start = len(whole.encode([(query, "")])[0]) - 1
     read: list[int] = []
-    for part in windows[0]:
-        body = part.ids[start:-1].tolist()
+    for window in windows[0]:
+        body = window.ids[start:-1].tolist()
         overlap = next(n for n in range(len(body), -1, -1) if n == 0 or read[-n:] == body[:n])
         assert overlap or not read
         read += body[overlap:]
@@ -192,15 +192,15 @@ def test_a_long_document_is_as_good_as_its_best_window(tiny_model: Path) -> None
     cut = Reranker(tiny_model, **options)
     long = " ".join(TEXTS[:3])
     pairs = [("dogs", "cat"), ("dogs", long), ("dogs", "ferry"), ("dogs", long)]
-    parts = windows._scorer.encoder.windows([("dogs", long)])[0]
+    pieces = windows._scorer.encoder.windows([("dogs", long)])[0]
     alone = np.zeros(1, np.intp)
     best = max(
-        windows._scorer._chunk_logits(EncodedPairs([part], alone, alone))[0] for part in parts
+        windows._scorer._chunk_logits(EncodedPairs([window], alone, alone))[0] for window in pieces
     )
-    found = windows.score(pairs)
-    np.testing.assert_allclose(found[[1, 3]], best, atol=1e-5)
-    np.testing.assert_allclose(found[[0, 2]], cut.score(pairs)[[0, 2]], atol=1e-5)
-    assert found[1] >= cut.score(pairs)[1] - 1e-5
+    scores = windows.score(pairs)
+    np.testing.assert_allclose(scores[[1, 3]], best, atol=1e-5)
+    np.testing.assert_allclose(scores[[0, 2]], cut.score(pairs)[[0, 2]], atol=1e-5)
+    assert scores[1] >= cut.score(pairs)[1] - 1e-5
 
 
 @pytest.mark.parametrize("long_documents", ["cut", "windows"])

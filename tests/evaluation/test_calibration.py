@@ -1,4 +1,4 @@
-"""Scores that mean something: fitted on other queries, kept in the folder, never another order."""
+"""Calibrated scores: fitted on other queries, saved with the model, in the same order."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for 
 
 
 def drawn(queries: int, *, scale: float, bias: float, seed: int = 0, each: int = 30) -> ScoredPairs:
-    """Candidates that are relevant with probability sigmoid(scale * logit + bias)."""
+    """Draw candidates that are relevant with probability sigmoid(scale * logit + bias)."""
     random = np.random.default_rng(seed)
     logits = random.normal(0, 4, queries * each)
     relevant = random.random(len(logits)) < sigmoid(scale * logits + bias)
@@ -43,7 +43,7 @@ def drawn(queries: int, *, scale: float, bias: float, seed: int = 0, each: int =
 
 
 @pytest.mark.parametrize(("scale", "bias"), [(0.4, -2.0), (1.0, 0.0), (3.0, -5.0)])
-def test_what_was_drawn_is_found(scale: float, bias: float) -> None:
+def test_the_fit_recovers_the_scale_and_bias_of_its_data(scale: float, bias: float) -> None:
     scaling = fit_scaling(drawn(1000, scale=scale, bias=bias))
     assert scaling is not None
     assert (scaling.scale, scaling.bias) == pytest.approx((scale, bias), rel=0.1, abs=0.1)
@@ -52,7 +52,7 @@ def test_what_was_drawn_is_found(scale: float, bias: float) -> None:
 @given(
     st.lists(st.tuples(st.floats(-1e4, 1e4), st.booleans()), min_size=2, max_size=60),
 )
-def test_a_fit_never_turns_the_order(pairs: list[tuple[float, bool]]) -> None:
+def test_a_fit_never_reverses_the_order(pairs: list[tuple[float, bool]]) -> None:
     logits, relevant = (np.array(column) for column in zip(*pairs, strict=True))
     scaling = fit_scaling(
         ScoredPairs(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64))
@@ -98,7 +98,7 @@ def test_a_calibration_is_measured_on_queries_that_it_was_not_fitted_on() -> Non
 @given(
     st.lists(st.tuples(st.integers(-9, 9), st.booleans()), min_size=1, max_size=200),
 )
-def test_thresholds_hold_what_they_promise(pairs: list[tuple[int, bool]]) -> None:
+def test_thresholds_reach_their_precision_or_recall(pairs: list[tuple[int, bool]]) -> None:
     logits, relevant = (np.array(column) for column in zip(*pairs, strict=True))
     scored = ScoredPairs(logits.astype(float), relevant, np.zeros(len(pairs), np.uint64))
     for name, logit in thresholds(scored).items():
@@ -140,7 +140,7 @@ def test_a_threshold_keeps_the_same_documents_on_every_scale(
         Reranker(tiny_model, normalize="calibrated")
 
 
-def test_what_would_turn_the_order_is_refused(tmp_path: Path) -> None:
+def test_a_calibration_that_would_reverse_the_order_is_an_error(tmp_path: Path) -> None:
     for scale in (-2.0, 0.0):
         record = {"calibration": {"scale": scale, "bias": 0.0}}
         (tmp_path / "rerank.json").write_text(json.dumps(record))
@@ -177,7 +177,7 @@ def train(model: Path, folder: Path, **options: Any) -> Path:
     return finetune(config).model_dir
 
 
-def test_a_run_leaves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_saves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
     folder = train(tiny_model, tmp_path / "out", total_epoch=4)
     settings = RerankSettings.read(folder)
     assert settings.calibration is not None
@@ -194,7 +194,7 @@ def test_a_run_leaves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [1, 2])
-def test_folded_it_is_there_for_every_loader(labels: int, tmp_path: Path) -> None:
+def test_a_folded_calibration_works_in_every_library(labels: int, tmp_path: Path) -> None:
     model = build_model(tmp_path / "base", labels=labels)
     plain, folded = (
         train(model, tmp_path / name, fold_calibration=name == "folded")

@@ -37,7 +37,7 @@ def test_known_values() -> None:
     assert behind_ten["map"] == pytest.approx(1 / 11)
 
 
-def test_a_collapsed_model_gets_no_credit() -> None:
+def test_ties_count_as_the_worst_order() -> None:
     same = one([0.5] * 12, [1] + [0] * 11)
     assert same["hit@3"] == same["ndcg@10"] == same["mrr@10"] == same["recall@10"] == 0
     assert same["map"] == pytest.approx(1 / 12)

@@ -1,4 +1,4 @@
-"""Evaluating TREC runs with judgements, and metrics like those of trec_eval."""
+"""Evaluation of TREC runs with judgements; metrics equal those of trec_eval."""
 
 import itertools
 import json
@@ -28,11 +28,11 @@ from rerank_plugin.inputs import Pair
 
 from ..factories import Run, build_model, sample_texts, write_lines
 
-#: Of a query: documents that were ranked with their scores, and grades of judged ones.
+#: The scores of the ranked documents of a query, and the grades of the judged ones.
 RunScores = dict[str, float]
 Grades = dict[str, int]
 
-#: The names of the metrics in trec_eval, and what it is asked for.
+#: The names of our metrics in the results of trec_eval, and those that it is called with.
 TREC_NAMES = dict(
     zip(
         METRICS,
@@ -51,7 +51,7 @@ GRADES = st.dictionaries(st.sampled_from(DOCUMENTS), st.integers(-1, 3), min_siz
 def trec_eval(ranked: RunScores, grades: Grades) -> dict[str, float]:
     evaluator = pytrec_eval.RelevanceEvaluator({"q": grades}, TREC_MEASURES)
     values = evaluator.evaluate({"q": ranked})["q"]
-    # It knows no cut for the reciprocal rank.
+    # It has no cutoff for the reciprocal rank.
     values["recip_rank"] *= values["recip_rank"] >= 0.1
     return {name: values[trec_name] for name, trec_name in TREC_NAMES.items()}
 
@@ -94,7 +94,7 @@ def files(tmp_path: Path) -> dict[str, Any]:
     runs, judged = [], []
     for number in range(31):
         for rank, document in enumerate(random.permutation(60)[:20]):
-            # Three of a score.
+            # Three documents have the same score.
             runs.append(f"q{number} Q0 d{document} {rank + 1} {20 - rank // 3} bm25")
     for number in [*range(30), 31]:
         for document in random.permutation(60)[:15]:
@@ -154,7 +154,7 @@ def test_models_are_measured_beside_the_run(
         assert record["baseline"] == "the run's order"
         assert record["queries"] == 30
         assert f"{record['difference']['ndcg@10']:+.4f}" in out
-    # The query that a model hurt most, with the passages that it ranks and the positives.
+    # The query that lost most, with the passages that the model ranks first and the positives.
     assert out.count("first relevant document at rank") >= 2
     assert "1 × queries of the run without a judgement, left out" in err
 
@@ -217,13 +217,13 @@ def test_judgements_without_a_relevant_passage_are_an_error(
     ],
 )
 def test_options_that_do_not_fit(more: dict[str, Any], problem: str) -> None:
-    given = {name: name for name in ("run", "qrels", "queries", "corpus")}
+    files = {name: name for name in ("run", "qrels", "queries", "corpus")}
     with pytest.raises(OptionError, match=problem):
-        evaluate(**({"model_dir": "m"} | given | more))
+        evaluate(**({"model_dir": "m"} | files | more))
 
 
 class Counted(Group):
-    """A group that says how many of its kind are alive."""
+    """A group that counts how many groups are in memory."""
 
     alive = most = 0
 
@@ -235,9 +235,7 @@ class Counted(Group):
         Counted.alive -= 1
 
 
-def test_texts_are_not_kept() -> None:
-    """Memory of an evaluation is for its scores."""
-
+def test_texts_are_not_kept_in_memory() -> None:
     class Lengths:
         def logits(self, pairs: Sequence[Pair], progress: Any = None) -> Any:
             return np.array([len(pair[1]) for pair in pairs], np.float32)

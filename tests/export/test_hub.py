@@ -14,7 +14,7 @@ from ..factories import Run
 
 
 class Hub(ThreadingHTTPServer):
-    """Answers as the hub does; `status` by the beginning of a path makes it refuse."""
+    """Answers as the hub does, or with the `status` of the path's beginning."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)

@@ -1,4 +1,4 @@
-"""A trained folder in other libraries: the same logits for pairs within the trained length."""
+"""A trained folder gives the same logits in other libraries, within the trained length."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_flag_embedding(trained: Path) -> None:
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_what_the_tokenizer_cuts_and_pads(trained: Path) -> None:
+def test_the_saved_tokenizer_neither_cuts_nor_pads(trained: Path) -> None:
     stored = json.loads((trained / "tokenizer.json").read_text("utf-8"))
     assert stored["truncation"] is None
     assert stored["padding"] is None
@@ -104,9 +104,9 @@ def test_a_base_of_the_hub_is_named() -> None:
 def test_no_path_of_this_machine_is_in_a_trained_folder(
     trained: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    place = str(tmp_path_factory.getbasetemp()).encode()
+    folder = str(tmp_path_factory.getbasetemp()).encode()
     files = [path for path in trained.rglob("*") if path.is_file() and "runs" not in path.parts]
-    assert [path.name for path in files if place in path.read_bytes()] == []
+    assert [path.name for path in files if folder in path.read_bytes()] == []
 
 
 def test_records_carry_their_versions(trained: Path) -> None:

@@ -1,4 +1,4 @@
-"""The LangChain adapter in LangChain's own compositions, and what only it does."""
+"""The LangChain adapter in LangChain's own compositions, and features that only it has."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ class Special(Document):
 
 
 class Runs(BaseCallbackHandler):
-    """Which runs began, in which run, and how they ended."""
+    """Record the runs that begin, their parents, and their outputs."""
 
     def __init__(self) -> None:
         self.began: dict[UUID, tuple[str, UUID | None, Any]] = {}
@@ -81,12 +81,12 @@ class Runs(BaseCallbackHandler):
         self.ended[about["run_id"]] = error
 
     def of(self, name: str) -> list[tuple[str | None, Any, Any]]:
-        """The parent's name, the inputs and the outputs of every run of a name."""
+        """Return the parent's name, the inputs and the outputs of every run of a name."""
         assert self.began.keys() == self.ended.keys(), "every run that begins ends"
         return [
             (self.began[parent][0] if parent in self.began else None, inputs, self.ended[run])
-            for run, (found, parent, inputs) in self.began.items()
-            if found == name
+            for run, (run_name, parent, inputs) in self.began.items()
+            if run_name == name
         ]
 
 
@@ -100,7 +100,7 @@ def store(minilm: Callable[[list[str]], list[list[float]]]) -> VectorStore:
     pytest.importorskip("faiss")
     from langchain_community.vectorstores import FAISS
 
-    metadatas = [{"place": i} for i in range(len(TEXTS))]
+    metadatas = [{"index": i} for i in range(len(TEXTS))]
     return FAISS.from_texts(TEXTS, MiniLM(minilm), metadatas)
 
 
@@ -113,49 +113,52 @@ def documents(count: int = 6) -> list[Document]:
     return [Document(page_content=t, id=f"d{i}") for i, t in enumerate(TEXTS[:count])]
 
 
-def wanted(reranker: Reranker, found: list[Document], top_n: int | None) -> list[str]:
-    ranked = reranker.rank(QUERY, [document.page_content for document in found], top_n)
-    return [item.document for item in ranked]
+def wanted(reranker: Reranker, candidates: list[Document], top_n: int | None) -> list[str]:
+    ranked = reranker.rank(QUERY, [document.page_content for document in candidates], top_n)
+    return [result.document for result in ranked]
 
 
-def contents(found: Any) -> list[str]:
-    return [document.page_content for document in found]
+def contents(retrieved: Any) -> list[str]:
+    return [document.page_content for document in retrieved]
 
 
 def test_documents_are_copied_with_id_class_and_metadata(compressor: RerankCompressor) -> None:
-    given = [Special(page_content=TEXTS[0], id="a", page=7, metadata={"x": [1]}), *documents(4)]
-    before = pickle.dumps(given)
+    candidates = [
+        Special(page_content=TEXTS[0], id="a", page=7, metadata={"x": [1]}),
+        *documents(4),
+    ]
+    before = pickle.dumps(candidates)
     compressor.top_n = None
-    for found in (
-        compressor.compress_documents(given, QUERY),
-        asyncio.run(compressor.acompress_documents(given, QUERY)),
-        compressor.compress_many([(QUERY, given)])[0],
+    for reranked in (
+        compressor.compress_documents(candidates, QUERY),
+        asyncio.run(compressor.acompress_documents(candidates, QUERY)),
+        compressor.compress_many([(QUERY, candidates)])[0],
     ):
-        special = next(document for document in found if document.id == "a")
+        special = next(document for document in reranked if document.id == "a")
         assert isinstance(special, Special)
         assert special.page == 7
         assert special.metadata.keys() == {"x", "relevance_score"}
-        assert {document.id for document in found} == {"a", "d0", "d1", "d2", "d3"}
-        assert all(document is not other for document in found for other in given)
-        json.dumps([document.metadata for document in found])
-    assert pickle.dumps(given) == before
+        assert {document.id for document in reranked} == {"a", "d0", "d1", "d2", "d3"}
+        assert all(document is not other for document in reranked for other in candidates)
+        json.dumps([document.metadata for document in reranked])
+    assert pickle.dumps(candidates) == before
 
 
-def test_the_earlier_score_is_kept_when_asked(reranker: Reranker) -> None:
+def test_the_retrieval_score_is_kept_on_request(reranker: Reranker) -> None:
     import numpy as np
 
-    given = documents(3)
-    given[0].metadata["relevance_score"] = np.float32(0.25)
-    given[1].metadata["score"] = 3
+    candidates = documents(3)
+    candidates[0].metadata["relevance_score"] = np.float32(0.25)
+    candidates[1].metadata["score"] = 3
     keeping = RerankCompressor(model=reranker, keep_retrieval_score=True)
-    found = {
-        document.id: document.metadata for document in keeping.compress_documents(given, QUERY)
+    metadata = {
+        document.id: document.metadata for document in keeping.compress_documents(candidates, QUERY)
     }
-    assert found["d0"]["retrieval_score"] == 0.25
-    assert found["d1"]["retrieval_score"] == 3.0
-    assert "retrieval_score" not in found["d2"]
-    json.dumps(found)
-    plain = RerankCompressor(model=reranker).compress_documents(given, QUERY)
+    assert metadata["d0"]["retrieval_score"] == 0.25
+    assert metadata["d1"]["retrieval_score"] == 3.0
+    assert "retrieval_score" not in metadata["d2"]
+    json.dumps(metadata)
+    plain = RerankCompressor(model=reranker).compress_documents(candidates, QUERY)
     assert not any("retrieval_score" in document.metadata for document in plain)
 
 
@@ -176,21 +179,24 @@ def test_the_earlier_score_is_kept_when_asked(reranker: Reranker) -> None:
     ids=str,
 )
 def test_an_earlier_score_may_be_anything(reranker: Reranker, earlier: Any, kept: Any) -> None:
-    given = [Document(page_content=TEXTS[0], metadata={"score": earlier})]
+    candidates = [Document(page_content=TEXTS[0], metadata={"score": earlier})]
     keeping = RerankCompressor(model=reranker, keep_retrieval_score=True)
-    (found,) = keeping.compress_documents(given, QUERY)
-    assert found.metadata["retrieval_score"] == kept
-    assert type(found.metadata["retrieval_score"]) is type(kept)
-    assert given[0].metadata == {"score": earlier}
+    (reranked,) = keeping.compress_documents(candidates, QUERY)
+    assert reranked.metadata["retrieval_score"] == kept
+    assert type(reranked.metadata["retrieval_score"]) is type(kept)
+    assert candidates[0].metadata == {"score": earlier}
 
 
 def test_no_earlier_score_is_none(reranker: Reranker) -> None:
-    given = [Document(page_content="a", metadata={"relevance_score": None, "score": 0.5})]
-    given += [Document(page_content="b", metadata={"relevance_score": None})]
+    candidates = [Document(page_content="a", metadata={"relevance_score": None, "score": 0.5})]
+    candidates += [Document(page_content="b", metadata={"relevance_score": None})]
     keeping = RerankCompressor(model=reranker, keep_retrieval_score=True)
-    found = {item.page_content: item.metadata for item in keeping.compress_documents(given, QUERY)}
-    assert found["a"]["retrieval_score"] == 0.5
-    assert "retrieval_score" not in found["b"]
+    metadata = {
+        document.page_content: document.metadata
+        for document in keeping.compress_documents(candidates, QUERY)
+    }
+    assert metadata["a"]["retrieval_score"] == 0.5
+    assert "retrieval_score" not in metadata["b"]
 
 
 @pytest.mark.parametrize(
@@ -206,14 +212,14 @@ def test_no_earlier_score_is_none(reranker: Reranker) -> None:
     ids=str,
 )
 def test_metadata_of_any_type_is_scored(reranker: Reranker, value: Any, text: str) -> None:
-    given = [Document(page_content="content", metadata={"key": value})]
+    candidates = [Document(page_content="content", metadata={"key": value})]
     compressor = RerankCompressor(model=reranker, metadata_keys=["key"])
-    (found,) = compressor.compress_documents(given, QUERY)
-    assert found.metadata["relevance_score"] == reranker.rank(QUERY, [text])[0].score
+    (reranked,) = compressor.compress_documents(candidates, QUERY)
+    assert reranked.metadata["relevance_score"] == reranker.rank(QUERY, [text])[0].score
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("candidates", "message"),
     [
         (None, "documents: expected a list of texts, not None"),
         ("text", "documents: expected a list of texts, not a single text"),
@@ -225,21 +231,23 @@ def test_metadata_of_any_type_is_scored(reranker: Reranker, value: Any, text: st
     ],
     ids=str,
 )
-def test_what_is_no_document_is_told(reranker: Reranker, given: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        RerankCompressor(model=reranker).compress_documents(given, QUERY)
-    with pytest.raises(ValueError, match=told):
-        asyncio.run(RerankCompressor(model=reranker).acompress_documents(given, QUERY))
+def test_inputs_that_are_not_documents_are_errors(
+    reranker: Reranker, candidates: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        RerankCompressor(model=reranker).compress_documents(candidates, QUERY)
+    with pytest.raises(ValueError, match=message):
+        asyncio.run(RerankCompressor(model=reranker).acompress_documents(candidates, QUERY))
 
 
-def test_ids_and_metadata_that_are_odd_come_back(reranker: Reranker) -> None:
-    given = [
+def test_unusual_ids_and_metadata_are_kept(reranker: Reranker) -> None:
+    candidates = [
         Document.model_construct(page_content=TEXTS[0], id=7, metadata={}),
         Document(page_content=TEXTS[1], id=None, metadata={"nested": {"list": [None]}}),
     ]
-    found = RerankCompressor(model=reranker).compress_documents(iter(given), QUERY)  # type: ignore[arg-type]
-    odd: set[Any] = {item.id for item in found}
-    assert odd == {7, None}
+    reranked = RerankCompressor(model=reranker).compress_documents(iter(candidates), QUERY)  # type: ignore[arg-type]
+    ids: set[Any] = {document.id for document in reranked}
+    assert ids == {7, None}
 
 
 def test_a_text_function_must_give_texts(reranker: Reranker) -> None:
@@ -272,35 +280,41 @@ def shouted(document: Document) -> str:
 
 
 def test_the_text_that_is_scored(reranker: Reranker) -> None:
-    given = documents(5)
-    for number, document in enumerate(given):
+    candidates = documents(5)
+    for number, document in enumerate(candidates):
         document.metadata |= {"title": f"title {number % 2}", "year": None}
     titled = RerankCompressor(model=reranker, metadata_keys=["title", "year", "no"], top_n=None)
     loud = RerankCompressor(model=reranker, text_fn=shouted, top_n=None)
     for compressor, texts in (
-        (titled, [f"title {i % 2}\n{d.page_content}" for i, d in enumerate(given)]),
-        (loud, [d.page_content.upper() for d in given]),
-        (pickle.loads(pickle.dumps(loud)), [d.page_content.upper() for d in given]),
+        (titled, [f"title {i % 2}\n{d.page_content}" for i, d in enumerate(candidates)]),
+        (loud, [d.page_content.upper() for d in candidates]),
+        (pickle.loads(pickle.dumps(loud)), [d.page_content.upper() for d in candidates]),
     ):
-        found = compressor.compress_documents(given, QUERY)
+        reranked = compressor.compress_documents(candidates, QUERY)
         expected = reranker.rank(QUERY, texts)
-        assert [document.id for document in found] == [given[item.index].id for item in expected]
-        scores = [document.metadata["relevance_score"] for document in found]
-        assert scores == [item.score for item in expected]
+        assert [document.id for document in reranked] == [
+            candidates[result.index].id for result in expected
+        ]
+        scores = [document.metadata["relevance_score"] for document in reranked]
+        assert scores == [result.score for result in expected]
     with pytest.raises(ValueError, match="text_fn and metadata_keys both"):
         RerankCompressor(model=reranker, text_fn=shouted, metadata_keys=["title"])
 
 
 def test_a_run_is_traced(compressor: RerankCompressor) -> None:
-    runs, given = Runs(), documents()
-    direct = compressor.compress_documents(given, QUERY, callbacks=[runs])
-    later = asyncio.run(compressor.acompress_documents(given, QUERY, callbacks=[runs]))
-    many = compressor.compress_many([(QUERY, given), ("a", []), ("b", given)], callbacks=[runs])
-    found = runs.of("RerankCompressor")
-    inputs = {"query": QUERY, "documents": given}
-    assert found[:3] == [(None, inputs, kept) for kept in (direct, later, many[0])]
-    assert len(found) == 4
-    assert all("relevance_score" in document.metadata for _, _, kept in found for document in kept)
+    runs, candidates = Runs(), documents()
+    direct = compressor.compress_documents(candidates, QUERY, callbacks=[runs])
+    later = asyncio.run(compressor.acompress_documents(candidates, QUERY, callbacks=[runs]))
+    many = compressor.compress_many(
+        [(QUERY, candidates), ("a", []), ("b", candidates)], callbacks=[runs]
+    )
+    compressions = runs.of("RerankCompressor")
+    inputs = {"query": QUERY, "documents": candidates}
+    assert compressions[:3] == [(None, inputs, kept) for kept in (direct, later, many[0])]
+    assert len(compressions) == 4
+    assert all(
+        "relevance_score" in document.metadata for _, _, kept in compressions for document in kept
+    )
 
 
 def test_nothing_is_traced_where_nothing_is_done(reranker: Reranker, tmp_path: Path) -> None:
@@ -343,10 +357,10 @@ def test_compressor_pipeline(
     pipeline = DocumentCompressorPipeline(transformers=[splitter, compressor])
     base = store.as_retriever(search_kwargs={"k": 4})
     retriever = ContextualCompressionRetriever(base_compressor=pipeline, base_retriever=base)
-    parts = list(splitter.transform_documents(base.invoke(QUERY)))
-    assert len(parts) > 4
-    assert contents(retriever.invoke(QUERY)) == wanted(reranker, parts, 3)
-    assert contents(asyncio.run(retriever.ainvoke(QUERY))) == wanted(reranker, parts, 3)
+    chunks = list(splitter.transform_documents(base.invoke(QUERY)))
+    assert len(chunks) > 4
+    assert contents(retriever.invoke(QUERY)) == wanted(reranker, chunks, 3)
+    assert contents(asyncio.run(retriever.ainvoke(QUERY))) == wanted(reranker, chunks, 3)
 
 
 def test_an_ensemble_with_bm25(store: VectorStore, compressor: RerankCompressor) -> None:
@@ -386,7 +400,7 @@ async def test_an_lcel_chain(
     chain = (
         {"query": RunnablePassthrough(), "documents": base}
         | compressor.as_runnable()
-        | RunnableLambda(lambda found: {"context": contents(found)})
+        | RunnableLambda(lambda reranked: {"context": contents(reranked)})
         | ChatPromptTemplate.from_template("{context}")
         | FakeListChatModel(responses=["At noon."])
         | StrOutputParser()
@@ -395,10 +409,10 @@ async def test_an_lcel_chain(
     assert chain.invoke(QUERY, {"callbacks": [runs]}) == "At noon."
     assert await chain.ainvoke(QUERY, {"callbacks": [runs]}) == "At noon."
     assert chain.batch([QUERY] * 3) == ["At noon."] * 3
-    found = runs.of("RerankCompressor")
-    assert [parent for parent, _, _ in found] == ["RunnableSequence"] * 2
+    compressions = runs.of("RerankCompressor")
+    assert [parent for parent, _, _ in compressions] == ["RunnableSequence"] * 2
     expected = wanted(reranker, base.invoke(QUERY), 3)
-    assert [contents(kept) for _, _, kept in found] == [expected] * 2
+    assert [contents(kept) for _, _, kept in compressions] == [expected] * 2
     names = [event["name"] async for event in chain.astream_events(QUERY, version="v2")]
     assert names.count("RerankCompressor") >= 2
 
@@ -408,16 +422,18 @@ def test_a_step_in_batches(compressor: RerankCompressor) -> None:
     inputs: list[dict[str, Any]] = [
         {"query": f"question {i}", "documents": documents(i)} for i in range(5)
     ]
-    expected = [contents(step.invoke(item)) for item in inputs]
-    assert [contents(found) for found in step.batch(inputs, {"callbacks": [runs]})] == expected
-    assert [contents(found) for found in asyncio.run(step.abatch(inputs))] == expected
+    expected = [contents(step.invoke(request)) for request in inputs]
+    assert [
+        contents(reranked) for reranked in step.batch(inputs, {"callbacks": [runs]})
+    ] == expected
+    assert [contents(reranked) for reranked in asyncio.run(step.abatch(inputs))] == expected
     assert len(runs.of("RerankCompressor")) == 4
     inputs[2]["query"] = " "
     with pytest.raises(ValueError, match="query"):
         step.batch(inputs)
-    found: list[Any] = step.batch(inputs, return_exceptions=True)
-    assert isinstance(found[2], ValueError)
-    assert contents(found[4]) == expected[4]
+    outputs: list[Any] = step.batch(inputs, return_exceptions=True)
+    assert isinstance(outputs[2], ValueError)
+    assert contents(outputs[4]) == expected[4]
 
 
 def test_a_run_inside_a_runnable_is_its_child(compressor: RerankCompressor) -> None:
@@ -437,10 +453,10 @@ def test_a_retriever_takes_arguments_by_the_call(
     retriever = RerankRetriever(base_retriever=store.as_retriever(), compressor=compressor)
     assert len(retriever.invoke(QUERY)) == 3
     assert len(retriever.invoke(QUERY, k=1)) == 1
-    (only,) = retriever.invoke(QUERY, k=2, filter={"place": 5}, fetch_k=len(TEXTS))
-    assert only.metadata["place"] == 5
-    (only,) = asyncio.run(retriever.ainvoke(QUERY, k=2, filter={"place": 5}, fetch_k=len(TEXTS)))
-    assert only.metadata["place"] == 5
+    (only,) = retriever.invoke(QUERY, k=2, filter={"index": 5}, fetch_k=len(TEXTS))
+    assert only.metadata["index"] == 5
+    (only,) = asyncio.run(retriever.ainvoke(QUERY, k=2, filter={"index": 5}, fetch_k=len(TEXTS)))
+    assert only.metadata["index"] == 5
     with pytest.raises(ValueError, match="k: 0 is less than 1"):
         retriever.invoke(QUERY, k=0)
     with pytest.raises(ValueError, match="top_k"):
@@ -463,8 +479,8 @@ def test_a_cross_encoder_for_code_that_is_there(reranker: Reranker) -> None:
     assert encoder.score([]) == []
     with pytest.raises(ValueError, match="query"):
         encoder.score([(" ", "a")])
-    found = CrossEncoderReranker(model=encoder, top_n=2).compress_documents(documents(), QUERY)
-    assert contents(found) == wanted(reranker, documents(), 2)
+    reranked = CrossEncoderReranker(model=encoder, top_n=2).compress_documents(documents(), QUERY)
+    assert contents(reranked) == wanted(reranker, documents(), 2)
     with pytest.raises(ValueError, match="top_n"):
         RerankCrossEncoder(model=reranker, top_n=3)  # type: ignore[call-arg]
 

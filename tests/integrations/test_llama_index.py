@@ -1,4 +1,4 @@
-"""The LlamaIndex adapter in LlamaIndex's own compositions, and what only it does."""
+"""The LlamaIndex adapter in LlamaIndex's own compositions, and features that only it has."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ class MiniLM(BaseEmbedding):
 
 
 class Events(BaseEventHandler):
-    """All events of reranking."""
+    """Record all events of reranking."""
 
     seen: list[BaseEvent] = []  # noqa: RUF012 - a field
 
@@ -70,8 +70,8 @@ class Events(BaseEventHandler):
             self.seen.append(event)
 
 
-class Told(BaseCallbackHandler):
-    """All callbacks of reranking."""
+class RerankCallbacks(BaseCallbackHandler):
+    """Record all callbacks of reranking."""
 
     def __init__(self) -> None:
         super().__init__([], [])
@@ -138,67 +138,70 @@ def nodes(count: int = 6) -> list[NodeWithScore]:
     ]
 
 
-def ids(found: list[NodeWithScore]) -> list[str]:
-    return [item.node_id for item in found]
+def ids(nodes: list[NodeWithScore]) -> list[str]:
+    return [node.node_id for node in nodes]
 
 
 def wanted(
-    reranker: Reranker, found: list[NodeWithScore], top_n: int | None = 2, query: str = QUERY
+    reranker: Reranker, candidates: list[NodeWithScore], top_n: int | None = 2, query: str = QUERY
 ) -> list[str]:
-    texts = [item.node.get_content(MetadataMode.EMBED) for item in found]
-    return [found[item.index].node_id for item in reranker.rank(query, texts, top_n)]
+    texts = [node.node.get_content(MetadataMode.EMBED) for node in candidates]
+    return [candidates[result.index].node_id for result in reranker.rank(query, texts, top_n)]
 
 
 def test_new_scores_on_the_same_nodes(postprocessor: RerankPostprocessor) -> None:
-    given = nodes()
-    before = [item.to_dict() for item in given]
-    for found in (
-        postprocessor.postprocess_nodes(given, query_str=QUERY),
-        postprocessor.postprocess_nodes(given, QueryBundle(QUERY)),
-        asyncio.run(postprocessor.apostprocess_nodes(given, query_str=QUERY)),
-        postprocessor.postprocess_many([(QUERY, given)])[0],
+    candidates = nodes()
+    before = [node.to_dict() for node in candidates]
+    for reranked in (
+        postprocessor.postprocess_nodes(candidates, query_str=QUERY),
+        postprocessor.postprocess_nodes(candidates, QueryBundle(QUERY)),
+        asyncio.run(postprocessor.apostprocess_nodes(candidates, query_str=QUERY)),
+        postprocessor.postprocess_many([(QUERY, candidates)])[0],
     ):
-        assert ids(found) == wanted(postprocessor.reranker, given)
-        for item in found:
-            (same,) = (other for other in given if other.node_id == item.node_id)
-            assert item is not same
-            assert item.node is same.node
-            assert type(item.score) is float
-        json.dumps([item.to_dict() for item in found])
-    assert [item.to_dict() for item in given] == before
+        assert ids(reranked) == wanted(postprocessor.reranker, candidates)
+        for node in reranked:
+            (same,) = (other for other in candidates if other.node_id == node.node_id)
+            assert node is not same
+            assert node.node is same.node
+            assert type(node.score) is float
+        json.dumps([node.to_dict() for node in reranked])
+    assert [node.to_dict() for node in candidates] == before
 
 
-def test_the_retrieval_score_is_kept_where_nobody_reads_it(reranker: Reranker) -> None:
+def test_the_retrieval_score_is_kept_in_metadata_that_no_model_reads(reranker: Reranker) -> None:
     keeping = RerankPostprocessor(model=reranker, keep_retrieval_score=True, top_n=None)
-    given = [*nodes(4), NodeWithScore(node=TextNode(id_="none", text="no score"))]
-    given[0].node.excluded_llm_metadata_keys = ["retrieval_score", "title"]
-    before = [item.to_dict() for item in given]
-    found = {item.node_id: item.node for item in keeping.postprocess_nodes(given, query_str=QUERY)}
-    assert [item.to_dict() for item in given] == before
-    for item in given[:4]:
-        node = found[item.node_id]
-        assert node.metadata == {**item.node.metadata, "retrieval_score": item.score}
+    candidates = [*nodes(4), NodeWithScore(node=TextNode(id_="none", text="no score"))]
+    candidates[0].node.excluded_llm_metadata_keys = ["retrieval_score", "title"]
+    before = [candidate.to_dict() for candidate in candidates]
+    kept = {
+        candidate.node_id: candidate.node
+        for candidate in keeping.postprocess_nodes(candidates, query_str=QUERY)
+    }
+    assert [candidate.to_dict() for candidate in candidates] == before
+    for candidate in candidates[:4]:
+        node = kept[candidate.node_id]
+        assert node.metadata == {**candidate.node.metadata, "retrieval_score": candidate.score}
         for mode in (MetadataMode.EMBED, MetadataMode.LLM):
-            assert node.get_content(mode) == item.node.get_content(mode)
+            assert node.get_content(mode) == candidate.node.get_content(mode)
         assert node.excluded_llm_metadata_keys.count("retrieval_score") == 1
-    assert found["none"] is given[4].node
+    assert kept["none"] is candidates[4].node
     # And again: the score just before is the one that counts.
     again = keeping.postprocess_nodes(
-        keeping.postprocess_nodes(given, query_str=QUERY), query_str=QUERY
+        keeping.postprocess_nodes(candidates, query_str=QUERY), query_str=QUERY
     )
     assert again[0].node.metadata["retrieval_score"] == again[0].score
 
 
 def test_the_text_that_is_scored(reranker: Reranker) -> None:
-    given = nodes()
-    given[1].node.excluded_embed_metadata_keys = ["title"]
+    candidates = nodes()
+    candidates[1].node.excluded_embed_metadata_keys = ["title"]
     for mode in MetadataMode:
-        texts = [item.node.get_content(mode) for item in given]
-        found = RerankPostprocessor(
+        texts = [result.node.get_content(mode) for result in candidates]
+        reranked = RerankPostprocessor(
             model=reranker, metadata_mode=mode, top_n=None
-        ).postprocess_nodes(given, query_str=QUERY)
+        ).postprocess_nodes(candidates, query_str=QUERY)
         expected = reranker.rank(QUERY, texts)
-        assert [item.score for item in found] == [item.score for item in expected]
+        assert [result.score for result in reranked] == [result.score for result in expected]
     pictures = [NodeWithScore(node=ImageNode(image_url="a.png", id_="i")), *nodes(2)]
     last = RerankPostprocessor(model=reranker, top_n=None).postprocess_nodes(
         pictures, query_str=QUERY
@@ -206,20 +209,20 @@ def test_the_text_that_is_scored(reranker: Reranker) -> None:
     assert (last.node_id, last.score) == ("i", 0.0)
 
 
-def test_nodes_of_every_kind_and_score_come_back(reranker: Reranker) -> None:
-    given = [
+def test_nodes_of_every_kind_and_score_are_returned(reranker: Reranker) -> None:
+    candidates = [
         NodeWithScore(node=ImageNode(image_url="a.png", id_="image")),
         NodeWithScore(node=IndexNode(text="a dog", index_id="x", id_="index"), score=None),
         NodeWithScore(node=Node(id_="empty"), score=float("inf")),
         NodeWithScore(node=TextNode(text="a cabin", id_="text"), score=0.5),
         NodeWithScore.model_construct(node=TextNode(text="a cat", id_="odd"), score="high"),
     ]
-    given[1].node.metadata = {"nested": {"list": [None, "x"]}, "none": None}
+    candidates[1].node.metadata = {"nested": {"list": [None, "x"]}, "none": None}
     keeping = RerankPostprocessor(model=reranker, top_n=None, keep_retrieval_score=True)
-    found = keeping.postprocess_nodes(given, query_str=QUERY)
-    assert {item.node_id for item in found} == {"image", "index", "empty", "text", "odd"}
-    assert [item.node_id for item in found[-2:]] == ["image", "empty"]
-    kept = {item.node_id: item.node.metadata.get("retrieval_score") for item in found}
+    reranked = keeping.postprocess_nodes(candidates, query_str=QUERY)
+    assert {node.node_id for node in reranked} == {"image", "index", "empty", "text", "odd"}
+    assert [node.node_id for node in reranked[-2:]] == ["image", "empty"]
+    kept = {node.node_id: node.node.metadata.get("retrieval_score") for node in reranked}
     assert kept == {
         "image": None,
         "index": None,
@@ -230,81 +233,83 @@ def test_nodes_of_every_kind_and_score_come_back(reranker: Reranker) -> None:
 
 
 def test_half_a_surrogate_pair_names_its_node(reranker: Reranker) -> None:
-    given = [*nodes(3), NodeWithScore(node=TextNode(text="a", metadata={"title": "\ud83d"}))]
+    candidates = [*nodes(3), NodeWithScore(node=TextNode(text="a", metadata={"title": "\ud83d"}))]
     postprocessor = RerankPostprocessor(model=reranker)
     with pytest.raises(ValueError, match=r"documents\[3\]: not valid Unicode"):
-        postprocessor.postprocess_nodes(given, query_str=QUERY)
+        postprocessor.postprocess_nodes(candidates, query_str=QUERY)
     with pytest.raises(ValueError, match=r"requests\[1\]: documents\[3\]: not valid Unicode"):
-        postprocessor.postprocess_many([(QUERY, nodes(2)), (QUERY, given)])
+        postprocessor.postprocess_many([(QUERY, nodes(2)), (QUERY, candidates)])
 
 
 def test_the_query_is_the_bundles_string(postprocessor: RerankPostprocessor) -> None:
     bundle = QueryBundle(QUERY, custom_embedding_strs=["something else"], embedding=[0.1])
     expected = postprocessor.postprocess_nodes(nodes(), query_str=QUERY)
     assert ids(postprocessor.postprocess_nodes(nodes(), bundle)) == ids(expected)
-    wrong: Any
-    for wrong in (3, b"query", QueryBundle(None)):  # type: ignore[arg-type]
+    query: Any
+    for query in (3, b"query", QueryBundle(None)):  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="query: expected a text"):
-            postprocessor.postprocess_many([(wrong, nodes())])
+            postprocessor.postprocess_many([(query, nodes())])
 
 
 def test_a_query_is_needed(postprocessor: RerankPostprocessor, events: Events) -> None:
-    for given in (nodes(), []):
+    for candidates in (nodes(), []):
         with pytest.raises(ValueError, match=r"^Missing query bundle in extra info\.$"):
-            postprocessor.postprocess_nodes(given)
+            postprocessor.postprocess_nodes(candidates)
         with pytest.raises(ValueError, match=r"^Missing query bundle in extra info\.$"):
-            asyncio.run(postprocessor.apostprocess_nodes(given))
+            asyncio.run(postprocessor.apostprocess_nodes(candidates))
     with pytest.raises(ValueError, match="query"):
         postprocessor.postprocess_nodes(nodes(), query_str=" ")
     assert postprocessor.postprocess_nodes([], query_str=QUERY) == []
     assert events.seen == []
 
 
-def test_events_and_callbacks_come_in_pairs(reranker: Reranker, events: Events) -> None:
-    told = Told()
-    given = nodes()
+def test_events_and_callbacks_are_sent_in_pairs(reranker: Reranker, events: Events) -> None:
+    callbacks = RerankCallbacks()
+    candidates = nodes()
     for top_n in (2, None):
         postprocessor = RerankPostprocessor(
-            model=reranker, top_n=top_n, callback_manager=CallbackManager([told])
+            model=reranker, top_n=top_n, callback_manager=CallbackManager([callbacks])
         )
-        for found in (
-            postprocessor.postprocess_nodes(given, query_str=QUERY),
-            asyncio.run(postprocessor.apostprocess_nodes(given, query_str=QUERY)),
+        for reranked in (
+            postprocessor.postprocess_nodes(candidates, query_str=QUERY),
+            asyncio.run(postprocessor.apostprocess_nodes(candidates, query_str=QUERY)),
         ):
             start, end = events.seen[-2:]
             assert isinstance(start, ReRankStartEvent)
             assert isinstance(end, ReRankEndEvent)
-            assert start.top_n == (top_n or len(given))
-            assert (start.nodes, end.nodes) == (given, found)
+            assert start.top_n == (top_n or len(candidates))
+            assert (start.nodes, end.nodes) == (candidates, reranked)
             assert isinstance(start.query, QueryBundle)
             assert start.model_name == reranker.source
-            (began, first, asked), (ended, last, answer) = told.seen[-2:]
+            (began, first, asked), (ended, last, answer) = callbacks.seen[-2:]
             assert (began, ended, first) == ("start", "end", last)
-            assert asked[EventPayload.TOP_K] == (top_n or len(given))
+            assert asked[EventPayload.TOP_K] == (top_n or len(candidates))
             assert asked[EventPayload.QUERY_STR] == QUERY
             assert type(asked[EventPayload.MODEL_NAME]) is str
-            assert answer == {EventPayload.NODES: found}
-    assert len(events.seen) == len(told.seen) == 8
+            assert answer == {EventPayload.NODES: reranked}
+    assert len(events.seen) == len(callbacks.seen) == 8
 
 
-def test_what_fails_ends_its_events_too(tmp_path: Path, events: Events) -> None:
-    told = Told()
+def test_a_failing_call_sends_its_end_events(tmp_path: Path, events: Events) -> None:
+    callbacks = RerankCallbacks()
     failing = RerankPostprocessor(
-        model=str(tmp_path / "none"), callback_manager=CallbackManager([told])
+        model=str(tmp_path / "none"), callback_manager=CallbackManager([callbacks])
     )
     with pytest.raises(ValueError, match="no such model folder"):
         failing.postprocess_nodes(nodes(), query_str=QUERY)
     with pytest.raises(ValueError, match="no such model folder"):
         asyncio.run(failing.apostprocess_nodes(nodes(), query_str=QUERY))
     assert [type(event) for event in events.seen] == [ReRankStartEvent, ReRankEndEvent] * 2
-    assert [kind for kind, _, _ in told.seen] == ["start", "end"] * 2
+    assert [kind for kind, _, _ in callbacks.seen] == ["start", "end"] * 2
 
 
-def test_many_queries_tell_of_each(postprocessor: RerankPostprocessor, events: Events) -> None:
-    found = postprocessor.postprocess_many(
+def test_many_queries_send_events_for_each(
+    postprocessor: RerankPostprocessor, events: Events
+) -> None:
+    reranked = postprocessor.postprocess_many(
         [(QUERY, nodes()), ("a", []), (QueryBundle("b"), nodes())]
     )
-    assert [len(part) for part in found] == [2, 0, 2]
+    assert [len(nodes) for nodes in reranked] == [2, 0, 2]
     kinds = [type(event) for event in events.seen]
     assert kinds.count(ReRankStartEvent) == kinds.count(ReRankEndEvent) == 2
 
@@ -358,13 +363,13 @@ def test_the_callback_manager_can_be_set(postprocessor: RerankPostprocessor) -> 
 
 
 async def test_a_query_engine(index: VectorStoreIndex, reranker: Reranker, events: Events) -> None:
-    found = index.as_retriever(similarity_top_k=8).retrieve(QUERY)
+    retrieved = index.as_retriever(similarity_top_k=8).retrieve(QUERY)
     engine = index.as_query_engine(
         llm=MockLLM(),
         similarity_top_k=8,
         node_postprocessors=[RerankPostprocessor(model=reranker, top_n=3)],
     )
-    expected = wanted(reranker, found, 3)
+    expected = wanted(reranker, retrieved, 3)
     for answer in (engine.query(QUERY), await engine.aquery(QUERY)):
         assert ids(answer.source_nodes) == expected
         assert all(text in str(answer) for text in [n.node.text for n in answer.source_nodes])  # type: ignore[attr-defined]
@@ -372,8 +377,8 @@ async def test_a_query_engine(index: VectorStoreIndex, reranker: Reranker, event
 
 
 async def test_a_retriever_evaluator(index: VectorStoreIndex, reranker: Reranker) -> None:
-    found = index.as_retriever(similarity_top_k=8).retrieve(QUERY)
-    best = wanted(reranker, found, 1)
+    retrieved = index.as_retriever(similarity_top_k=8).retrieve(QUERY)
+    best = wanted(reranker, retrieved, 1)
     evaluator = RetrieverEvaluator.from_metric_names(
         ["mrr", "hit_rate"],
         retriever=index.as_retriever(similarity_top_k=8),
@@ -391,11 +396,13 @@ async def test_a_step_of_a_workflow(index: VectorStoreIndex, reranker: Reranker)
     class Retrieval(Workflow):
         @step
         async def rerank(self, event: StartEvent) -> StopEvent:
-            found = await index.as_retriever(similarity_top_k=8).aretrieve(event.query)
+            retrieved = await index.as_retriever(similarity_top_k=8).aretrieve(event.query)
             postprocessor = RerankPostprocessor(model=reranker)
-            return StopEvent(await postprocessor.apostprocess_nodes(found, query_str=event.query))
+            return StopEvent(
+                await postprocessor.apostprocess_nodes(retrieved, query_str=event.query)
+            )
 
-    found = index.as_retriever(similarity_top_k=8).retrieve(QUERY)
+    retrieved = index.as_retriever(similarity_top_k=8).retrieve(QUERY)
     workflow = Retrieval(timeout=60)
     results = await asyncio.gather(*(workflow.run(query=QUERY) for _ in range(4)))
-    assert [ids(result) for result in results] == [wanted(reranker, found)] * 4
+    assert [ids(result) for result in results] == [wanted(reranker, retrieved)] * 4

@@ -1,4 +1,4 @@
-"""Results on real file systems: links, mount points, pipes, devices, disks without a bonus."""
+"""Results on real file systems: links, mount points, pipes, devices, simple disks."""
 
 import errno
 import json
@@ -42,7 +42,7 @@ def refusing(number: int, *, folders: bool = True, files: bool = True) -> Callab
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF])
-def test_what_cannot_be_synced_is_written_all_the_same(
+def test_files_that_cannot_be_synced_are_written(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     sync.warn_of_no_sync.cache_clear()
@@ -78,12 +78,12 @@ def test_a_sync_that_loses_data_is_an_error(
 def test_advice_follows_the_error(tmp_path: Path, number: int, advice: str) -> None:
     with pytest.raises(SavingError) as error, saving(tmp_path / "model"):
         raise OSError(number, os.strerror(number))
-    told = str(error.value)
-    assert advice in told and os.strerror(number) in told
-    assert told.endswith("start the same command again")
+    message = str(error.value)
+    assert advice in message and os.strerror(number) in message
+    assert message.endswith("start the same command again")
 
 
-def test_a_weights_file_that_cannot_be_written_is_told_of_too(tmp_path: Path) -> None:
+def test_an_error_of_writing_weights_gets_advice_too(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -106,24 +106,24 @@ def test_a_file_is_written_through_links(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"a.jsonl", "b.jsonl"}
 
 
-def test_links_that_never_end_are_an_error_of_the_option(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_an_error_of_the_option(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OptionError, match="--fix: "):
         check_output(tmp_path / "a", [], overwrite=False, option="fix")
 
 
-def test_a_pipe_is_written_as_it_comes(tmp_path: Path) -> None:
+def test_a_pipe_is_written_line_by_line(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    found: list[str] = []
-    reader = threading.Thread(target=lambda: found.append(pipe.read_text()))
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
     reader.start()
     check_output(pipe, [], overwrite=False)
     with writing(pipe) as file:
         file.write("a line\n")
     reader.join()
-    assert found == ["a line\n"] and list(tmp_path.iterdir()) == [pipe]
+    assert received == ["a line\n"] and list(tmp_path.iterdir()) == [pipe]
 
 
 def test_devices_and_open_files_are_streams(tmp_path: Path) -> None:
@@ -155,21 +155,21 @@ def test_a_mounted_file_is_written_in_place(mounts: Path, tmp_path: Path) -> Non
     ]
 
 
-def unwritable(place: Path, kind: str) -> Path:
-    """A file that cannot be written."""
+def unwritable(folder: Path, kind: str) -> Path:
+    """Return the path of a file that cannot be written."""
     if kind == "read-only disk":
-        mount("tmpfs", place, "-o", "ro")
+        mount("tmpfs", folder, "-o", "ro")
     elif kind == "full disk":
-        mount("tmpfs", place, "-o", "size=4k")
-        (place / "all").write_bytes(bytes(4096))
+        mount("tmpfs", folder, "-o", "size=4k")
+        (folder / "all").write_bytes(bytes(4096))
     elif kind == "long name":
-        return place / ("é" * 126)
+        return folder / ("é" * 126)
     elif kind == "missing folder":
-        return place / "missing" / "a.jsonl"
+        return folder / "missing" / "a.jsonl"
     elif kind == "below a file":
-        (place / "file").touch()
-        return place / "file" / "a.jsonl"
-    return place / "a.jsonl"
+        (folder / "file").touch()
+        return folder / "file" / "a.jsonl"
+    return folder / "a.jsonl"
 
 
 UNWRITABLE = ["read-only disk", "full disk", "long name", "missing folder", "below a file"]
@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_written_is_an_error_of_its_option(mounts: Path, k
         check_output(unwritable(mounts, kind), [], overwrite=False, option="fix")
 
 
-def test_a_try_leaves_nothing(tmp_path: Path) -> None:
+def test_checking_that_a_file_can_be_written_leaves_no_file(tmp_path: Path) -> None:
     try_file(tmp_path / "a")
     staging_folder(tmp_path / "b", ".run", option="o")
     (tmp_path / "c").mkdir()
@@ -190,7 +190,7 @@ def test_a_try_leaves_nothing(tmp_path: Path) -> None:
 
 
 def finished(work: Path, text: str, *more: str) -> Path:
-    """A folder that is to be published."""
+    """Write a folder to be published."""
     folder = work / "model"
     (folder / "runs" / "today").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "rerank.json", "runs/today/log", *more):
@@ -207,8 +207,8 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-def place_of_kind(tmp_path: Path, mounts: Path, kind: str) -> Path:
-    """A place for a folder."""
+def path_of_kind(tmp_path: Path, mounts: Path, kind: str) -> Path:
+    """Return a path to publish a folder to."""
     if kind == "missing":
         return tmp_path / "missing" / "parents" / "out"
     if kind == "mount point":
@@ -256,25 +256,25 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_appears_wherever_it_is_wanted(tmp_path: Path, mounts: Path, kind: str) -> None:
-    given = place_of_kind(tmp_path, mounts, kind)
-    is_link = given.is_symlink()
+def test_a_folder_is_published_to_any_kind_of_path(tmp_path: Path, mounts: Path, kind: str) -> None:
+    path = path_of_kind(tmp_path, mounts, kind)
+    is_link = path.is_symlink()
     for text, more in (("first", ["old.txt"]), ("second", [])):
-        target = real_path(given)
+        target = real_path(path)
         work = staging_folder(target, ".run", option="finetune_model_dir")
         assert work.name == KINDS[kind]
         folder = finished(work, text, *more)
         expected = files(folder)
         publish_folder(folder, target, last=LAST)
         shutil.rmtree(work)
-        assert files(given) == expected
-        rights = {(given / name).stat().st_mode & 0o777 for name in expected}
+        assert files(path) == expected
+        rights = {(path / name).stat().st_mode & 0o777 for name in expected}
         assert rights == {0o666 & ~current_umask()}
-    assert given.is_symlink() == is_link
+    assert path.is_symlink() == is_link
     left = {path.name for path in target.parent.iterdir()} if kind != "bind mount" else set()
     assert not any(".run" in name or "test" in name for name in left)
     if kind == "mount point":
-        assert (given / "lost+found").is_dir()
+        assert (path / "lost+found").is_dir()
 
 
 def current_umask() -> int:
@@ -302,13 +302,13 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_its_option(
 
 
 class Killed(BaseException):
-    """As a kill: nothing is cleaned up behind it."""
+    """Raised like a kill: nothing is cleaned up afterwards."""
 
 
 def test_a_folder_that_is_filled_is_a_model_only_at_the_end(
     mounts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before any of its changes, and begun anew: readers see no half model."""
+    """Kill it before each of its changes, and repeat it: readers never see half a model."""
     mount("tmpfs", mounts)
     first = files(publish(mounts, "first"))
     changes = 0
@@ -335,10 +335,10 @@ def test_a_folder_that_is_filled_is_a_model_only_at_the_end(
                 break
             except Killed:
                 pass
-        found = files(mounts)
-        found = {name: text for name, text in found.items() if not name.startswith(".")}
-        if "config.json" in found:
-            assert found in (first, files(mounts / ".run" / "model"))
+        contents = files(mounts)
+        contents = {name: text for name, text in contents.items() if not name.startswith(".")}
+        if "config.json" in contents:
+            assert contents in (first, files(mounts / ".run" / "model"))
     assert changes > 10
     shutil.rmtree(mounts / ".run")
     assert set(files(mounts)) == set(first)
@@ -346,7 +346,7 @@ def test_a_folder_that_is_filled_is_a_model_only_at_the_end(
 
 
 def publish(target: Path, text: str) -> Path:
-    """A folder that was published, and another that is to be."""
+    """Publish a folder, and write another to be published."""
     fill_folder(finished(target / ".run", text), target, LAST)
     shutil.rmtree(target / ".run")
     there = shutil.copytree(target, target.with_name("copy"))
@@ -368,7 +368,7 @@ def test_a_disk_without_links_gets_copies(mounts: Path, monkeypatch: pytest.Monk
     assert files(mounts) == expected
 
 
-def test_an_earlier_folder_comes_back_when_its_replacement_fails(
+def test_an_earlier_folder_is_restored_when_its_replacement_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "out"
@@ -391,7 +391,7 @@ def test_an_earlier_folder_comes_back_when_its_replacement_fails(
 def test_a_folder_that_no_rename_can_replace_is_filled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as one of a container's image, in some of its file systems."""
+    """As a folder of a container's image is on some file systems."""
     target = tmp_path / "out"
     publish_folder(finished(tmp_path / "out.run", "first", "old.txt"), target, last=LAST)
     folder = finished(tmp_path / "out.run", "second")
@@ -405,13 +405,13 @@ def test_a_folder_that_no_rename_can_replace_is_filled(
     assert files(target) == expected
 
 
-def test_json_is_what_was_written(tmp_path: Path) -> None:
+def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"text": "é"})
     assert json.loads((tmp_path / "a.json").read_bytes()) == {"text": "é"}
 
 
 def other_process(code: str, *arguments: object) -> "subprocess.Popen[str]":
-    """Another process, which runs a program and tells on stdout how far it is."""
+    """Run a program that reports its progress on stdout in another process."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -422,7 +422,7 @@ def other_process(code: str, *arguments: object) -> "subprocess.Popen[str]":
 
 @contextmanager
 def being_written(path: Path) -> Iterator[None]:
-    """While this lasts, another process is writing a file; then it finishes it."""
+    """Write a file in another process, which finishes it when the block ends."""
     code = (
         "import sys; from pathlib import Path; from rerank_plugin.io.atomic import writing\n"
         "with writing(Path(sys.argv[1])) as file:\n"
@@ -451,8 +451,10 @@ def test_two_processes_never_write_one_file(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "link"}
 
 
-def test_a_lock_on_what_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its holder renamed or removed the file between our opening and locking it."""
+def test_a_lock_on_a_removed_file_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was renamed or removed between opening and locking it."""
     fcntl = pytest.importorskip("fcntl")
     path, flock = tmp_path / "a.part", fcntl.flock
     gone: list[int] = []
@@ -470,7 +472,7 @@ def test_a_lock_on_what_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("made", ["a file", "a link", "another's result"])
-def test_what_appears_while_a_file_is_written_is_kept(tmp_path: Path, made: str) -> None:
+def test_a_file_that_appears_during_writing_is_kept(tmp_path: Path, made: str) -> None:
     output, result = tmp_path / "a.jsonl", "computed"
     kept = pytest.raises(FileExistsError, match=r"results are in .*a\.jsonl\.part")
     with kept, writing(output) as file:

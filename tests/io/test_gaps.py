@@ -1,4 +1,4 @@
-"""What public data sets lack is left out and told by all commands alike; mix-ups are errors."""
+"""Gaps of public data sets are left out and reported by all commands; mix-ups are errors."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def execute(cli: Run, folder: Path, command: str) -> tuple[int, str]:
-    """The exit code and all that is printed; of `evaluate` only what it reads, without a model."""
+    """Return exit code and output; `evaluate` only reads its data, without a model."""
     files: dict[str, Any] = {
         "corpus": folder / CORPUS,
         "queries": folder / QUERIES,
@@ -49,7 +49,7 @@ def execute(cli: Run, folder: Path, command: str) -> tuple[int, str]:
                 return 0, "\n".join(run.counts.lines())
         except InputError as error:
             return 2, str(error)
-    named = [part for name, file in files.items() for part in (f"--{name}", file)]
+    named = [text for name, file in files.items() for text in (f"--{name}", file)]
     source = named if command == "mine" else ["--from", "beir", "--data_path", folder]
     code, out, err = cli(command, *source, "--output", folder / "output.jsonl", "--overwrite")
     assert "Traceback" not in err
@@ -66,7 +66,7 @@ NO_TEXT = "1 × relevant passages without a text in the corpus, which count as n
 BLANK = "1 × judged passages that are blank, left out"
 TWICE = "1 × documents that come twice for a query: the best score counts"
 
-#: Lines that files get besides, and what every command says; None where it reads none of them.
+#: Lines that are added to files, and the message of every command that reads them.
 GAPS: list[tuple[dict[str, str], dict[str, str | None]]] = [
     (
         {QRELS: "q0\tMED-1/2 x\t1"},
@@ -145,33 +145,33 @@ GAPS: list[tuple[dict[str, str], dict[str, str | None]]] = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_nothing_is_told_of_data_without_a_gap(cli: Run, folder: Path, command: str) -> None:
+def test_complete_data_is_reported_without_gaps(cli: Run, folder: Path, command: str) -> None:
     code, text = execute(cli, folder, command)
     assert code == 0, text
     assert "left out, for" not in text
 
 
 @pytest.mark.parametrize(
-    ("command", "changes", "told"),
+    ("command", "changes", "message"),
     [
-        (command, changes, told[command])
-        for changes, told in GAPS
+        (command, changes, messages[command])
+        for changes, messages in GAPS
         for command in COMMANDS
-        if command in told
+        if command in messages
     ],
 )
-def test_gaps_are_told_by_every_command(
-    cli: Run, folder: Path, command: str, changes: dict[str, str], told: str
+def test_every_command_reports_gaps(
+    cli: Run, folder: Path, command: str, changes: dict[str, str], message: str
 ) -> None:
     add(folder, changes)
     code, text = execute(cli, folder, command)
     assert code == 0, text
-    assert told in text
-    if not told:
+    assert message in text
+    if not message:
         assert "left out, for" not in text
 
 
-#: What files hold instead, and the ids of both sides.
+#: Contents of files that do not belong together, and ids of both.
 MIXED_UP: list[tuple[dict[str, str], tuple[str, ...], str]] = [
     ({QRELS: "7\td0\t1\n"}, ("mine", "convert"), "it has '7', the other has 'q0'"),
     ({QRELS: "7\td0\t1\n"}, ("evaluate",), "run.trec: no query id of it is in"),
@@ -224,14 +224,14 @@ def test_mistakes_are_errors_of_every_command(
 
 
 def test_queries_that_are_documents_as_in_arguana(cli: Run, folder: Path) -> None:
-    """BEIR leaves a query's own document out of what is found: it is no answer, and no negative."""
-    own = TEXTS[3]
+    """As in BEIR, the document that is the query itself is neither ranked nor a negative."""
+    document = TEXTS[3]
     add(
         folder,
         {
-            CORPUS: json.dumps({"_id": "pro-01a", "title": "A title", "text": own})
+            CORPUS: json.dumps({"_id": "pro-01a", "title": "A title", "text": document})
             + '\n{"_id": "q1", "text": "only its id is the same"}',
-            QUERIES: json.dumps({"_id": "pro-01a", "text": own}),
+            QUERIES: json.dumps({"_id": "pro-01a", "text": document}),
             QRELS: "pro-01a\td4\t1",
             RUN: "pro-01a Q0 pro-01a 1 9 x\npro-01a Q0 d4 2 8 x\nq1 Q0 q1 3 0.1 x",
         },
@@ -245,21 +245,21 @@ def test_queries_that_are_documents_as_in_arguana(cli: Run, folder: Path) -> Non
         groups = [json.loads(line) for line in (folder / "output.jsonl").read_text().splitlines()]
         (group,) = (group for group in groups if group["id"] == "pro-01a")
         assert group["pos"] == [TEXTS[4]]
-        assert f"A title {own}" not in group["neg"]
+        assert f"A title {document}" not in group["neg"]
     assert code == 0
 
 
 def test_judgements_as_json_lines(cli: Run, folder: Path) -> None:
-    """MTEB's data sets have all three as JSON Lines."""
+    """As in the data sets of MTEB."""
     lines = (folder / QRELS).read_text().splitlines()[1:]
-    found = []
+    outputs = []
     for command in COMMANDS:
         assert execute(cli, folder, command)[0] == 0
-        found.append((folder / "output.jsonl").read_text())
+        outputs.append((folder / "output.jsonl").read_text())
     (folder / QRELS).unlink()
     names = ("query-id", "corpus-id", "score")
     rows = [dict(zip(names, line.split("\t"), strict=True)) for line in lines]
     write_lines(folder / "qrels" / "train.jsonl", rows)
-    for command, before in zip(COMMANDS, found, strict=True):
+    for command, before in zip(COMMANDS, outputs, strict=True):
         assert execute(cli, folder, command)[0] == 0
         assert (folder / "output.jsonl").read_text() == before

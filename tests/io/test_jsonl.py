@@ -24,7 +24,7 @@ def test_reads_files_folders_globs_and_gzip(tmp_path: Path) -> None:
     assert input_files([tmp_path / "b.jsonl", str(tmp_path / "a.*")])[1].name == "a.jsonl.gz"
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"n": 1}\r\n{"n": 2}\r\n')
     assert records(path) == [{"n": 1}, {"n": 2}]
@@ -84,7 +84,7 @@ RECORD = '{"query": "q", "pos": ["p"], "neg": ["n"]}'
         (b'{"a": %s1%s}' % (b"[" * 99_999, b"]" * 99_999), ":1: broken JSON: "),
     ],
 )
-def test_other_formats_are_told_by_their_contents(
+def test_other_formats_are_recognised_by_their_contents(
     tmp_path: Path, raw: bytes, expected: str
 ) -> None:
     path = tmp_path / "the data.jsonl"
@@ -111,7 +111,7 @@ def test_other_formats_are_told_by_their_contents(
         '{"a": {"b": 1, "b": 2}}',
     ],
 )
-def test_what_is_unusual_but_whole_is_read(tmp_path: Path, raw: str) -> None:
+def test_unusual_but_valid_json_is_read(tmp_path: Path, raw: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(raw.encode())
     assert all(record.keys() == {"a"} for record in records(path))

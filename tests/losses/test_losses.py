@@ -1,4 +1,4 @@
-"""Every loss against its formula, written once more for one group and plain numbers."""
+"""Every loss equals its formula, which is written again here for one group of numbers."""
 
 import math
 from collections.abc import Callable
@@ -80,19 +80,19 @@ def lambda_loss(group: Plain) -> float:
 
 
 def listnet(group: Plain) -> float:
-    targets, found = softmax([p.label for p in group]), softmax([p.score for p in group])
-    return -sum(target * math.log(share) for target, share in zip(targets, found, strict=True))
+    targets, predicted = softmax([p.label for p in group]), softmax([p.score for p in group])
+    return -sum(target * math.log(share) for target, share in zip(targets, predicted, strict=True))
 
 
 def margin_mse(group: Plain) -> float:
     margins = [(p.score - n.score, p.teacher - n.teacher) for p, n in pairs(group)]
-    return mean([(own - teacher) ** 2 for own, teacher in margins])
+    return mean([(student - teacher) ** 2 for student, teacher in margins])
 
 
 def kl_divergence(group: Plain, temperature: float = 1.0) -> float:
     targets = softmax([p.teacher / temperature for p in group])
-    found = softmax([p.score / temperature for p in group])
-    terms = [t * math.log(t / f) for t, f in zip(targets, found, strict=True)]
+    predicted = softmax([p.score / temperature for p in group])
+    terms = [t * math.log(t / f) for t, f in zip(targets, predicted, strict=True)]
     return temperature**2 * sum(terms)
 
 
@@ -111,7 +111,7 @@ NUMBERS = st.integers(-400, 400).map(lambda n: n / 100)
 
 @st.composite
 def plain_groups(draw: st.DrawFn) -> list[Plain]:
-    """Groups of 1 to 6 passages with different scores, any number of them positive."""
+    """Draw groups of 1 to 6 documents with different scores, any number of them positive."""
     groups = []
     for _ in range(draw(st.integers(1, 4))):
         scores = draw(st.lists(NUMBERS, min_size=1, max_size=6, unique=True))
@@ -132,10 +132,10 @@ def tensors(groups: list[Plain]) -> tuple[torch.Tensor, torch.Tensor, list[int],
 
 def check(loss: Loss, plain: Callable[[Plain], float], groups: list[Plain]) -> None:
     logits, labels, sizes, teacher = tensors(groups)
-    found = loss(logits, labels, sizes, teacher)
-    assert found.shape == ()
-    assert found.item() == pytest.approx(sum(map(plain, groups)), rel=1e-9, abs=1e-9)
-    (gradient,) = torch.autograd.grad(found, logits)
+    value = loss(logits, labels, sizes, teacher)
+    assert value.shape == ()
+    assert value.item() == pytest.approx(sum(map(plain, groups)), rel=1e-9, abs=1e-9)
+    (gradient,) = torch.autograd.grad(value, logits)
     assert torch.isfinite(gradient).all()
 
 

@@ -1,4 +1,4 @@
-"""Mining: what groups hold, what they never hold, and what is said about the rest."""
+"""Mining: positives and negatives of the groups, and counts of what is left out."""
 
 import json
 import os
@@ -87,7 +87,7 @@ DRESS: "st.SearchStrategy[Callable[[str], str]]" = st.sampled_from(
     strategy=st.sampled_from(["top", "random"]),
     data=st.data(),
 )
-def test_no_right_passage_is_ever_mined_as_wrong(
+def test_no_positive_is_mined_as_a_negative(
     passages: list[str],
     queries: list[str],
     negatives: int,
@@ -153,7 +153,9 @@ def test_no_right_passage_is_ever_mined_as_wrong(
             assert len(group["neg"]) == min(negatives, len(left))
 
 
-def test_the_teacher_drops_what_it_finds_as_good(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_filter_drops_candidates_that_score_like_the_positive(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     from rerank_plugin import Reranker
 
     output = tmp_path / "mined.jsonl"
@@ -170,12 +172,14 @@ def test_the_teacher_drops_what_it_finds_as_good(tiny_model: Path, tmp_path: Pat
         assert max(group["neg_scores"]) < max(group["pos_scores"]) - 0.01
     result = mine_sample(output, negatives=30, range_max=2, overwrite=True, **teacher)
     drawn = result.remarks["negatives drawn at random, where candidates ran out"]
-    # Those that the reranker drops are none of them.
+    # Candidates that the filter drops are not counted as drawn.
     assert 0 < drawn <= sum(len(group["neg"]) for group in read(output))
 
 
-def test_the_teacher_drops_what_it_finds_exactly_as_good(tiny_model: Path, tmp_path: Path) -> None:
-    # Of both the model reads the same beginning.
+def test_the_filter_drops_a_candidate_with_the_positives_score(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    # The model reads only the beginning, which is the same.
     same = "the ship sails at noon from here"
     corpus = [f"{same} {word} {word} {'and so on ' * 3}{word}" for word in ("dog", "cat")]
     teacher = {"filter_model": tiny_model, "max_length": 16, "dtype": "float32"}
@@ -247,7 +251,7 @@ def test_answers(text: str, answer: str, expected: bool) -> None:
     assert Answers([answer]).are_in(text) is expected
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_records_that_are_left_out_are_counted(tmp_path: Path) -> None:
     write_lines(
         tmp_path / "c.jsonl",
         [
@@ -334,7 +338,7 @@ def test_answers_count_beside_judgements(tmp_path: Path) -> None:
     assert group["neg"] == texts[1:]
 
 
-def test_what_is_drawn_keeps_the_margin(tmp_path: Path) -> None:
+def test_negatives_drawn_at_random_keep_the_margin(tmp_path: Path) -> None:
     words = "ship sails noon"
     near = [f"{words} today {number}" for number in range(30)]
     far = [f"nothing of it {number}" for number in range(30)]
@@ -476,7 +480,7 @@ def test_compiled_and_plain_bm25_agree(tmp_path: Path, monkeypatch: pytest.Monke
         assert (scores > 0).sum() == len(hits.positions)
 
 
-def test_a_corpus_on_disk_is_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_on_disk_equals_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_plugin.finetune.data.corpus.TEXT_BLOCK", 100)
     texts = ["ä" * 40, "b", "漢字" * 60, "d e", "f" * 99]
     path = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
@@ -570,7 +574,7 @@ def test_names_of_split_files() -> None:
 
 
 def test_groups_may_go_to_stdout(tmp_path: Path) -> None:
-    """Without the summary, and with no file of the work beside it."""
+    """Without the summary, and without temporary files beside them."""
     expected = tmp_path / "train.jsonl"
     with expected.open("wb") as file:
         command = [sys.executable, "-m", "rerank_plugin", *mine_options(Path("/dev/stdout"))]
@@ -588,7 +592,7 @@ def test_a_stream_cannot_be_split(tmp_path: Path, output: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
-def test_what_to_type_next_can_be_typed(cli: Run, tmp_path: Path) -> None:
+def test_the_printed_next_command_is_quoted_for_the_shell(cli: Run, tmp_path: Path) -> None:
     output = tmp_path / "it's my $data (1).jsonl"
     _, _, err = cli(*mine_options(output))
     command = err.splitlines()[-1].removeprefix("next:").split(maxsplit=1)[1]

@@ -1,4 +1,4 @@
-"""What both adapters do alike: every test runs with LangChain and with LlamaIndex."""
+"""Behaviour that both adapters share: every test runs with LangChain and with LlamaIndex."""
 
 import asyncio
 import copy
@@ -46,10 +46,13 @@ class LangChain:
     def inputs(self, texts: Sequence[str]) -> list[Any]:
         from langchain_core.documents import Document
 
-        return [Document(page_content=t, metadata={"place": i}) for i, t in enumerate(texts)]
+        return [Document(page_content=t, metadata={"index": i}) for i, t in enumerate(texts)]
 
-    def ranking(self, found: Sequence[Any]) -> Ranking:
-        return [(item.metadata["place"], item.metadata["relevance_score"]) for item in found]
+    def ranking(self, reranked: Sequence[Any]) -> Ranking:
+        return [
+            (document.metadata["index"], document.metadata["relevance_score"])
+            for document in reranked
+        ]
 
     def rank(self, adapter: Any, query: str, texts: Sequence[str]) -> Ranking:
         return self.ranking(adapter.compress_documents(self.inputs(texts), query))
@@ -58,8 +61,8 @@ class LangChain:
         return self.ranking(await adapter.acompress_documents(self.inputs(texts), query))
 
     def many(self, adapter: Any, requests: Sequence[tuple[str, Sequence[str]]]) -> list[Ranking]:
-        found = adapter.compress_many([(query, self.inputs(texts)) for query, texts in requests])
-        return [self.ranking(items) for items in found]
+        reranked = adapter.compress_many([(query, self.inputs(texts)) for query, texts in requests])
+        return [self.ranking(documents) for documents in reranked]
 
 
 class LlamaIndex:
@@ -77,8 +80,8 @@ class LlamaIndex:
 
         return [NodeWithScore(node=TextNode(id_=str(i), text=t)) for i, t in enumerate(texts)]
 
-    def ranking(self, found: Sequence[Any]) -> Ranking:
-        return [(int(item.node_id), item.score) for item in found]
+    def ranking(self, reranked: Sequence[Any]) -> Ranking:
+        return [(int(node.node_id), node.score) for node in reranked]
 
     def rank(self, adapter: Any, query: str, texts: Sequence[str]) -> Ranking:
         return self.ranking(adapter.postprocess_nodes(self.inputs(texts), query_str=query))
@@ -87,8 +90,10 @@ class LlamaIndex:
         return self.ranking(await adapter.apostprocess_nodes(self.inputs(texts), query_str=query))
 
     def many(self, adapter: Any, requests: Sequence[tuple[str, Sequence[str]]]) -> list[Ranking]:
-        found = adapter.postprocess_many([(query, self.inputs(texts)) for query, texts in requests])
-        return [self.ranking(items) for items in found]
+        reranked = adapter.postprocess_many(
+            [(query, self.inputs(texts)) for query, texts in requests]
+        )
+        return [self.ranking(nodes) for nodes in reranked]
 
 
 @pytest.fixture(scope="module", params=[LangChain, LlamaIndex], ids=lambda kind: kind.name)
@@ -102,23 +107,23 @@ def reranker(tiny_model: Path) -> Reranker:
     return Reranker(tiny_model, dtype="float32", max_length=48)
 
 
-def places(ranking: Ranking) -> list[int]:
-    return [place for place, _ in ranking]
+def order(ranking: Ranking) -> list[int]:
+    return [index for index, _ in ranking]
 
 
 def test_the_order_is_by_score_and_ties_keep_the_inputs(kit: Any, reranker: Reranker) -> None:
     texts = [*TEXTS, TEXTS[0], TEXTS[3], TEXTS[0]]
     ranking = kit.rank(kit.build(model=reranker, top_n=None), QUERY, texts)
-    wanted = reranker.rank(QUERY, texts)
-    assert ranking == [(item.index, item.score) for item in wanted]
+    expected = reranker.rank(QUERY, texts)
+    assert ranking == [(result.index, result.score) for result in expected]
     assert asyncio.run(kit.arank(kit.build(model=reranker, top_n=None), QUERY, texts)) == ranking
-    assert ranking == sorted(ranking, key=lambda item: (-item[1], item[0]))
+    assert ranking == sorted(ranking, key=lambda result: (-result[1], result[0]))
 
 
 def test_scores_are_plain_numbers(kit: Any, reranker: Reranker) -> None:
     ranking = kit.rank(kit.build(model=reranker), QUERY, [*TEXTS, ""])
     assert {type(score) for _, score in ranking} == {float}
-    assert json.loads(json.dumps(ranking)) == [list(item) for item in ranking]
+    assert json.loads(json.dumps(ranking)) == [list(entry) for entry in ranking]
 
 
 def test_top_n(kit: Any, reranker: Reranker) -> None:
@@ -128,15 +133,15 @@ def test_top_n(kit: Any, reranker: Reranker) -> None:
     changed = kit.build(model=reranker)
     changed.top_n = 1
     assert len(kit.rank(changed, QUERY, TEXTS)) == 1
-    for wrong in (0, -1, 1.5, "many"):
+    for top_n in (0, -1, 1.5, "many"):
         with pytest.raises(ValueError, match="top_n"):
-            kit.build(model=reranker, top_n=wrong)
+            kit.build(model=reranker, top_n=top_n)
     with pytest.raises(ValueError, match="top_n"):
         changed.top_n = 0
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"topn": 3}, "topn"),
         ({"normalize": "softmax"}, "normalize"),
@@ -144,14 +149,14 @@ def test_top_n(kit: Any, reranker: Reranker) -> None:
         ({"model": 3}, "expected a hub id, a folder or a Reranker"),
     ],
 )
-def test_what_is_unknown_or_wrong_is_told(kit: Any, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_unknown_and_invalid_options_are_errors(
+    kit: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         kit.build(**{"model": "a/model", **options})
 
 
-def test_the_threshold_comes_before_top_n_and_may_leave_nothing(
-    kit: Any, reranker: Reranker
-) -> None:
+def test_the_threshold_is_applied_before_top_n(kit: Any, reranker: Reranker) -> None:
     everything = kit.rank(kit.build(model=reranker, top_n=None), QUERY, TEXTS)
     fourth = everything[3][1]
     kept = kit.build(model=reranker, top_n=None, score_threshold=fourth)
@@ -174,7 +179,7 @@ def test_a_threshold_by_name_is_the_models(kit: Any, tiny_model: Path, tmp_path:
     with pytest.raises(ValueError, match=r"no calibrated threshold 'recall@1'.*precision@0.9"):
         kit.rank(kit.build(model=folder, score_threshold="recall@1"), QUERY, TEXTS)
     raw = kit.build(model=folder, normalize="none", top_n=None, score_threshold="precision@0.9")
-    assert places(kit.rank(raw, QUERY, TEXTS)) == places(everything[:5])
+    assert order(kit.rank(raw, QUERY, TEXTS)) == order(everything[:5])
     with pytest.raises(ValueError, match=r"no calibrated threshold .*it has none"):
         kit.rank(kit.build(model=tiny_model, score_threshold="precision@0.9"), QUERY, TEXTS)
 
@@ -190,19 +195,19 @@ def test_scores_that_round_to_the_same_number_change_nothing(
         {**weights, "classifier.bias": weights["classifier.bias"] + 25}, file, {"format": "pt"}
     )
     logits = Reranker(folder, dtype="float32").logits([(QUERY, text) for text in TEXTS])
-    best = [int(place) for place in np.argsort(-logits, kind="stable")]
+    best = [int(index) for index in np.argsort(-logits, kind="stable")]
     middle = float(logits[best[1:3]].astype(float).mean())
     calibration = {"scale": 2.0, "bias": 1.0}
     RerankSettings(None, "none", calibration, {"best": middle}).write(folder)
     options = {"model": folder, "normalize": normalize, "dtype": "float32", "top_n": None}
-    assert places(kit.rank(kit.build(**options), QUERY, TEXTS)) == best
+    assert order(kit.rank(kit.build(**options), QUERY, TEXTS)) == best
     kept = kit.build(**options, score_threshold="best")
-    assert places(kit.rank(kept, QUERY, TEXTS)) == best[:2]
-    assert places(asyncio.run(kit.arank(kept, QUERY, TEXTS))) == best[:2]
+    assert order(kit.rank(kept, QUERY, TEXTS)) == best[:2]
+    assert order(asyncio.run(kit.arank(kept, QUERY, TEXTS))) == best[:2]
 
 
 @pytest.mark.parametrize(("normalize", "lowest"), [("sigmoid", 0.0), ("none", -3.4e38)])
-def test_blank_texts_come_last_and_are_not_scored(
+def test_blank_texts_are_last_and_are_not_scored(
     kit: Any, tiny_model: Path, normalize: str, lowest: float
 ) -> None:
     adapter = kit.build(model=tiny_model, top_n=None, normalize=normalize)
@@ -216,8 +221,8 @@ def test_blank_texts_come_last_and_are_not_scored(
     adapter.reranker._queue.submit = noted
     ranking = kit.rank(adapter, QUERY, ["", "a dog", " \n", "a cat", "\u3000"])
     del adapter.reranker._queue.submit
-    assert sorted(places(ranking)[:2]) == [1, 3]
-    assert places(ranking)[2:] == [0, 2, 4]
+    assert sorted(order(ranking)[:2]) == [1, 3]
+    assert order(ranking)[2:] == [0, 2, 4]
     assert [score for _, score in ranking[2:]] == pytest.approx([lowest] * 3, rel=0.01)
     assert len(asked) == 2
     json.dumps(ranking, allow_nan=False)
@@ -247,16 +252,16 @@ def test_many_queries_are_scored_together(kit: Any, reranker: Reranker) -> None:
     batches: list[int] = []
     forward = reranker._scorer.forward
 
-    def counted(part: Sequence[Any]) -> Any:
-        batches.append(len(part))
-        return forward(part)
+    def counted(batch: Sequence[Any]) -> Any:
+        batches.append(len(batch))
+        return forward(batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reranker._scorer, "forward", counted)
-        found = kit.many(adapter, requests)
-    for ranking, wanted in zip(found, expected, strict=True):
-        assert places(ranking) == places(wanted)
-        np.testing.assert_allclose([s for _, s in ranking], [s for _, s in wanted], atol=1e-5)
+        rankings = kit.many(adapter, requests)
+    for ranking, single in zip(rankings, expected, strict=True):
+        assert order(ranking) == order(single)
+        np.testing.assert_allclose([s for _, s in ranking], [s for _, s in single], atol=1e-5)
     assert len(batches) == 1
 
 
@@ -266,18 +271,18 @@ async def test_threads_and_tasks_give_the_serial_order(kit: Any, reranker: Reran
     expected = [kit.rank(adapter, *request) for request in requests]
     with ThreadPoolExecutor(64) as pool:
         loop = asyncio.get_running_loop()
-        threads = [loop.run_in_executor(pool, kit.rank, adapter, *item) for item in requests]
-        tasks = [asyncio.create_task(kit.arank(adapter, *item)) for item in requests]
-        found = await asyncio.gather(*threads, *tasks)
-    for ranking, wanted in zip(found, [*expected, *expected], strict=True):
-        assert places(ranking) == places(wanted)
-        np.testing.assert_allclose([s for _, s in ranking], [s for _, s in wanted], atol=1e-5)
+        threads = [loop.run_in_executor(pool, kit.rank, adapter, *request) for request in requests]
+        tasks = [asyncio.create_task(kit.arank(adapter, *request)) for request in requests]
+        rankings = await asyncio.gather(*threads, *tasks)
+    for ranking, serial in zip(rankings, [*expected, *expected], strict=True):
+        assert order(ranking) == order(serial)
+        np.testing.assert_allclose([s for _, s in ranking], [s for _, s in serial], atol=1e-5)
 
 
 async def test_nothing_blocks_the_event_loop(
     kit: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the first call, which loads the model, nor any other."""
+    """Neither by the first call, which loads the model, nor by any other."""
     loop, calls = threading.current_thread(), list[str]()
 
     def elsewhere(owner: Any, name: str) -> None:
@@ -301,8 +306,8 @@ async def test_nothing_blocks_the_event_loop(
 
     monkeypatch.setattr(Future, "result", done)
     adapter = kit.build(model=tiny_model, max_length=40)
-    found = await asyncio.gather(*(kit.arank(adapter, f"query {i}", TEXTS) for i in range(5)))
-    assert [len(ranking) for ranking in found] == [kit.default_top_n] * 5
+    rankings = await asyncio.gather(*(kit.arank(adapter, f"query {i}", TEXTS) for i in range(5)))
+    assert [len(ranking) for ranking in rankings] == [kit.default_top_n] * 5
     assert calls.count("__init__") == 1
     assert set(calls) == {"__init__", "encode", "forward"}
 
@@ -363,7 +368,7 @@ def test_a_folder_that_was_replaced_is_loaded_anew(
 def test_a_file_that_was_written_over_is_loaded_anew(
     kit: Any, tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
-    """In place, which the folder's own time does not show."""
+    """Writing into a file does not change the modification time of its folder."""
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     RerankSettings().write(folder)
     old = kit.build(model=folder)
@@ -429,36 +434,34 @@ def test_a_copy_with_another_setting_has_another_model(
     assert back.reranker is adapter.reranker
 
 
-def test_what_skips_validation_is_checked_when_it_is_used(kit: Any, tiny_model: Path) -> None:
+def test_settings_that_were_not_validated_are_checked_when_used(kit: Any, tiny_model: Path) -> None:
     made = type(kit.build(model=tiny_model)).model_construct(model=tiny_model, top_n=1)
     assert kit.rank(made, QUERY, TEXTS) == kit.rank(
         kit.build(model=str(tiny_model), top_n=1), QUERY, TEXTS
     )
-    for update, told in (
+    for update, message in (
         ({"top_n": 0}, "top_n: 0 is less than 1"),
         ({"score_threshold": "0.5"}, "score_threshold: expected .* not '0.5'"),
         ({"model": None}, "model: expected a hub id or a folder, not None"),
         ({"max_length": True}, "max_length: expected a whole number, not True"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             kit.rank(made.model_copy(update=update), QUERY, TEXTS)
     # A whole number is as good a threshold.
     assert kit.rank(made.model_copy(update={"score_threshold": 1}), QUERY, TEXTS) == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("top_n", 1), ("score_threshold", 0.99)])
-def test_what_can_be_assigned_holds_from_then_on(
-    kit: Any, reranker: Reranker, name: str, value: Any
-) -> None:
+def test_assigned_settings_are_used(kit: Any, reranker: Reranker, name: str, value: Any) -> None:
     adapter = kit.build(model=reranker, top_n=None)
     everything = kit.rank(adapter, QUERY, TEXTS)
     setattr(adapter, name, value)
     expected = kit.build(**{"model": reranker, "top_n": None, name: value})
-    wanted = kit.rank(expected, QUERY, TEXTS)
-    assert wanted != everything
+    expected_ranking = kit.rank(expected, QUERY, TEXTS)
+    assert expected_ranking != everything
     for other in (adapter, pickle.loads(pickle.dumps(adapter)), adapter.model_copy()):
-        assert kit.rank(other, QUERY, TEXTS) == wanted
-        assert asyncio.run(kit.arank(other, QUERY, TEXTS)) == wanted
+        assert kit.rank(other, QUERY, TEXTS) == expected_ranking
+        assert asyncio.run(kit.arank(other, QUERY, TEXTS)) == expected_ranking
 
 
 def test_a_live_reranker_brings_its_settings(kit: Any, tiny_model: Path) -> None:
@@ -499,7 +502,7 @@ def test_copies_and_pickles_are_settings(kit: Any, tiny_model: Path, tmp_path: P
 
 @pytest.fixture(scope="module")
 def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A fine-tuned folder and a LoRA folder."""
+    """Train a whole model and a LoRA adapter."""
     from ..factories import easy_groups, write_lines
 
     folder = tmp_path_factory.mktemp("trained")
@@ -527,10 +530,10 @@ def test_fine_tuned_and_adapter_folders_work(kit: Any, trained: dict[str, Path],
     assert (trained[kind] / "adapter_config.json").is_file() == (kind == "lora")
     live = Reranker(trained[kind], dtype="float32")
     assert live.max_length == 64
-    wanted = [(item.index, item.score) for item in live.rank(QUERY, TEXTS)]
+    expected = [(result.index, result.score) for result in live.rank(QUERY, TEXTS)]
     for model in (str(trained[kind]), trained[kind]):
         adapter = kit.build(model=model, dtype="float32", top_n=None)
-        assert kit.rank(adapter, QUERY, TEXTS) == wanted
+        assert kit.rank(adapter, QUERY, TEXTS) == expected
         again = type(adapter).model_validate(adapter.model_dump())
         assert again.model == str(trained[kind])
 
@@ -541,16 +544,16 @@ def test_adapters_of_a_model_are_named(kit: Any, trained: dict[str, Path]) -> No
     options = {"model": base["base_model_name_or_path"], "dtype": "float32", "top_n": None}
     expected = kit.rank(kit.build(**{**options, "model": trained["lora"]}), QUERY, TEXTS)
     merged = kit.build(**options, adapter=str(trained["lora"]))
-    folders = {"own": str(trained["lora"]), "same": str(trained["lora"])}
-    named = kit.build(**options, adapters=folders, adapter="own")
+    folders = {"first": str(trained["lora"]), "same": str(trained["lora"])}
+    named = kit.build(**options, adapters=folders, adapter="first")
     other = pickle.loads(pickle.dumps(kit.build(**options, adapters=folders, adapter="same")))
     live = kit.build(model=named.reranker, adapter="same", top_n=None)
     assert named.reranker is other.reranker is live.reranker is not merged.reranker
     for adapter in (merged, named, other, live):
-        found = kit.rank(adapter, QUERY, TEXTS)
-        assert [place for place, _ in found] == [place for place, _ in expected]
-        np.testing.assert_allclose([s for _, s in found], [s for _, s in expected], atol=1e-5)
-        assert asyncio.run(kit.arank(adapter, QUERY, TEXTS)) == found
+        ranking = kit.rank(adapter, QUERY, TEXTS)
+        assert [index for index, _ in ranking] == [index for index, _ in expected]
+        np.testing.assert_allclose([s for _, s in ranking], [s for _, s in expected], atol=1e-5)
+        assert asyncio.run(kit.arank(adapter, QUERY, TEXTS)) == ranking
     with pytest.raises(ValueError, match="adapter: invalid choice: 'tax'"):
         kit.rank(kit.build(**options, adapters=folders, adapter="tax"), QUERY, TEXTS)
 
@@ -560,7 +563,7 @@ def test_a_cross_encoder_names_its_adapter(trained: dict[str, Path]) -> None:
     base = json.loads((trained["lora"] / "adapter_config.json").read_text())
     options = {"model": base["base_model_name_or_path"], "dtype": "float32"}
     named = langchain.RerankCrossEncoder(
-        **options, adapters={"own": trained["lora"]}, adapter="own"
+        **options, adapters={"first": trained["lora"]}, adapter="first"
     )
     pairs = [(QUERY, text) for text in TEXTS]
     expected = Reranker(trained["lora"], dtype="float32").score(pairs)
@@ -587,7 +590,7 @@ def test_an_adapter_that_was_trained_again_is_loaded_again(
 
 
 def test_hub_ids_and_spawned_processes_work(kit: Any, tiny_model: Path, tmp_path: Path) -> None:
-    """With the model in the hub's cache, as a download leaves it; in a process of its own."""
+    """The model is in the hub's cache as after a download, and loaded in another process."""
     cached = tmp_path / "hub" / "models--someone--reranker"
     shutil.copytree(tiny_model, cached / "snapshots" / "0123abcd")
     (cached / "refs").mkdir()
@@ -624,7 +627,7 @@ def test_a_missing_framework_is_named(kit: Any) -> None:
     assert f"pip install 'rerank-plugin[{kit.extra}]'" in done.stderr
 
 
-#: Texts that have broken rerankers: blank, odd, huge, with what tokenizers know in them.
+#: Texts that have broken rerankers: blank, unusual, very long, with special tokens.
 ODD = (
     *("", " ", "\n\t \u00a0\u3000", "\u200b", "\x00", "[SEP] [CLS]", "e\u0301" * 50),
     *("\U0001f6a2 ⛴️ 渡轮 عبّارة", "\ufdfa" * 40, "ferry " * 3_000, string.printable),
@@ -645,17 +648,19 @@ CALL = st.tuples(
 def test_no_call_loses_doubles_or_reorders_a_text(
     kit: Any, reranker: Reranker, calls: list[tuple[str, list[str]]], top_n: int | None
 ) -> None:
-    """With 200 examples of 25 calls that two adapters get: 10,000 calls."""
+    """200 examples of 25 calls of two adapters are 10,000 calls."""
     adapter = kit.build(model=reranker, top_n=top_n)
 
     async def together() -> list[Ranking]:
-        found: list[Ranking] = await asyncio.gather(*(kit.arank(adapter, *call) for call in calls))
-        return found
+        rankings: list[Ranking] = await asyncio.gather(
+            *(kit.arank(adapter, *call) for call in calls)
+        )
+        return rankings
 
     for (_, texts), ranking in zip(calls, asyncio.run(together()), strict=True):
-        assert len(ranking) == len(set(places(ranking))) == min(len(texts), top_n or len(texts))
-        blank = [not texts[place].strip() for place in places(ranking)]
-        keys = [(last, -score, place) for last, (place, score) in zip(blank, ranking, strict=True)]
+        assert len(ranking) == len(set(order(ranking))) == min(len(texts), top_n or len(texts))
+        blank = [not texts[index].strip() for index in order(ranking)]
+        keys = [(last, -score, index) for last, (index, score) in zip(blank, ranking, strict=True)]
         assert keys == sorted(keys)
-        scores = {texts[place]: score for place, score in ranking}
-        assert [score for _, score in ranking] == [scores[texts[place]] for place, _ in ranking]
+        scores = {texts[index]: score for index, score in ranking}
+        assert [score for _, score in ranking] == [scores[texts[index]] for index, _ in ranking]

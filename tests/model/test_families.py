@@ -1,4 +1,4 @@
-"""Every family of encoders: scores that do not depend on neighbours, at every length it reads."""
+"""Every family of encoders: scores do not depend on the batch, at any length."""
 
 from pathlib import Path
 
@@ -52,8 +52,9 @@ def test_a_score_is_that_of_the_pair_alone(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", LEAKING)
-def test_what_padding_would_leak_into(family: str, tmp_path: Path) -> None:
-    """The families that are not padded are those whose logits padding changes."""
+def test_padding_changes_the_logits_of_families_that_are_not_padded(
+    family: str, tmp_path: Path
+) -> None:
     folder = build_model(tmp_path / "model", family)
     scorer = Reranker(folder, dtype="float32", device="cpu")._scorer
     pairs = scorer.encoder.encode(PAIRS)
@@ -78,8 +79,8 @@ def test_training_in_half_precision(
         trainer={"max_steps": 1},
     )
     assert finetune(config).history
-    told = f"{family} models need float32"
-    assert (told in caplog.text) == (family in HALF_FAILS)
+    message = f"{family} models need float32"
+    assert (message in caplog.text) == (family in HALF_FAILS)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_training_in_half_precision(
         *((name, "no sequence classifier") for name in ("vit", "wav2vec2", "dpr")),
     ],
 )
-def test_families_that_cannot_be_right_are_refused(family: str, expected: str) -> None:
+def test_unsupported_families_are_refused(family: str, expected: str) -> None:
     if family not in CONFIG_MAPPING:
         pytest.skip("this version of transformers has no such family")
     with pytest.raises(InputError, match=expected):
@@ -106,7 +107,7 @@ def test_a_bert_that_is_a_decoder_is_refused() -> None:
 
 
 def test_every_family_of_transformers_is_known_or_not_padded() -> None:
-    """What is neither refused nor in the table is scored without padding."""
+    """Families that are neither refused nor in the table are scored without padding."""
     for family in CLASSIFIERS:
         config = AutoConfig.for_model(family)
         try:

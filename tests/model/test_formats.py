@@ -1,4 +1,4 @@
-"""Models that are refused: every door says why, and no score is computed."""
+"""Models that are refused: every command names the reason, and nothing is scored."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def no_template(folder: Path) -> None:
 
 CROSS_ENCODER = {"model_type": "CrossEncoder", "prompts": {"q": "rank: "}}
 
-#: Changes of a good folder, and what is said then.
+#: Changes of a valid folder, and the messages of their errors.
 REFUSED: dict[str, tuple[Change, str]] = {
     "a modular head": (modules("Pooling", "Dense"), r"modular model, whose 2_Dense"),
     "two layers": (modules("Pooling", "Dense", "LayerNorm", "Dense"), "2_Dense, 3_LayerNorm"),
@@ -138,7 +138,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
 }
 
-#: The same for models that are a base for training, but give no scores.
+#: The same for models that can be trained but not scored.
 HEADLESS: dict[str, Change] = {
     "an embedding model": modules("Pooling", "Normalize"),
     "masks": config(architectures=["BertForMaskedLM"]),
@@ -170,8 +170,8 @@ def test_a_model_without_a_head_is_for_training_alone(folder: Path, name: str) -
     assert load_model(folder, new_head=True).model.config.num_labels == 1
 
 
-def doors(model: Path, data: Path, out: Path) -> dict[str, list[object]]:
-    """Every command that loads a model, by its name."""
+def commands(model: Path, data: Path, out: Path) -> dict[str, list[object]]:
+    """Return the arguments of every command that loads a model, by the name of the command."""
     requests = write_lines(out / "requests.jsonl", [{"query": "dog", "documents": ["cat"]}])
     texts = [{"_id": f"d{i}", "text": f"a text about the number {i}"} for i in range(8)]
     corpus = write_lines(out / "corpus.jsonl", texts)
@@ -190,14 +190,14 @@ def doors(model: Path, data: Path, out: Path) -> dict[str, list[object]]:
     }
 
 
-@pytest.mark.parametrize("door", ["rerank", "evaluate", "train", "lora", "check", "mine"])
+@pytest.mark.parametrize("command", ["rerank", "evaluate", "train", "lora", "check", "mine"])
 @pytest.mark.parametrize("name", ["a modular head", "logit score", "a causal head"])
-def test_every_door_refuses(
-    cli: Run, folder: Path, groups_file: Path, tmp_path: Path, name: str, door: str
+def test_every_command_refuses_it(
+    cli: Run, folder: Path, groups_file: Path, tmp_path: Path, name: str, command: str
 ) -> None:
     change, expected = REFUSED[name]
     change(folder)
-    code, out, err = cli(*doors(folder, groups_file, tmp_path)[door])
+    code, out, err = cli(*commands(folder, groups_file, tmp_path)[command])
     assert code == 2
     assert expected.split(", ")[0].removeprefix("r") in out + err
 
@@ -215,7 +215,7 @@ def test_a_baseline_without_a_head_is_refused_before_anything_is_scored(
 
 
 def test_a_token_classifier_of_one_label_is_no_reranker(tmp_path: Path) -> None:
-    """Its weights have the names and shapes of a reranker's."""
+    """Although its weights have the names and shapes of a reranker's."""
     tokenizer = train_tokenizer("bert")
     model = AutoModelForTokenClassification.from_config(
         build_config("bert", tokenizer, num_labels=1)
@@ -231,8 +231,8 @@ def test_a_config_without_architectures(tmp_path: Path, labels: int) -> None:
     folder = build_model(tmp_path / "model", labels=labels)
     expected = Reranker(folder, dtype="float32", device="cpu").logits(PAIRS)
     config(architectures=None)(folder)
-    found = Reranker(folder, dtype="float32", device="cpu").logits(PAIRS)
-    np.testing.assert_array_equal(found, expected)
+    logits = Reranker(folder, dtype="float32", device="cpu").logits(PAIRS)
+    np.testing.assert_array_equal(logits, expected)
 
 
 def test_an_encoder_without_architectures(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -279,12 +279,12 @@ def test_two_labels_mean_the_same_in_sentence_transformers(
         merged = tmp_path / "merged"
         assert cli("merge", "--model_dir", trained, "--output_dir", merged)[0] == 0
         trained = merged
-    found = CrossEncoder(str(trained), device="cpu").predict(PAIRS)
-    assert found.shape == (len(PAIRS),)
-    np.testing.assert_allclose(found, scores, atol=1e-5)
+    predictions = CrossEncoder(str(trained), device="cpu").predict(PAIRS)
+    assert predictions.shape == (len(PAIRS),)
+    np.testing.assert_allclose(predictions, scores, atol=1e-5)
 
 
-#: Loads three models of the hub, in a process whose cache is its own.
+#: Loads three models from a cache of the hub, in another process.
 LOADING = """
 from rerank_plugin.model.loading import load_model
 for name in ("org/whole", "org/modular", "org/pickled"):

@@ -59,7 +59,9 @@ def test_no_such_model(name: str) -> None:
         load_tokenizer(name)
 
 
-def test_a_plain_encoder_gets_one_fresh_label(tiny_encoder: Path, tiny_model: Path) -> None:
+def test_a_plain_encoder_gets_a_new_head_with_one_label(
+    tiny_encoder: Path, tiny_model: Path
+) -> None:
     loaded = load_model(tiny_encoder, new_head=True)
     assert loaded.has_new_head
     assert loaded.model.config.num_labels == 1
@@ -78,7 +80,7 @@ def test_an_adapter_without_its_head_is_an_error(tiny_encoder: Path, tmp_path: P
         Reranker(tmp_path / "adapter")
 
 
-def test_a_checkpoint_of_something_else_is_no_fresh_head(folder: Path) -> None:
+def test_a_checkpoint_without_weights_of_the_backbone_is_an_error(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     renamed = {f"other.{name}": value for name, value in weights.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})

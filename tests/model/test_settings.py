@@ -11,7 +11,7 @@ from rerank_plugin.model.settings import RerankSettings
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[1]", "expected a JSON object"),
         ("{", "cannot be read"),
@@ -36,15 +36,15 @@ from rerank_plugin.model.settings import RerankSettings
         ('{"options": []}', "'options' must be an object"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(text: str, told: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_errors(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "rerank.json").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=message) as error:
         RerankSettings.read(tmp_path)
     assert str(tmp_path / "rerank.json") in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_null_and_unknown_entries_are_left_alone(tmp_path: Path) -> None:
+def test_null_and_unknown_entries_are_ignored(tmp_path: Path) -> None:
     text = '\ufeff{"max_length": 64, "normalize": null, "thresholds": null, "of_tomorrow": [1]}'
     (tmp_path / "rerank.json").write_text(text, encoding="utf-8")
     assert RerankSettings.read(tmp_path) == RerankSettings(max_length=64)

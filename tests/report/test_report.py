@@ -1,4 +1,4 @@
-"""The report: one self-contained page with the figures of the evaluations."""
+"""The report: one self-contained page with the metrics of the evaluations."""
 
 import html
 import json
@@ -69,7 +69,7 @@ def comparison(groups: list[Group], gains: tuple[float, float] = (0.5, 2.0)) -> 
 
 
 class Page(HTMLParser):
-    """The references, headings and text of a page."""
+    """The references, tags and text of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_nothing_is_missing_and_nothing_is_fetched(folder: Path) -> None:
     assert "what is <b>" in page.text and "A report <of> mine" in page.text
     assert "tuned ranks better than base:" in page.text
     assert "/home/me" not in text and "a.jsonl" in page.text
-    # Ten most improved, and what is hurt.
+    # The ten queries that gained most, and those that lost.
     assert page.tags.count("details") >= 10
     assert "Expected calibration error" in page.text
 
@@ -110,16 +110,16 @@ def test_the_figures_are_the_evaluations(folder: Path, groups: list[Group]) -> N
         assert cells in page.text
 
 
-#: A page around another one, since a window cannot be as narrow as a telephone; it tells how wide
-#: the inner one is, and how many of its plots are seen.
+#: A page that embeds another one, since a window cannot be as narrow as a telephone. It records
+#: the width of the inner page, and how many of its plots are visible.
 AROUND = """<iframe width="{width}" height="6000" style="border: 0" srcdoc="{page}"></iframe>
 <script>
 onload = () => {{
   const page = document.querySelector("iframe").contentDocument;
   const plots = [...page.querySelectorAll("svg")];
-  const seen = plots.filter((plot) => plot.getBoundingClientRect().width > 250);
+  const visible = plots.filter((plot) => plot.getBoundingClientRect().width > 250);
   document.body.dataset.width = page.documentElement.scrollWidth;
-  document.body.dataset.seen = seen.length;
+  document.body.dataset.visible = visible.length;
 }};
 </script>"""
 
@@ -136,7 +136,7 @@ def test_a_browser_shows_it_without_a_complaint(folder: Path, tmp_path: Path, wi
     command = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     done = subprocess.run([*command, around.as_uri()], capture_output=True, text=True, check=False)
     assert f'data-width="{width}"' in done.stdout
-    assert f'data-seen="{len(PLOTS)}"' in done.stdout
+    assert f'data-visible="{len(PLOTS)}"' in done.stdout
     assert "CONSOLE" not in done.stderr
 
 
@@ -151,7 +151,7 @@ def test_the_verdict_names_the_better_model(groups: list[Group]) -> None:
     assert kept.headline == "No checkpoint ranked better than base, so tuned contains the base:"
 
 
-def test_names_of_models_are_short_and_tell_them_apart(tmp_path: Path) -> None:
+def test_names_of_models_are_short_and_distinct(tmp_path: Path) -> None:
     for name in ("ferry", "bge/model", "models--BAAI--bge-reranker-base/snapshots/0ab1"):
         (tmp_path / name).mkdir(parents=True)
     assert short_name("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"

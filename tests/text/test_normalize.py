@@ -78,7 +78,9 @@ def test_words_do_not_depend_on_case_width_and_spacing(text: str) -> None:
         ("＿—", "", False),
     ],
 )
-def test_what_makes_two_texts_the_same(one: str, other: str, same: bool) -> None:
+def test_texts_that_are_the_same_but_for_case_and_punctuation(
+    one: str, other: str, same: bool
+) -> None:
     assert (text_key(one) == text_key(other)) is same
 
 
@@ -100,7 +102,7 @@ def test_copies_and_windows_are_duplicates_and_other_texts_are_not() -> None:
 
 
 @given(st.lists(st.frozensets(st.integers(0, 12), max_size=8), max_size=8))
-def test_prefix_filtering_finds_what_comparing_all_finds(texts: list[frozenset[int]]) -> None:
+def test_prefix_filtering_finds_all_near_duplicates(texts: list[frozenset[int]]) -> None:
     similar = SimilarTexts(list(texts), least=0.6)
     for members in texts:
         expected = [i for i, other in enumerate(texts) if jaccard(members, other) >= 0.6]

@@ -1,4 +1,4 @@
-"""Options of transformers.TrainingArguments: each one works, or is refused with the reason."""
+"""Options of transformers.TrainingArguments: each is accepted, or refused with the reason."""
 
 from dataclasses import fields
 from typing import Any
@@ -24,7 +24,7 @@ NEEDED: dict[str, Any] = {"model_name_or_path": "m", "data_path": "d", "finetune
 
 
 def test_every_training_argument_is_ours_refused_or_passed_on() -> None:
-    names = {item.name for item in fields(TrainingArguments) if item.init}
+    names = {argument.name for argument in fields(TrainingArguments) if argument.init}
     groups = [set(TWINS.values()), OURS, set(RESERVED), PASSED_ON]
     known = [name for group in groups for name in group]
     assert len(known) == len(set(known))
@@ -33,7 +33,7 @@ def test_every_training_argument_is_ours_refused_or_passed_on() -> None:
 
 
 @pytest.mark.parametrize("name", RESERVED)
-def test_what_has_no_effect_is_refused_with_the_reason(name: str) -> None:
+def test_arguments_without_an_effect_are_refused_with_the_reason(name: str) -> None:
     with pytest.raises(OptionError, match=f"--{name}: cannot be set: ...") as error:
         FinetuneConfig(**NEEDED, trainer={name: 1})
     assert RESERVED[name] in str(error.value)
@@ -106,7 +106,7 @@ def test_options_with_the_one_that_they_require_are_accepted(trainer: dict[str, 
     assert FinetuneConfig(**NEEDED, trainer=dict(trainer)).trainer == trainer
 
 
-def test_tables_name_what_is_passed_on() -> None:
+def test_tables_name_the_arguments_that_are_passed_on() -> None:
     assert POSITIVE | NOT_NEGATIVE | set(INTERVALS) | set(BESIDE) <= PASSED_ON | OURS
 
 

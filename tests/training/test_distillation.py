@@ -1,4 +1,4 @@
-"""Teacher scores, from the line of data to the loss."""
+"""Training with teacher scores."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from rerank_plugin.finetune.losses import LOSSES, make_loss
 from ..factories import Run, easy_groups, write_lines
 
 
-def scored(records: list[dict[str, Any]], *, right: float) -> list[dict[str, Any]]:
-    """Groups whose teacher gives the positive a score, and the negatives 0, 1 and 2."""
-    return [{**record, "pos_scores": [right], "neg_scores": [0, 1, 2]} for record in records]
+def scored(records: list[dict[str, Any]], *, positive: float) -> list[dict[str, Any]]:
+    """Return groups whose teacher scores the negatives 0, 1 and 2."""
+    return [{**record, "pos_scores": [positive], "neg_scores": [0, 1, 2]} for record in records]
 
 
 @given(
@@ -27,7 +27,7 @@ def scored(records: list[dict[str, Any]], *, right: float) -> list[dict[str, Any
     st.integers(2, 8),
     st.integers(0, 5),
 )
-def test_a_sample_has_the_scores_of_its_passages(
+def test_a_sample_has_the_teacher_scores_of_its_documents(
     pos: list[int], neg: list[int], size: int, epoch: int
 ) -> None:
     texts = [str(n) for n in pos], [str(n) for n in neg]
@@ -40,16 +40,18 @@ def test_a_sample_has_the_scores_of_its_passages(
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_model_learns_by_every_loss(tiny_model: Path, tmp_path: Path, loss: str) -> None:
-    data = write_lines(tmp_path / "train.jsonl", scored(easy_groups(24), right=6.0))
-    held_out = write_lines(tmp_path / "dev.jsonl", scored(easy_groups(8, start=100), right=6.0))
+    data = write_lines(tmp_path / "train.jsonl", scored(easy_groups(24), positive=6.0))
+    held_out = write_lines(tmp_path / "dev.jsonl", scored(easy_groups(8, start=100), positive=6.0))
     result = train(tiny_model, data, held_out, tmp_path / "out", loss=loss)
     assert result.improved
     losses = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
     assert min(losses[1:]) < losses[0]
 
 
-def test_a_teacher_is_followed_against_the_labels(tiny_model: Path, tmp_path: Path) -> None:
-    data = write_lines(tmp_path / "train.jsonl", scored(easy_groups(24), right=-6.0))
+def test_a_teacher_that_contradicts_the_labels_is_followed(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "train.jsonl", scored(easy_groups(24), positive=-6.0))
     trained = train(tiny_model, data, data, tmp_path / "out", loss="kl_divergence", temperature=2)
     means = [entry["ndcg@10"] for entry in trained.history if "ndcg@10" in entry]
     assert means[-1] < means[0]
@@ -73,17 +75,17 @@ def train(model: Path, data: Path, held_out: Path, folder: Path, **options: Any)
     )
 
 
-def test_the_evaluation_loss_sees_the_teacher(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_evaluation_loss_uses_teacher_scores(tiny_model: Path, tmp_path: Path) -> None:
     from rerank_plugin import Reranker
 
     reranker = Reranker(tiny_model)
-    records = scored(easy_groups(3), right=1.0)
+    records = scored(easy_groups(3), positive=1.0)
     groups = list(read_groups(write_lines(tmp_path / "a.jsonl", records)))
-    # A teacher that says what the model says.
-    own = [reranker.logits([(g.query, text) for text in g.documents]).tolist() for g in groups]
+    # A teacher whose scores are those of the model.
+    outputs = [reranker.logits([(g.query, text) for text in g.documents]).tolist() for g in groups]
     agreeing = [
         Group(g.query, g.pos, g.neg, scores[:1], scores[1:])
-        for g, scores in zip(groups, own, strict=True)
+        for g, scores in zip(groups, outputs, strict=True)
     ]
     for name in ("margin_mse", "kl_divergence"):
         assert evaluate_groups(reranker, agreeing, make_loss(name)).loss < 1e-6
@@ -96,7 +98,7 @@ def test_a_loss_without_its_teacher_scores_is_an_error_before_the_model_loads(
 ) -> None:
     files = {}
     for name in ("train", "dev"):
-        records = scored(easy_groups(4), right=1.0)
+        records = scored(easy_groups(4), positive=1.0)
         if name == side:
             del records[2]["neg_scores"]
         files[name] = write_lines(tmp_path / f"{name}.jsonl", records)
@@ -122,7 +124,7 @@ def test_a_loss_without_its_teacher_scores_is_an_error_before_the_model_loads(
 def test_probable_false_negatives_are_not_trained_on(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    records = scored(easy_groups(12), right=1.5)
+    records = scored(easy_groups(12), positive=1.5)
     records[0]["neg_scores"] = [9, 9, 9]
     data = write_lines(tmp_path / "train.jsonl", records)
     held_out = write_lines(tmp_path / "dev.jsonl", easy_groups(4, start=100))

@@ -1,4 +1,4 @@
-"""LoRA: what is trained comes back, alone, merged, by peft, and among others on one base."""
+"""LoRA: training, loading alone, merged, in peft, and several adapters on one base."""
 
 import asyncio
 import json
@@ -30,8 +30,8 @@ from ..factories import FAMILIES, Run, build_model, easy_groups, mount, write_li
 PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
 
 #: Families that are packed, and some that are padded.
-OTHERS = {name for name, family in TABLE.items() if family.last_module is not None}
-OTHERS |= {"deberta", "deberta-v2", "mpnet"}
+PACKED_AND_PADDED = {name for name, family in TABLE.items() if family.last_module is not None}
+PACKED_AND_PADDED |= {"deberta", "deberta-v2", "mpnet"}
 
 NAMES = ("legal", "medical", "v1.2")
 
@@ -49,7 +49,7 @@ def lora_run(
         eval_data_path=str(held_out),
         finetune_model_dir=str(folder),
         lora=True,
-        # The last weights, better or not.
+        # Keep the last weights, whether they are better or not.
         trainer={"eval_strategy": "no", **(trainer or {})},
         **values | options,
     )
@@ -58,7 +58,7 @@ def lora_run(
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def plain_encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder of each family without a scoring head."""
+    """Save an encoder of each family without a scoring head."""
     folder = build_model(tmp_path_factory.mktemp(request.param) / "encoder", request.param)
     AutoModel.from_pretrained(folder).save_pretrained(folder)
     return folder
@@ -66,7 +66,7 @@ def plain_encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def trained(plain_encoder: Path) -> Path:
-    """An adapter for it; its head came with the run."""
+    """Train an adapter with a new head."""
     return lora_run(plain_encoder, plain_encoder.with_name("adapter"))
 
 
@@ -75,7 +75,7 @@ def logits(model: Any, **options: Any) -> Any:
 
 
 def logits_of_peft(folder: Path, reranker: Reranker) -> Any:
-    """What peft alone makes of an adapter folder, of the same tokens."""
+    """Return the logits that peft alone computes from an adapter folder, for the same tokens."""
     from peft import AutoPeftModelForSequenceClassification
 
     alone = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
@@ -89,7 +89,7 @@ def logits_of_peft(folder: Path, reranker: Reranker) -> Any:
         return alone(**inputs).logits[:, 0]
 
 
-def test_alone_merged_and_by_peft_it_gives_the_same_logits(
+def test_an_adapter_alone_merged_and_in_peft_gives_the_same_logits(
     plain_encoder: Path, trained: Path, tmp_path: Path
 ) -> None:
     reranker = Reranker(trained, dtype="float32", device="cpu")
@@ -110,26 +110,28 @@ def test_alone_merged_and_by_peft_it_gives_the_same_logits(
 
 
 def test_the_head_of_a_run_is_trained_and_saved(plain_encoder: Path, trained: Path) -> None:
-    fresh = set(load_model(plain_encoder, new_head=True).new_weights)
+    new_weights = set(load_model(plain_encoder, new_head=True).new_weights)
     saved = load_file(trained / "adapter_model.safetensors")
-    found = {name: next(k for k in saved if k.endswith(f".{name}")) for name in fresh}
+    keys = {name: next(k for k in saved if k.endswith(f".{name}")) for name in new_weights}
     torch.manual_seed(0)
     seed = json.loads((trained / "rerank.json").read_text())["options"]["seed"]
     torch.manual_seed(seed)
     before = load_model(plain_encoder, new_head=True).model.state_dict()
-    moved = [name for name in fresh if not torch.allclose(saved[found[name]], before[name])]
-    assert {name for name in fresh if name.endswith("weight") and "norm" not in name} <= set(moved)
+    moved = [name for name in new_weights if not torch.allclose(saved[keys[name]], before[name])]
+    assert {name for name in new_weights if name.endswith("weight") and "norm" not in name} <= set(
+        moved
+    )
 
 
 def drawn_adapter(base: Path, folder: Path, seed: int, **options: Any) -> Path:
-    """An adapter as a run would leave one, with weights drawn large."""
+    """Save an adapter as a run does, with large random weights."""
     loaded = load_model(base, new_head=True)
     values: dict[str, Any] = {"r": 4, "alpha": 8, "dropout": 0.0}
     return drawn(add_adapter(loaded, base=str(base), **values | options), folder, seed)
 
 
 def by_peft(base: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
-    """An adapter that peft alone made, with weights drawn large."""
+    """Save an adapter as peft alone does, with large random weights."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     model = load_model(base).model
@@ -140,7 +142,7 @@ def by_peft(base: Path, folder: Path, seed: int = 0, **options: Any) -> Path:
 
 
 def drawn(model: Any, folder: Path, seed: int) -> Path:
-    """The folder of an adapter whose weights are drawn anew."""
+    """Draw large weights for an adapter, and save it."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -180,8 +182,8 @@ def test_calls_for_different_adapters_at_once(
         return await asyncio.gather(*(many.alogits(PAIRS, adapter=name) for name in names))
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda name: many.logits(PAIRS, adapter=name), names))
-    for name, values in zip([*names, *names], [*found, *asyncio.run(tasks())], strict=True):
+        scored = list(pool.map(lambda name: many.logits(PAIRS, adapter=name), names))
+    for name, values in zip([*names, *names], [*scored, *asyncio.run(tasks())], strict=True):
         np.testing.assert_allclose(values, expected[name], atol=1e-5)
 
 
@@ -199,11 +201,13 @@ def test_adapters_with_other_layers_and_of_other_kinds(tiny_model: Path, tmp_pat
             tiny_model, adapters={name: folders[name] for name in chosen}, dtype="float32"
         )
         for name in chosen:
-            found = many.logits(PAIRS, adapter=name)
-            np.testing.assert_allclose(found, logits(folders[name]), atol=1e-5)
+            scores = many.logits(PAIRS, adapter=name)
+            np.testing.assert_allclose(scores, logits(folders[name]), atol=1e-5)
 
 
-def test_what_cannot_be_asked_for(tiny_model: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+def test_requests_for_adapters_that_cannot_be_met_are_errors(
+    tiny_model: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
     folder = drawn_adapter(tiny_model, tmp_path / "a", 0)
     many = Reranker(tiny_model, adapters={"legal": folder})
     with pytest.raises(InputError, match="adapter: invalid choice: 'tax'"):
@@ -216,8 +220,8 @@ def test_what_cannot_be_asked_for(tiny_model: Path, tiny_encoder: Path, tmp_path
         Reranker(folder, adapter=folder)
     with pytest.raises(InputError, match="not a LoRA adapter folder"):
         Reranker(tiny_model, adapter=tiny_model)
-    own = drawn_adapter(tiny_encoder, tmp_path / "b", 0)
-    bare = Reranker(tiny_encoder, adapters={"own": own})
+    adapter = drawn_adapter(tiny_encoder, tmp_path / "b", 0)
+    bare = Reranker(tiny_encoder, adapters={"own": adapter})
     assert len(bare.rank("dog", ["cat"], adapter="own")) == 1
     with pytest.raises(InputError, match=r"no trained scoring head .choose"):
         bare.rank("dog", ["cat"])
@@ -261,7 +265,7 @@ def test_an_adapter_that_git_lfs_has_not_fetched(tiny_model: Path, tmp_path: Pat
 
 @pytest.fixture
 def of_a_run(tiny_model: Path, tmp_path: Path) -> Path:
-    """An adapter that knows its base by more than its name."""
+    """Train an adapter, which records a digest of its base."""
     base = shutil.copytree(tiny_model, tmp_path / "base")
     return lora_run(base, tmp_path / "adapter", trainer={"max_steps": 1})
 
@@ -312,7 +316,7 @@ def test_adapters_that_were_trained_apart_must_agree(tiny_model: Path, tmp_path:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_variants_are_trained_and_come_back(
+def test_variants_of_lora_are_trained_and_loaded(
     tiny_model: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     trainer = {name: value for name, value in options.items() if name == "gradient_checkpointing"}
@@ -323,8 +327,10 @@ def test_variants_are_trained_and_come_back(
     assert config["use_dora"] == ("use_dora" in options)
     if "lora_target_modules" in options:
         assert sorted(config["target_modules"]) == ["query", "value"]
-    found = Reranker(tiny_model, adapters={"a": folder}, dtype="float32").logits(PAIRS, adapter="a")
-    np.testing.assert_allclose(found, logits(folder), atol=1e-5)
+    scores = Reranker(tiny_model, adapters={"a": folder}, dtype="float32").logits(
+        PAIRS, adapter="a"
+    )
+    np.testing.assert_allclose(scores, logits(folder), atol=1e-5)
 
 
 def test_frozen_weights_in_bfloat16_change_nothing(
@@ -345,20 +351,22 @@ def test_frozen_weights_in_bfloat16_change_nothing(
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(**inputs).logits.float()
         logits.square().sum().backward()
-        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        return logits.detach(), found
+        gradients_by_name = {
+            name: p.grad for name, p in model.named_parameters() if p.grad is not None
+        }
+        return logits.detach(), gradients_by_name
 
-    logits, found = gradients()
+    logits, actual = gradients()
     monkeypatch.setattr(lora, "keep_frozen_in", lambda *_: None)
     expected_logits, expected = gradients()
     assert torch.equal(logits, expected_logits)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_a_base_in_4_bits_trains_adapter_and_head(plain_encoder: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    found = {}
+    runs = {}
     for in_4bit in (False, True):
         torch.manual_seed(0)
         loaded = load_model(plain_encoder, new_head=True)
@@ -371,11 +379,11 @@ def test_a_base_in_4_bits_trains_adapter_and_head(plain_encoder: Path, tmp_path:
         logits.square().sum().backward()
         trained = {name for name, p in model.named_parameters() if p.grad is not None}
         frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
-        found[in_4bit] = logits.detach(), trained, frozen
-    assert found[True][1] == found[False][1]
-    assert found[True][2] < found[False][2]
-    assert not torch.equal(found[True][0], found[False][0])
-    torch.testing.assert_close(found[True][0], found[False][0], atol=0.3, rtol=0)
+        runs[in_4bit] = logits.detach(), trained, frozen
+    assert runs[True][1] == runs[False][1]
+    assert runs[True][2] < runs[False][2]
+    assert not torch.equal(runs[True][0], runs[False][0])
+    torch.testing.assert_close(runs[True][0], runs[False][0], atol=0.3, rtol=0)
     model.save_pretrained(tmp_path / "a")
     assert len(Reranker(tmp_path / "a", dtype="float32").logits(PAIRS)) == len(PAIRS)
 
@@ -396,7 +404,7 @@ def test_a_base_in_4_bits_is_for_gpus(tiny_encoder: Path, tmp_path: Path) -> Non
         lora_run(tiny_encoder, tmp_path / "a", load_in_4bit=True)
 
 
-def test_targets_that_are_not_there_are_named(tiny_model: Path, tmp_path: Path) -> None:
+def test_target_modules_that_do_not_exist_are_errors(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(
         OptionError, match="lora_target_modules: no linear layer is called 'q_proj'"
     ):
@@ -404,7 +412,7 @@ def test_targets_that_are_not_there_are_named(tiny_model: Path, tmp_path: Path) 
 
 
 def test_plain_peft_adapters_of_a_trained_base_work(tiny_model: Path, tmp_path: Path) -> None:
-    """Such as another program wrote, with nothing of ours in the folder."""
+    """Without rerank.json, as other programs save them."""
     folder = drawn_adapter(tiny_model, tmp_path / "a", 0)
     assert not (folder / "rerank.json").exists()
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model)
@@ -419,14 +427,16 @@ def test_plain_peft_adapters_of_a_trained_base_work(tiny_model: Path, tmp_path: 
         np.testing.assert_allclose(peft(**inputs).logits[:, 0], logits(folder), atol=1e-5)
 
 
-def test_copies_of_whole_layers_are_served_too(tiny_model: Path, tmp_path: Path) -> None:
+def test_adapters_with_whole_layers_are_served_too(tiny_model: Path, tmp_path: Path) -> None:
     folder = by_peft(tiny_model, tmp_path / "a", modules_to_save=["intermediate.dense"])
     many = Reranker(tiny_model, adapters={"a": folder}, dtype="float32", device="cpu")
     np.testing.assert_allclose(many.logits(PAIRS, adapter="a"), logits(folder), atol=1e-5)
     np.testing.assert_allclose(many.logits(PAIRS), logits(tiny_model), atol=1e-5)
 
 
-def test_biases_of_the_base_are_not_shared(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_changes_biases_of_the_base_is_loaded_alone(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     folder = by_peft(tiny_model, tmp_path / "a", bias="all")
     with pytest.raises(InputError, match="changes biases of the base: load it alone, or merge it"):
         Reranker(tiny_model, adapters={"a": folder})
@@ -434,7 +444,7 @@ def test_biases_of_the_base_are_not_shared(tiny_model: Path, tmp_path: Path) -> 
 
 
 def test_another_folder_of_the_same_name_is_another_base(tiny_model: Path, tmp_path: Path) -> None:
-    """Adapters of peft alone know no more than where their base stood."""
+    """Adapters of peft alone record only the path of their base."""
     first, copy, other = (tmp_path / name / "model" for name in ("first", "copy", "other"))
     for folder in (first, copy):
         shutil.copytree(tiny_model, folder)
@@ -468,7 +478,7 @@ def test_a_moved_base_can_be_named_when_merging(of_a_run: Path, cli: Run) -> Non
     np.testing.assert_allclose(logits(merged), expected, atol=1e-5)
 
 
-def test_nothing_replaces_what_an_adapter_stands_on(of_a_run: Path, cli: Run) -> None:
+def test_the_folders_that_an_adapter_needs_are_not_overwritten(of_a_run: Path, cli: Run) -> None:
     base = of_a_run.with_name("base")
     RerankSettings().write(base)
     for target in (of_a_run, base):
@@ -482,7 +492,7 @@ def test_nothing_replaces_what_an_adapter_stands_on(of_a_run: Path, cli: Run) ->
 
 
 @pytest.mark.parametrize("kind", ["mount point", "link", "~"])
-def test_a_model_is_merged_to_wherever_it_is_wanted(
+def test_a_model_is_merged_into_any_kind_of_folder(
     tiny_model: Path,
     tmp_path: Path,
     mounts: Path,
@@ -506,12 +516,12 @@ def test_a_model_is_merged_to_wherever_it_is_wanted(
     assert code == 2 and "contains a trained model" in err
     code, _, err = cli(*command, "--overwrite")
     assert code == 0, err
-    found = Path(target).expanduser()
-    assert found.is_symlink() == (kind == "link")
-    assert (found / "model.safetensors").is_file() and not list(found.glob(".*"))
+    folder = Path(target).expanduser()
+    assert folder.is_symlink() == (kind == "link")
+    assert (folder / "model.safetensors").is_file() and not list(folder.glob(".*"))
     assert not list(tmp_path.glob("*.part"))
-    rights = {path.stat().st_mode & 0o777 for path in found.iterdir()}
-    assert rights == {(found / "rerank.json").stat().st_mode & 0o777} and rights != {0o600}
+    rights = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert rights == {(folder / "rerank.json").stat().st_mode & 0o777} and rights != {0o600}
 
 
 def test_a_merge_onto_a_full_disk_is_one_line(
@@ -529,17 +539,17 @@ def test_a_merge_onto_a_full_disk_is_one_line(
     assert code == 2 and "--output_dir: " in err and "Read-only file system" in err
 
 
-def test_a_merge_replaces_nothing_that_comes_meanwhile(
+def test_a_merge_keeps_files_that_appear_meanwhile(
     tiny_model: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter, target = by_peft(tiny_model, tmp_path / "a"), tmp_path / "merged"
     command = ("merge", "--model_dir", adapter, "--output_dir", target)
     module = import_module("rerank_plugin.finetune.export.merge")
-    found, write = [], module.write_records
+    outcomes, write = [], module.write_records
 
     def late(*arguments: Any, **options: Any) -> None:
         write(*arguments, **options)
-        found.append(cli(*command))
+        outcomes.append(cli(*command))
         target.mkdir()
         (target / "notes.txt").write_text("kept")
 
@@ -547,11 +557,11 @@ def test_a_merge_replaces_nothing_that_comes_meanwhile(
     code, _, err = cli(*command)
     assert code == 2 and "is not empty and not a trained folder" in err
     assert (target / "notes.txt").read_text() == "kept"
-    assert found[0][0] == 2 and "another command is writing it" in found[0][2]
+    assert outcomes[0][0] == 2 and "another command is writing it" in outcomes[0][2]
     assert {path.name for path in tmp_path.iterdir()} == {"a", "merged"}
 
 
-def test_a_merge_that_fails_is_done_again(
+def test_a_failed_merge_is_repeated_when_the_run_resumes(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = logits(lora_run(tiny_model, tmp_path / "a", merge=True))
@@ -563,7 +573,7 @@ def test_a_merge_that_fails_is_done_again(
     monkeypatch.setattr(ComparisonReport, "write", full)
     with pytest.raises(SavingError, match="No space left on device"):
         lora_run(tiny_model, tmp_path / "b", merge=True)
-    # What is kept is still what was trained.
+    # The unmerged adapter is kept for the next run.
     assert (tmp_path / "b.run" / "model" / "adapter_model.safetensors").is_file()
     monkeypatch.setattr(ComparisonReport, "write", write)
     np.testing.assert_array_equal(
@@ -571,14 +581,14 @@ def test_a_merge_that_fails_is_done_again(
     )
 
 
-def test_products_of_a_run_are_in_one_precision(tiny_model: Path, tmp_path: Path) -> None:
+def test_dtype_auto_without_bf16_trains_in_float32(tiny_model: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": "auto", "trainer": {"bf16": False, "max_steps": 1}}
     expected = logits(lora_run(tiny_model, tmp_path / "a", trainer={"max_steps": 1}))
-    found = logits(lora_run(tiny_model, tmp_path / "b", **options))
-    np.testing.assert_array_equal(found, expected)
+    scores = logits(lora_run(tiny_model, tmp_path / "b", **options))
+    np.testing.assert_array_equal(scores, expected)
 
 
-@pytest.mark.parametrize("family", sorted(OTHERS - {*FAMILIES}))
+@pytest.mark.parametrize("family", sorted(PACKED_AND_PADDED - {*FAMILIES}))
 def test_every_family_round_trips(family: str, tmp_path: Path) -> None:
     base = build_model(tmp_path / "encoder", family)
     AutoModel.from_pretrained(base).save_pretrained(base)
@@ -587,6 +597,6 @@ def test_every_family_round_trips(family: str, tmp_path: Path) -> None:
     expected = reranker.logits(PAIRS)
     assert expected.std() > 1e-4
     many = Reranker(base, adapters={"a": folder}, dtype="float32", device="cpu")
-    found = logits_of_peft(folder, reranker)
-    for other in (logits(base, adapter=folder), many.logits(PAIRS, adapter="a"), found):
+    by_peft_alone = logits_of_peft(folder, reranker)
+    for other in (logits(base, adapter=folder), many.logits(PAIRS, adapter="a"), by_peft_alone):
         np.testing.assert_allclose(other, expected, atol=1e-5)
