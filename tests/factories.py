@@ -6,7 +6,7 @@ import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -32,8 +32,12 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from rerank_plugin.finetune import FinetuneConfig
 from rerank_plugin.io.jsonl import read_lines
 from rerank_plugin.sample import sample_path
+
+if TYPE_CHECKING:
+    from rerank_plugin.finetune import FinetuneResult
 
 FAMILIES = ("bert", "xlm-roberta", "modernbert", "electra")
 
@@ -293,6 +297,36 @@ def easy_groups(count: int, *, start: int = 0, negatives: int = 3) -> list[dict[
 def write_lines(path: Path, records: list[Any]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def train_on_easy_groups(
+    model: Path, folder: Path, *, groups: int = 24, held_out: int = 8, **options: Any
+) -> "FinetuneResult":
+    """Train on the CPU in float32, on groups that are written beside the folder of the model.
+
+    Args:
+        model: The base model.
+        folder: The folder of the trained model.
+        groups: The number of training groups.
+        held_out: The number of groups of the evaluation data.
+        options: Options of `FinetuneConfig`, which replace those of this function.
+    """
+    # Here, since it imports transformers' trainer.
+    from rerank_plugin.finetune import finetune
+
+    data, evaluation = (folder.with_suffix(f".{name}.jsonl") for name in ("train", "dev"))
+    values: dict[str, Any] = {
+        "model_name_or_path": model,
+        "data_path": write_lines(data, easy_groups(groups)),
+        "eval_data_path": write_lines(evaluation, easy_groups(held_out, start=100)),
+        "finetune_model_dir": folder,
+        "lr": 3e-3,
+        "batch_size": 4,
+        "max_len": 64,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    return finetune(FinetuneConfig(**values | options))
 
 
 def mount(source: object, path: Path, *options: str) -> None:

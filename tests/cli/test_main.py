@@ -256,14 +256,14 @@ def test_an_output_folder_with_other_files_is_never_overwritten(
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work", encoding="utf-8")
-    options = train_options(tiny_model, groups_file, other)
+    options = [*train_options(tiny_model, groups_file, other), "--max_steps", 1]
     for extra in ((), ("--overwrite",)):
         code, _, err = cli(*options, *extra)
         assert code == 2
         assert "is not empty and not a trained folder" in err
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
 
-    options = train_options(tiny_model, groups_file, tmp_path / "mine")
+    options = [*train_options(tiny_model, groups_file, tmp_path / "mine"), "--max_steps", 1]
     assert cli(*options)[0] == 0
     code, _, err = cli(*options)
     assert code == 2
@@ -274,7 +274,7 @@ def test_an_output_folder_with_other_files_is_never_overwritten(
 def test_files_beside_the_output_folder_are_kept(
     cli: Run, tiny_model: Path, groups_file: Path, tmp_path: Path
 ) -> None:
-    options = train_options(tiny_model, groups_file, tmp_path / "mine")
+    options = [*train_options(tiny_model, groups_file, tmp_path / "mine"), "--max_steps", 1]
     work = tmp_path / "mine.run"
     work.mkdir()
     (work / "thesis.txt").write_text("years of work", encoding="utf-8")
@@ -316,7 +316,7 @@ def test_repeated_training_queries_are_a_warning(
     cli: Run, tiny_model: Path, groups_file: Path, tmp_path: Path
 ) -> None:
     options = train_options(tiny_model, groups_file, tmp_path / "out")
-    code, _, err = cli(*options, "--eval_data_path", groups_file)
+    code, _, err = cli(*options, "--eval_data_path", groups_file, "--max_steps", 1)
     assert code == 0
     assert "24 of 24 queries are training queries, too" in err
 
@@ -342,9 +342,8 @@ def test_merge(
     cli: Run, tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path
 ) -> None:
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    code, _, err = cli(
-        *train_options(tiny_model, groups_file, adapter), "--lora", "--eval_data_path", eval_file
-    )
+    options = train_options(tiny_model, groups_file, adapter)
+    code, _, err = cli(*options, "--lora", "--eval_data_path", eval_file, "--max_steps", 1)
     assert code == 0, err
     settings = json.loads((adapter / "rerank.json").read_text())
     calibrated = {"normalize": "calibrated", "calibration": {"scale": 2.0, "bias": -1.0}}

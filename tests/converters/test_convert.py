@@ -520,104 +520,95 @@ INFINITE = '{"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [Infinity]}
 MARGIN = '{"query": "q", "positive": "p", "negative": "n", "label": 0.3}'
 
 
-@pytest.mark.parametrize(
-    ("source", "name", "content", "expected"),
-    [
-        ("table", "a.csv", "query,passage\nq,p\n", "a.csv:2: no column for the label"),
-        ("table", "a.csv", "query,passage,label\nq,p,good\n", ":2: column 'label' is 'good'"),
-        ("table", "a.csv", "query,passage,label\nq,p\n", ":2: 2 values for 3 columns"),
+#: Contents that cannot be converted, by the converter and the name of the file, and their errors.
+BAD_INPUT: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("table", "a.csv"): [
+        ("query,passage\nq,p\n", "a.csv:2: no column for the label"),
+        ("query,passage,label\nq,p,good\n", ":2: column 'label' is 'good'"),
+        ("query,passage,label\nq,p\n", ":2: 2 values for 3 columns"),
+        ("query,passage,label\n,p,1\n", "1 × records with a blank query, left out"),
+        ("query;passage;label\nq;p;1.000,5\n", ":2: column 'label' is '1.000,5'"),
+        ("query,passage,label\nq,p,\n", ":2: column 'label' is '', expected a"),
+        ("query,passage,label\nq,p,'1\n", ":2: column 'label' is"),
+        ("PK\x03\x04", "a.csv: a zip archive or an Excel workbook: unpack it"),
+        ("query,passage,label\nq,p,0\n", "no group can be made of it (1 × queries"),
+        ('query,passage,label\nq,p,1\nq,"p,1\nr,p,0\n', ":3: cannot be read: a"),
+        ("query,passage,query,label\n", ":1: two columns are called 'query'"),
+        ("query,passage,label\nq,p,nan\n", ":2: column 'label' is 'nan'"),
+    ],
+    ("table", "a.jsonl"): [
+        ('{"query": "q", "passage": 1, "label": 1}', ":1: column 'passage' is a"),
+        ('{"query": "q", "passage": "p", "label": null}', "'label' is null"),
+        ('{"query": "q", "passage": "p", "label": [1]}', "'label' is a list"),
+        ("[1, 2]", "a.jsonl: expected a list of records, or an object of"),
+    ],
+    ("table", "a.json"): [
+        ('{"data": []}', "expected a list of records, or an object of columns"),
+    ],
+    ("tevatron", "a.jsonl"): [
+        ('{"query": "q"}', ":1: column 'positive_passages' is missing"),
+        ('{"query": "q", "positive_passages": ["p"]}', "[0] is a string"),
+        ('{"query": "q", "positive_passages": "p"}', "is a string, expected a"),
         (
-            "table",
-            "a.csv",
-            "query,passage,label\n,p,1\n",
-            "1 × records with a blank query, left out",
-        ),
-        ("table", "a.csv", "query;passage;label\nq;p;1.000,5\n", ":2: column 'label' is '1.000,5'"),
-        ("table", "a.csv", "query,passage,label\nq,p,\n", ":2: column 'label' is '', expected a"),
-        ("table", "a.csv", "query,passage,label\nq,p,'1\n", ":2: column 'label' is"),
-        (
-            "table",
-            "a.jsonl",
-            '{"query": "q", "passage": 1, "label": 1}',
-            ":1: column 'passage' is a",
-        ),
-        ("table", "a.jsonl", '{"query": "q", "passage": "p", "label": null}', "'label' is null"),
-        ("table", "a.jsonl", '{"query": "q", "passage": "p", "label": [1]}', "'label' is a list"),
-        ("table", "a.jsonl", "[1, 2]", "a.jsonl: expected a list of records, or an object of"),
-        ("table", "a.json", '{"data": []}', "expected a list of records, or an object of columns"),
-        ("table", "a.csv", "PK\x03\x04", "a.csv: a zip archive or an Excel workbook: unpack it"),
-        ("tevatron", "a.jsonl", '{"query": "q"}', ":1: column 'positive_passages' is missing"),
-        ("tevatron", "a.jsonl", '{"query": "q", "positive_passages": ["p"]}', "[0] is a string"),
-        (
-            "tevatron",
-            "a.jsonl",
-            '{"query": "q", "positive_passages": "p"}',
-            "is a string, expected a",
-        ),
-        (
-            "tevatron",
-            "a.jsonl",
             '{"query": "q", "positive_passages": [{"text": 1}], "negative_passages": null}',
             "'text' of positive_passages[0] is a number, expected a text",
         ),
-        ("flagembedding", "a.jsonl", '{"query": "q", "positive": "p"}', "--from sentence-transf"),
-        ("flagembedding", "a.jsonl", '{"query": "q", "pos": [1]}', ":1: pos[0] is a number"),
+    ],
+    ("flagembedding", "a.jsonl"): [
+        ('{"query": "q", "positive": "p"}', "--from sentence-transf"),
+        ('{"query": "q", "pos": [1]}', ":1: pos[0] is a number"),
+        ('{"query": 1, "pos": ["p"]}', ":1: column 'query' is a number"),
+        ('{"query": "q", "pos": "p"}', ":1: column 'pos' is a string"),
         (
-            "flagembedding",
-            "a.jsonl",
-            '{"query": 1, "pos": ["p"]}',
-            ":1: column 'query' is a number",
-        ),
-        (
-            "sentence-transformers",
-            "a.jsonl",
-            '{"q": "q", "d": ["p"]}',
-            "which needs a column 'labels'",
-        ),
-        ("table", "a.txt", "x", "a.txt: unknown kind of file"),
-        ("table", "a.parquet", "x", "a.parquet: cannot be read"),
-        (
-            "table",
-            "a.csv",
-            "query,passage,label\nq,p,0\n",
-            "no group can be made of it (1 × queries",
-        ),
-        ("flagembedding", "a.jsonl", '{"query": "q", "pos": "p"}', ":1: column 'pos' is a string"),
-        ("sentence-transformers", "a.jsonl", '{"query": "q"}', ":1: expected the query, passages"),
-        (
-            "sentence-transformers",
-            "a.jsonl",
-            '{"a": "q", "b": "p", "label": 0}\n{"a": "q", "b": "o"}',
-            ":2: the row has no 'label', unlike the first row",
-        ),
-        (
-            "flagembedding",
-            "a.jsonl",
             '{"query": "q", "pos": ["p"], "negs": ["n"]}',
             ":1: unknown field 'negs', and no 'neg': rename or",
         ),
-        ("sentence-transformers", "a.csv", "q,d,label\na,b,c\n", ":2: column 'label' is 'c'"),
-        ("msmarco", "a.csv", 'query,passages\nq,"[1, ..., 2]"\n', "has no 'passage_text'"),
-        ("msmarco", "a.jsonl", '{"query": "q", "passages": [1]}', "has no 'passage_text'"),
-        ("msmarco", "a.json", "[1]", "a.json: expected a list of records"),
-        ("msmarco", "a.json", DEEP, "a.json: broken JSON"),
-        ("msmarco", "a.json", '["\\ud800"]', "a.json: broken JSON: a text has half a surrogate"),
-        ("msmarco", "a.csv", f'query,passages\nq,"{DEEP}"\n', ":2: column 'passages' is neither"),
-        ("msmarco", "a.csv", "query,passages\nq,{[1]: 2}\n", ":2: column 'passages' is neither"),
-        ("msmarco", "a.csv", "query,passages\nq,['\\ud800']\n", ":2: column 'passages' has half"),
-        ("table", "a.csv", 'query,passage,label\nq,p,1\nq,"p,1\nr,p,0\n', ":3: cannot be read: a"),
-        ("table", "a.csv", "query,passage,query,label\n", ":1: two columns are called 'query'"),
-        ("table", "a.csv", "query,passage,label\nq,p,nan\n", ":2: column 'label' is 'nan'"),
-        ("flagembedding", "a.jsonl", INFINITE, ":1: column 'pos_scores' is 'inf'"),
-        (
-            "sentence-transformers",
-            "a.jsonl",
-            MARGIN,
-            ":1: 'label' is one number for the 2 passages",
-        ),
-        ("sentence-transformers", "a.tsv", "wo ist er\tHier.\nwann\tDann.\n", ":1: 'wo ist er' is"),
-        ("groups", "a.jsonl", "{}", "--to: the data is groups already"),
+        (INFINITE, ":1: column 'pos_scores' is 'inf'"),
     ],
+    ("sentence-transformers", "a.jsonl"): [
+        ('{"q": "q", "d": ["p"]}', "which needs a column 'labels'"),
+        ('{"query": "q"}', ":1: expected the query, passages"),
+        (
+            '{"a": "q", "b": "p", "label": 0}\n{"a": "q", "b": "o"}',
+            ":2: the row has no 'label', unlike the first row",
+        ),
+        (MARGIN, ":1: 'label' is one number for the 2 passages"),
+    ],
+    ("table", "a.txt"): [
+        ("x", "a.txt: unknown kind of file"),
+    ],
+    ("table", "a.parquet"): [
+        ("x", "a.parquet: cannot be read"),
+    ],
+    ("sentence-transformers", "a.csv"): [
+        ("q,d,label\na,b,c\n", ":2: column 'label' is 'c'"),
+    ],
+    ("msmarco", "a.csv"): [
+        ('query,passages\nq,"[1, ..., 2]"\n', "has no 'passage_text'"),
+        (f'query,passages\nq,"{DEEP}"\n', ":2: column 'passages' is neither"),
+        ("query,passages\nq,{[1]: 2}\n", ":2: column 'passages' is neither"),
+        ("query,passages\nq,['\\ud800']\n", ":2: column 'passages' has half"),
+    ],
+    ("msmarco", "a.jsonl"): [
+        ('{"query": "q", "passages": [1]}', "has no 'passage_text'"),
+    ],
+    ("msmarco", "a.json"): [
+        ("[1]", "a.json: expected a list of records"),
+        (DEEP, "a.json: broken JSON"),
+        ('["\\ud800"]', "a.json: broken JSON: a text has half a surrogate"),
+    ],
+    ("sentence-transformers", "a.tsv"): [
+        ("wo ist er\tHier.\nwann\tDann.\n", ":1: 'wo ist er' is"),
+    ],
+    ("groups", "a.jsonl"): [
+        ("{}", "--to: the data is groups already"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "content", "expected"),
+    [(*key, *row) for key, rows in BAD_INPUT.items() for row in rows],
 )
 def test_bad_input_is_one_line(
     tmp_path: Path, source: str, name: str, content: str, expected: str

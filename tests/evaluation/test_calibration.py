@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from rerank_plugin import Reranker
 from rerank_plugin.engine.scores import normalize, sigmoid
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune import FinetuneConfig
 from rerank_plugin.finetune.data.splits import halves
 from rerank_plugin.finetune.evaluation.calibration import (
     FEWEST_KEPT,
@@ -29,7 +29,7 @@ from rerank_plugin.finetune.evaluation.calibration import (
 )
 from rerank_plugin.model.settings import RerankSettings
 
-from ..factories import build_model, easy_groups, write_lines
+from ..factories import build_model, train_on_easy_groups
 
 PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
 
@@ -160,25 +160,9 @@ def test_a_broken_calibration_is_named(calibration: Any, tmp_path: Path) -> None
         RerankSettings.read(tmp_path)
 
 
-def train(model: Path, folder: Path, **options: Any) -> Path:
-    data = write_lines(folder.with_suffix(".train.jsonl"), easy_groups(24))
-    held_out = write_lines(folder.with_suffix(".dev.jsonl"), easy_groups(130, start=100))
-    config = FinetuneConfig(
-        model_name_or_path=str(model),
-        data_path=str(data),
-        eval_data_path=str(held_out),
-        finetune_model_dir=str(folder),
-        dtype="float32",
-        device="cpu",
-        lr=3e-3,
-        max_len=64,
-        **options,
-    )
-    return finetune(config).model_dir
-
-
 def test_a_run_saves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
-    folder = train(tiny_model, tmp_path / "out", total_epoch=4)
+    folder = tmp_path / "out"
+    train_on_easy_groups(tiny_model, folder, held_out=130, total_epoch=4, batch_size=8)
     settings = RerankSettings.read(folder)
     assert settings.calibration is not None
     assert settings.calibration["queries"] == 65
@@ -197,7 +181,9 @@ def test_a_run_saves_a_calibration(tiny_model: Path, tmp_path: Path) -> None:
 def test_a_folded_calibration_works_in_every_library(labels: int, tmp_path: Path) -> None:
     model = build_model(tmp_path / "base", labels=labels)
     plain, folded = (
-        train(model, tmp_path / name, fold_calibration=name == "folded")
+        train_on_easy_groups(
+            model, tmp_path / name, held_out=130, fold_calibration=name == "folded"
+        ).model_dir
         for name in ("plain", "folded")
     )
     expected = Reranker(plain, dtype="float32", normalize="calibrated").score(PAIRS)

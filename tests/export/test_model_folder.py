@@ -11,11 +11,10 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rerank_plugin import Reranker, __version__
-from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.export.model_card import model_card
 from rerank_plugin.model.settings import RerankSettings
 
-from ..factories import easy_groups, sample_texts, write_lines
+from ..factories import sample_texts, train_on_easy_groups
 
 QUERY = "when does it sail"
 TEXTS = ["a dog", "a cabin for two", "refund", "", *(text[:60] for text in sample_texts()[:8])]
@@ -23,18 +22,9 @@ TEXTS = ["a dog", "a cabin for two", "refund", "", *(text[:60] for text in sampl
 
 @pytest.fixture(scope="module")
 def trained(family_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    data = write_lines(folder / "train.jsonl", easy_groups(24))
-    config = FinetuneConfig(
-        model_name_or_path=str(family_model),
-        data_path=str(data),
-        lr=3e-3,
-        total_epoch=2,
-        finetune_model_dir=str(folder / "model"),
-        max_len=96,
-        dtype="float32",
-    )
-    return finetune(config).model_dir
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    options: dict[str, Any] = {"max_len": 96, "total_epoch": 2, "eval_data_path": None}
+    return train_on_easy_groups(family_model, folder, **options).model_dir
 
 
 def ours(folder: Path) -> np.ndarray:

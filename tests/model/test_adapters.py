@@ -22,10 +22,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rerank_plugin import Reranker
-from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.model.settings import RerankSettings
 
-from ..factories import sample_texts
+from ..factories import sample_texts, train_on_easy_groups
 
 TEXTS = sample_texts()[:12]
 QUERY = "when does it sail"
@@ -503,24 +502,9 @@ def test_copies_and_pickles_are_settings(kit: Any, tiny_model: Path, tmp_path: P
 @pytest.fixture(scope="module")
 def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Train a whole model and a LoRA adapter."""
-    from ..factories import easy_groups, write_lines
-
     folder = tmp_path_factory.mktemp("trained")
-    data = write_lines(folder / "train.jsonl", easy_groups(20))
-    held_out = write_lines(folder / "dev.jsonl", easy_groups(6, start=100))
     return {
-        name: finetune(
-            FinetuneConfig(
-                model_name_or_path=str(tiny_encoder),
-                data_path=str(data),
-                eval_data_path=str(held_out),
-                finetune_model_dir=str(folder / name),
-                lora=name == "lora",
-                train_group_size=4,
-                max_len=64,
-                device="cpu",
-            )
-        ).model_dir
+        name: train_on_easy_groups(tiny_encoder, folder / name, lora=name == "lora").model_dir
         for name in ("full", "lora")
     }
 

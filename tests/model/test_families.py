@@ -1,6 +1,7 @@
 """Every family of encoders: scores do not depend on the batch, at any length."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,10 @@ from transformers.models.auto.modeling_auto import (
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError
-from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.model.families import FAMILIES, family_of
 from rerank_plugin.model.formats import check_family
 
-from ..factories import build_model, easy_groups, write_lines
+from ..factories import build_model, train_on_easy_groups
 from ..test_reranker import plain_logits
 
 #: Older versions of transformers have fewer families.
@@ -67,18 +67,9 @@ def test_padding_changes_the_logits_of_families_that_are_not_padded(
 def test_training_in_half_precision(
     family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = FinetuneConfig(
-        model_name_or_path=str(build_model(tmp_path / "base", family)),
-        data_path=str(write_lines(tmp_path / "train.jsonl", easy_groups(8))),
-        eval_data_path=str(write_lines(tmp_path / "dev.jsonl", easy_groups(4, start=50))),
-        finetune_model_dir=str(tmp_path / "out"),
-        dtype="bfloat16",
-        device="cpu",
-        max_len=48,
-        lr=1e-4,
-        trainer={"max_steps": 1},
-    )
-    assert finetune(config).history
+    model = build_model(tmp_path / "base", family)
+    options: dict[str, Any] = {"dtype": "bfloat16", "lr": 1e-4, "trainer": {"max_steps": 1}}
+    assert train_on_easy_groups(model, tmp_path / "out", groups=8, **options).history
     message = f"{family} models need float32"
     assert (message in caplog.text) == (family in HALF_FAILS)
 

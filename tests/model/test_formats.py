@@ -17,10 +17,17 @@ from transformers import AutoModelForTokenClassification
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError
-from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune import merge
 from rerank_plugin.model.loading import load_model
 
-from ..factories import Run, build_config, build_model, easy_groups, train_tokenizer, write_lines
+from ..factories import (
+    Run,
+    build_config,
+    build_model,
+    train_on_easy_groups,
+    train_tokenizer,
+    write_lines,
+)
 
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.Transformer"}
 PAIRS = [("when does it sail", text) for text in ("at noon", "a refund", "a cabin for two")]
@@ -259,26 +266,15 @@ def test_embedding_models_are_a_base(sentence_model: Path) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"lora": True, "merge": True}, {"lora": True}])
 def test_two_labels_mean_the_same_in_sentence_transformers(
-    tmp_path: Path, cli: Run, options: dict[str, Any]
+    tmp_path: Path, options: dict[str, Any]
 ) -> None:
     CrossEncoder = pytest.importorskip("sentence_transformers").CrossEncoder  # noqa: N806
-    run = FinetuneConfig(
-        model_name_or_path=str(build_model(tmp_path / "two", labels=2)),
-        data_path=str(write_lines(tmp_path / "train.jsonl", easy_groups(8))),
-        eval_data_path=str(write_lines(tmp_path / "dev.jsonl", easy_groups(4, start=50))),
-        finetune_model_dir=str(tmp_path / "out"),
-        device="cpu",
-        dtype="float32",
-        max_len=64,
-        trainer={"max_steps": 1},
-        **options,
-    )
-    trained = finetune(run).model_dir
+    base = build_model(tmp_path / "two", labels=2)
+    options = {"trainer": {"max_steps": 1}, **options}
+    trained = train_on_easy_groups(base, tmp_path / "out", groups=8, **options).model_dir
     scores = Reranker(trained, dtype="float32", device="cpu").score(PAIRS)
-    if options == {"lora": True}:
-        merged = tmp_path / "merged"
-        assert cli("merge", "--model_dir", trained, "--output_dir", merged)[0] == 0
-        trained = merged
+    if (trained / "adapter_config.json").is_file():
+        trained = merge(model_dir=trained, output_dir=tmp_path / "merged").model_dir
     predictions = CrossEncoder(str(trained), device="cpu").predict(PAIRS)
     assert predictions.shape == (len(PAIRS),)
     np.testing.assert_allclose(predictions, scores, atol=1e-5)

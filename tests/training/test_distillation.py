@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.data.groups import Group, read_groups
 from rerank_plugin.finetune.data.sampling import sample_group
 from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 from rerank_plugin.finetune.losses import LOSSES, make_loss
 
 from ..factories import Run, easy_groups, write_lines
+from .conftest import Train
 
 
 def scored(records: list[dict[str, Any]], *, positive: float) -> list[dict[str, Any]]:
@@ -39,40 +39,27 @@ def test_a_sample_has_the_teacher_scores_of_its_documents(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_model_learns_by_every_loss(tiny_model: Path, tmp_path: Path, loss: str) -> None:
-    data = write_lines(tmp_path / "train.jsonl", scored(easy_groups(24), positive=6.0))
-    held_out = write_lines(tmp_path / "dev.jsonl", scored(easy_groups(8, start=100), positive=6.0))
-    result = train(tiny_model, data, held_out, tmp_path / "out", loss=loss)
+def test_a_model_learns_by_every_loss(train: Train, tmp_path: Path, loss: str) -> None:
+    groups, held_out = easy_groups(24), easy_groups(8, start=100)
+    result = train(
+        data_path=write_lines(tmp_path / "scored.jsonl", scored(groups, positive=6.0)),
+        eval_data_path=write_lines(tmp_path / "held_out.jsonl", scored(held_out, positive=6.0)),
+        loss=loss,
+        total_epoch=4,
+        dtype="float32",
+    )
     assert result.improved
     losses = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
     assert min(losses[1:]) < losses[0]
 
 
-def test_a_teacher_that_contradicts_the_labels_is_followed(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    data = write_lines(tmp_path / "train.jsonl", scored(easy_groups(24), positive=-6.0))
-    trained = train(tiny_model, data, data, tmp_path / "out", loss="kl_divergence", temperature=2)
+def test_a_teacher_that_contradicts_the_labels_is_followed(train: Train, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "scored.jsonl", scored(easy_groups(24), positive=-6.0))
+    options: dict[str, Any] = {"loss": "kl_divergence", "temperature": 2, "total_epoch": 4}
+    trained = train(data_path=data, eval_data_path=data, dtype="float32", **options)
     means = [entry["ndcg@10"] for entry in trained.history if "ndcg@10" in entry]
     assert means[-1] < means[0]
     assert not trained.improved
-
-
-def train(model: Path, data: Path, held_out: Path, folder: Path, **options: Any) -> Any:
-    return finetune(
-        FinetuneConfig(
-            model_name_or_path=str(model),
-            data_path=str(data),
-            eval_data_path=str(held_out),
-            finetune_model_dir=str(folder),
-            lr=3e-3,
-            total_epoch=4,
-            batch_size=4,
-            max_len=64,
-            dtype="float32",
-            **options,
-        )
-    )
 
 
 def test_the_evaluation_loss_uses_teacher_scores(tiny_model: Path, tmp_path: Path) -> None:
@@ -122,13 +109,12 @@ def test_a_loss_without_its_teacher_scores_is_an_error_before_the_model_loads(
 
 
 def test_probable_false_negatives_are_not_trained_on(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     records = scored(easy_groups(12), positive=1.5)
     records[0]["neg_scores"] = [9, 9, 9]
-    data = write_lines(tmp_path / "train.jsonl", records)
-    held_out = write_lines(tmp_path / "dev.jsonl", easy_groups(4, start=100))
-    result = train(tiny_model, data, held_out, tmp_path / "out", teacher_margin=0.5)
-    # The positive and two of three negatives, of 11 groups in 4 epochs.
-    assert result.history[-1]["train_pairs"] == 11 * 3 * 4
+    data = write_lines(tmp_path / "scored.jsonl", records)
+    result = train(data_path=data, teacher_margin=0.5, total_epoch=1)
+    # The positive and two of three negatives, of 11 groups.
+    assert result.history[-1]["train_pairs"] == 11 * 3
     assert "leaves 1 of 12 training groups without a negative" in caplog.text

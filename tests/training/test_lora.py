@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError, OptionError, SavingError
-from rerank_plugin.finetune import FinetuneConfig, finetune
+from rerank_plugin.finetune import merge
 from rerank_plugin.finetune.report.report import ComparisonReport
 from rerank_plugin.finetune.training import lora
 from rerank_plugin.finetune.training.lora import add_adapter
@@ -25,7 +25,13 @@ from rerank_plugin.model.families import FAMILIES as TABLE
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
-from ..factories import FAMILIES, Run, build_model, easy_groups, mount, write_lines
+from ..factories import (
+    FAMILIES,
+    Run,
+    build_model,
+    mount,
+    train_on_easy_groups,
+)
 
 PAIRS = [(f"question number {i}", f"a refund of some {'words ' * (i % 4)}") for i in range(12)]
 
@@ -39,21 +45,10 @@ NAMES = ("legal", "medical", "v1.2")
 def lora_run(
     model: Path, folder: Path, *, trainer: dict[str, Any] | None = None, **options: Any
 ) -> Path:
-    data = write_lines(folder.with_suffix(".train.jsonl"), easy_groups(24))
-    held_out = write_lines(folder.with_suffix(".dev.jsonl"), easy_groups(8, start=100))
-    values: dict[str, Any] = {"lr": 3e-3, "total_epoch": 2, "batch_size": 4, "max_len": 64}
-    values |= {"dtype": "float32", "device": "cpu"}
-    config = FinetuneConfig(
-        model_name_or_path=str(model),
-        data_path=str(data),
-        eval_data_path=str(held_out),
-        finetune_model_dir=str(folder),
-        lora=True,
-        # Keep the last weights, whether they are better or not.
-        trainer={"eval_strategy": "no", **(trainer or {})},
-        **values | options,
-    )
-    return finetune(config).model_dir
+    # Keep the last weights, whether they are better or not.
+    trainer = {"eval_strategy": "no", **(trainer or {})}
+    options = {"lora": True, "total_epoch": 2, "trainer": trainer, **options}
+    return train_on_easy_groups(model, folder, **options).model_dir
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -465,27 +460,22 @@ def test_another_folder_of_the_same_name_is_another_base(tiny_model: Path, tmp_p
         Reranker(adapter)
 
 
-def test_a_moved_base_can_be_named_when_merging(of_a_run: Path, cli: Run) -> None:
+def test_a_moved_base_can_be_named_when_merging(of_a_run: Path) -> None:
     expected = logits(of_a_run)
     moved = of_a_run.with_name("base").rename(of_a_run.with_name("moved"))
     merged = of_a_run.with_name("merged")
-    command = ("merge", "--model_dir", of_a_run, "--output_dir", merged)
-    code, _, err = cli(*command)
-    assert code == 2
-    assert "the base of the adapter: " in err
-    code, _, err = cli(*command, "--base_model", moved)
-    assert code == 0, err
+    with pytest.raises(InputError, match="the base of the adapter: "):
+        merge(model_dir=of_a_run, output_dir=merged)
+    merge(model_dir=of_a_run, output_dir=merged, base_model=moved)
     np.testing.assert_allclose(logits(merged), expected, atol=1e-5)
 
 
-def test_the_folders_that_an_adapter_needs_are_not_overwritten(of_a_run: Path, cli: Run) -> None:
+def test_the_folders_that_an_adapter_needs_are_not_overwritten(of_a_run: Path) -> None:
     base = of_a_run.with_name("base")
     RerankSettings().write(base)
     for target in (of_a_run, base):
-        command = ("merge", "--model_dir", of_a_run, "--output_dir", target, "--overwrite")
-        code, _, err = cli(*command)
-        assert code == 2
-        assert f"--output_dir: the adapter needs {target}" in err
+        with pytest.raises(OptionError, match=f"--output_dir: the adapter needs {target}"):
+            merge(model_dir=of_a_run, output_dir=target, overwrite=True)
     with pytest.raises(OptionError, match=r"finetune_model_dir: the adapter needs .*base: "):
         lora_run(base, base, overwrite=True)
     assert len(logits(of_a_run)) == len(PAIRS)
@@ -496,7 +486,6 @@ def test_a_model_is_merged_into_any_kind_of_folder(
     tiny_model: Path,
     tmp_path: Path,
     mounts: Path,
-    cli: Run,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -510,12 +499,10 @@ def test_a_model_is_merged_into_any_kind_of_folder(
     else:
         monkeypatch.setenv("HOME", str(tmp_path))
         target = "~/merged"
-    command = ("merge", "--model_dir", adapter, "--output_dir", target)
-    assert cli(*command)[0] == 0
-    code, _, err = cli(*command)
-    assert code == 2 and "contains a trained model" in err
-    code, _, err = cli(*command, "--overwrite")
-    assert code == 0, err
+    merge(model_dir=adapter, output_dir=target)
+    with pytest.raises(OptionError, match="contains a trained model"):
+        merge(model_dir=adapter, output_dir=target)
+    merge(model_dir=adapter, output_dir=target, overwrite=True)
     folder = Path(target).expanduser()
     assert folder.is_symlink() == (kind == "link")
     assert (folder / "model.safetensors").is_file() and not list(folder.glob(".*"))
@@ -540,24 +527,23 @@ def test_a_merge_onto_a_full_disk_is_one_line(
 
 
 def test_a_merge_keeps_files_that_appear_meanwhile(
-    tiny_model: Path, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter, target = by_peft(tiny_model, tmp_path / "a"), tmp_path / "merged"
-    command = ("merge", "--model_dir", adapter, "--output_dir", target)
     module = import_module("rerank_plugin.finetune.export.merge")
-    outcomes, write = [], module.write_records
+    write = module.write_records
 
     def late(*arguments: Any, **options: Any) -> None:
         write(*arguments, **options)
-        outcomes.append(cli(*command))
+        with pytest.raises(OptionError, match="another command is writing it"):
+            merge(model_dir=adapter, output_dir=target)
         target.mkdir()
         (target / "notes.txt").write_text("kept")
 
     monkeypatch.setattr(module, "write_records", late)
-    code, _, err = cli(*command)
-    assert code == 2 and "is not empty and not a trained folder" in err
+    with pytest.raises(OptionError, match="is not empty and not a trained folder"):
+        merge(model_dir=adapter, output_dir=target)
     assert (target / "notes.txt").read_text() == "kept"
-    assert outcomes[0][0] == 2 and "another command is writing it" in outcomes[0][2]
     assert {path.name for path in tmp_path.iterdir()} == {"a", "merged"}
 
 

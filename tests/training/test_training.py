@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.finetune import FinetuneConfig, FinetuneResult, finetune
+from rerank_plugin.finetune import FinetuneResult
 from rerank_plugin.finetune.data.groups import read_groups
 from rerank_plugin.finetune.evaluation.metrics import METRICS
 from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
@@ -21,7 +21,7 @@ from rerank_plugin.finetune.training.model import set_dropout
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
-from ..factories import build_model, easy_groups, write_lines
+from ..factories import build_model, easy_groups, train_on_easy_groups, write_lines
 from .conftest import Train
 
 
@@ -33,21 +33,13 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """A run in a folder whose parent does not exist, validated on its 24 training groups."""
     folder = tmp_path_factory.mktemp("trained")
-    data = write_lines(folder / "train.jsonl", easy_groups(24))
-    test = write_lines(folder / "test.jsonl", easy_groups(8, start=100))
-    config = FinetuneConfig(
-        model_name_or_path=str(tiny_model),
-        data_path=str(data),
-        eval_data_path=str(data),
-        test_data_path=str(test),
-        finetune_model_dir=str(folder / "deep" / "out"),
-        lr=3e-3,
-        total_epoch=3,
-        batch_size=4,
-        max_len=64,
-        dtype="float32",
-    )
-    return finetune(config)
+    files: dict[str, Any] = {
+        "data_path": write_lines(folder / "train.jsonl", easy_groups(24)),
+        "eval_data_path": folder / "train.jsonl",
+        "test_data_path": write_lines(folder / "test.jsonl", easy_groups(8, start=100)),
+    }
+    target = folder / "deep" / "out"
+    return train_on_easy_groups(tiny_model, target, total_epoch=3, **files)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
