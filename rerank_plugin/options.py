@@ -163,8 +163,7 @@ class ModelOptions:
     @property
     def loading(self) -> dict[str, Any]:
         """Return the keyword arguments of `Reranker`."""
-        names = {item.name for base in (ModelOptions, ScoreOptions) for item in fields(base)}
-        return {name: getattr(self, name) for name in sorted(names) if hasattr(self, name)}
+        return {name: getattr(self, name) for name in sorted(loading_names(type(self)))}
 
     def load_reranker(self, model: str) -> "Reranker":
         """Load a model by its hub id or folder; raises as `Reranker`."""
@@ -183,3 +182,9 @@ class ScoreOptions(ModelOptions):
         help="sigmoid (scores from 0 to 1), none (raw logits) or calibrated (probabilities); "
         "default: the model folder's own, else sigmoid",
     )
+
+
+def loading_names(options: type) -> set[str]:
+    """Return the names of those options of a class that are keyword arguments of `Reranker`."""
+    bases = [base for base in (ModelOptions, ScoreOptions) if issubclass(options, base)]
+    return {item.name for base in bases for item in fields(base)}

@@ -14,7 +14,7 @@ import yaml
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import json_type
-from rerank_plugin.options import invalid_number, option_name, union_members
+from rerank_plugin.options import invalid_number, loading_names, option_name, union_members
 
 Options = TypeVar("Options")
 
@@ -117,15 +117,12 @@ def build_parser(
 
 
 def option_fields(options: Any) -> Iterator[OptionField]:
-    """Yield the fields that are options with their types, a class's own before inherited ones."""
-    hints = typing.get_type_hints(options)
-    classes = [cls for cls in options.__mro__ if "__annotations__" in vars(cls)]
-    names = dict.fromkeys(name for cls in classes for name in cls.__annotations__)
-    by_name = {item.name: item for item in fields(options) if "help" in item.metadata}
-    for name in names:
-        if name in by_name:
-            kinds = [kind for kind in union_members(hints[name]) if kind is not type(None)]
-            yield by_name[name], kinds
+    """Yield the fields that are options with their types, those of loading a model last."""
+    hints, loading = typing.get_type_hints(options), loading_names(options)
+    items = [item for item in fields(options) if "help" in item.metadata]
+    for item in sorted(items, key=lambda item: item.name in loading):
+        kinds = [kind for kind in union_members(hints[item.name]) if kind is not type(None)]
+        yield item, kinds
 
 
 def argument_settings(item: Any, kinds: Sequence[Any]) -> dict[str, Any]:
