@@ -26,6 +26,18 @@ COUNTED = {"gradient_accumulation_steps": (int,), "max_steps": (int,), "warmup_s
 #: Options that do not change what a run computes: a resumed run may change them.
 FREE = ("overwrite", "fail_if_not_better")
 
+#: Options that must be more than 0, if they are numbers.
+POSITIVE_NUMBERS = (
+    "batch_size",
+    "total_epoch",
+    "max_len",
+    "lr",
+    "eval_queries",
+    "patience",
+    "token_budget",
+    "early_stopping",
+)
+
 
 @dataclass(kw_only=True)
 class FinetuneConfig:
@@ -155,49 +167,50 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        self._check_numbers()
+        self._check_loss()
+        self._check_lora()
+        self._check_trainer()
+        self._check_schedule()
+        named = Path(self.finetune_model_dir).name != ""
+        self._check_range("finetune_model_dir", named, "the path of a folder")
+
+    def _check_numbers(self) -> None:
+        """Check the ranges of numbers."""
         if self.train_group_size < 2:
             raise OptionError(
                 "train_group_size",
-                f"{self.train_group_size} leaves no room for a negative: must be at least 2",
+                f"must be at least 2, a positive and a negative, not {self.train_group_size}",
             )
-        for name in ("batch_size", "total_epoch"):
-            self._check(name, getattr(self, name) > 0, "must be more than 0")
-        self._check("seed", 0 <= self.seed < 2**32, "must be from 0 to 4294967295")
-        for name in (
-            "max_len",
-            "lr",
-            "eval_queries",
-            "patience",
-            "token_budget",
-            "early_stopping",
-        ):
+        for name in POSITIVE_NUMBERS:
             value = getattr(self, name)
             holds = value is None or isinstance(value, str) or value > 0
-            self._check(name, holds, "must be more than 0")
-        self._check_loss()
-        self._check("factor", self.factor is None or 0 < self.factor < 1, "must be in (0, 1)")
-        self._check("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
-        self._check_lora()
-        self._check_trainer()
-        self._check(
-            "eval_strategy",
-            not self.reduces_on_plateau or self.trainer.get("eval_strategy") != "no",
-            "'no' is not valid with --factor or --patience, which follow the validation loss",
-        )
-        self._check(
-            "eval_strategy",
-            self.early_stopping is None or self.trainer.get("eval_strategy") != "no",
-            "'no' is not valid with --early_stopping, which counts evaluations",
-        )
+            self._check_range(name, holds, "more than 0")
+        self._check_range("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
+        self._check_range("factor", self.factor is None or 0 < self.factor < 1, "in (0, 1)")
+        self._check_range("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+
+    def _check_schedule(self) -> None:
+        """Check that a plateau schedule and early stopping have evaluations to follow."""
+        if self.trainer.get("eval_strategy") == "no":
+            self._check(
+                "eval_strategy",
+                not self.reduces_on_plateau,
+                "no is not allowed with --factor and --patience, which follow the validation loss",
+            )
+            self._check(
+                "eval_strategy",
+                self.early_stopping is None,
+                "no is not allowed with --early_stopping, which counts evaluations",
+            )
         self._check(
             "lr_scheduler_type",
             not self.reduces_on_plateau or "lr_scheduler_type" not in self.trainer,
-            "is not valid with --factor or --patience, which are a schedule",
+            "not allowed with --factor and --patience, which are a schedule",
         )
-        folder = Path(self.finetune_model_dir)
-        self._check("finetune_model_dir", folder.name != "", "must name a folder")
 
     def _check_trainer(self) -> None:
+        """Check that training arguments can be set, and have valid values."""
         for name, reason in RESERVED.items():
             if name in self.trainer:
                 raise OptionError(name, f"cannot be set: {reason}")
@@ -207,29 +220,29 @@ class FinetuneConfig:
         for name, kinds in COUNTED.items():
             if name in self.trainer:
                 self.trainer[name] = typed_value(name, self.trainer[name], kinds)
-        self._check_numbers()
+        self._check_trainer_numbers()
         self._check_companions()
 
-    def _check_numbers(self) -> None:
+    def _check_trainer_numbers(self) -> None:
+        """Check the ranges of numbers among the training arguments."""
         for name, value in self.trainer.items():
             if isinstance(value, float):
-                self._check(name, isfinite(value), "is not a finite number")
+                self._check_range(name, isfinite(value), "a finite number")
             if isinstance(value, int | float):
-                self._check(name, name not in POSITIVE or value > 0, "must be more than 0")
-                self._check(name, name not in NOT_NEGATIVE or value >= 0, "must be 0 or more")
+                self._check_range(name, name not in POSITIVE or value > 0, "more than 0")
+                self._check_range(name, name not in NOT_NEGATIVE or value >= 0, "at least 0")
         steps = self.trainer.get("max_steps", -1)
-        self._check("max_steps", steps > 0 or steps == -1, "must be more than 0, or -1 for all")
+        self._check_range("max_steps", steps > 0 or steps == -1, "more than 0, or -1 for all")
 
     def _check_companions(self) -> None:
+        """Check that training arguments have the others that they require."""
         for name in self.trainer:
             needed = BESIDE.get(name, ())
             holds = not needed or any(self.trainer.get(other) for other in needed)
             self._check(name, holds, f"requires --{' or --'.join(needed)}")
         for name, strategy in INTERVALS.items():
-            given = self.trainer.get(strategy, "steps")
-            self._check(
-                name, name not in self.trainer or given == "steps", f"requires --{strategy} steps"
-            )
+            by_steps = self.trainer.get(strategy, "steps") == "steps"
+            self._check(name, name not in self.trainer or by_steps, f"requires --{strategy} steps")
         optimizer = str(self.trainer.get("optim", WITHOUT_ARGS[0]))
         if "optim_args" in self.trainer:
             takes = optimizer not in WITHOUT_ARGS
@@ -242,10 +255,11 @@ class FinetuneConfig:
         self._check(
             "save_strategy",
             self.trainer.get("save_strategy") != "best",
-            "is not supported, the newest checkpoint is kept (choose from no, steps, epoch)",
+            "best is not supported, the newest checkpoint is kept (choose from no, steps, epoch)",
         )
 
     def _check_lora(self) -> None:
+        """Check the options of LoRA adapters."""
         for name in ("merge", "lora_target_modules", "use_rslora", "use_dora", "load_in_4bit"):
             self._check(name, self.lora or not getattr(self, name), "requires --lora")
         folds = self.fold_calibration and self.lora and not self.merge
@@ -253,23 +267,29 @@ class FinetuneConfig:
         self._check(
             "load_in_4bit",
             not (self.load_in_4bit and self.use_dora),
-            "is not valid with --use_dora",
+            "not allowed with --use_dora",
         )
-        self._check("lora_r", self.lora_r > 0, "must be more than 0")
-        self._check("lora_alpha", self.lora_alpha > 0, "must be more than 0")
-        self._check("lora_dropout", 0 <= self.lora_dropout < 1, "must be in [0, 1)")
+        self._check_range("lora_r", self.lora_r > 0, "more than 0")
+        self._check_range("lora_alpha", self.lora_alpha > 0, "more than 0")
+        self._check_range("lora_dropout", 0 <= self.lora_dropout < 1, "in [0, 1)")
 
     def _check_loss(self) -> None:
+        """Check the loss and its temperature."""
         losses = [] if self.loss is None else [term.name for term in parse_loss(self.loss)]
         if self.temperature is not None:
             self._check("temperature", "kl_divergence" in losses, "requires --loss kl_divergence")
-            self._check("temperature", self.temperature > 0, "must be more than 0")
+            self._check_range("temperature", self.temperature > 0, "more than 0")
+
+    def _check_range(self, name: str, holds: bool, expected: str) -> None:
+        """Check that the value of an option is as expected."""
+        value = getattr(self, name, None)
+        shown = self.trainer.get(name) if value is None else value
+        self._check(name, holds, f"must be {expected}, not {shown!r}")
 
     def _check(self, name: str, holds: bool, problem: str) -> None:
+        """Check that a condition of an option holds."""
         if not holds:
-            value = getattr(self, name, None)
-            shown = self.trainer.get(name) if value is None else value
-            raise OptionError(name, f"{shown!r} {problem}")
+            raise OptionError(name, problem)
 
     @property
     def reduces_on_plateau(self) -> bool:

@@ -156,7 +156,9 @@ class ModelSettings(BaseModel):
         """Return the settings: weights are loaded again when they are needed."""
         folder = Path(self._source)
         if self._held is not None and folder.is_absolute() and not folder.is_dir():
-            raise ValueError(f"{folder} is gone: a model is pickled as the name of its folder")
+            raise ValueError(
+                f"{folder} is gone: a pickle contains the path of the model, not the weights"
+            )
         state = super().__getstate__()
         state["__pydantic_private__"] = {"_held": None}
         return state

@@ -38,7 +38,7 @@ def whole_number(name: str, value: Any, *, minimum: int = 1) -> int | None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name}: expected a whole number, not {shown(value)}")
     if value < minimum:
-        raise InputError(f"{name}: {value} is less than {minimum}")
+        raise InputError(f"{name}: must be at least {minimum}, not {value}")
     return int(value)
 
 

@@ -181,13 +181,13 @@ def unicode_text(text: str, where: str) -> str:
     """Return a text as a plain `str`.
 
     Raises:
-        InputError: it has half a surrogate pair, which no tokenizer reads.
+        InputError: it has an unpaired surrogate, which no tokenizer reads.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where}: not valid Unicode (half a surrogate pair, {text[error.start]!a}, at "
+            f"{where}: not valid Unicode (an unpaired surrogate, {text[error.start]!a}, at "
             f"position {error.start})"
         ) from None
     return str.__str__(text)

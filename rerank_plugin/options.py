@@ -81,7 +81,7 @@ def check_options(options: Any) -> None:
         if choices and value is not None and value not in choices:
             raise OptionError(name, invalid_choice(value, choices))
         if minimum is not None and isinstance(value, int | float) and value < minimum:
-            raise OptionError(name, f"{value} is less than {minimum}")
+            raise OptionError(name, f"must be at least {minimum}, not {value}")
 
 
 def typed_value(option: str, value: Any, kinds: Sequence[Any], words: Sequence[str] = ()) -> Any:
@@ -115,7 +115,7 @@ def typed_number(option: str, value: Any, kinds: Sequence[type]) -> bool | int |
         return int(value)
     elif isinstance(value, Real) and float in kinds:
         if not isfinite(value):
-            raise OptionError(option, f"{value} is not a finite number")
+            raise OptionError(option, f"must be a finite number, not {value}")
         return float(value)
     expected = " or ".join(kind.__name__ for kind in kinds)
     raise OptionError(option, f"invalid {expected} value: {value!r}")

@@ -215,8 +215,8 @@ class Reranker:
         """
         if identity(self.source, self._options) != self.identity:
             raise InputError(
-                f"{self.source} is gone or has changed since the model was loaded: a pickle names "
-                "the folder, from which the model is loaded again"
+                f"{self.source} is gone or has changed since the model was loaded: a pickle "
+                "contains the path, not the weights"
             )
         return partial(type(self), **self.options), (self.source,)
 

@@ -54,13 +54,16 @@ def test_flags_and_lists() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ((), "missing option: --path"),
+        ((), "the following options are required: --path"),
         (("--path", "a", "--cout", "3"), "unknown option --cout: did you mean --count?"),
         (("--path", "a", "--count", "many"), "argument --count: invalid int value: 'many'"),
-        (("--path", "a", "--loud", "maybe"), "neither true nor false"),
+        (
+            ("--path", "a", "--loud", "maybe"),
+            "invalid bool value: 'maybe' (choose from true, false)",
+        ),
         (("a",), "unexpected argument 'a'"),
         (("--path",), "expected at least one argument"),
-        (("--path", "a", ""), "argument --path: empty: leave the option out"),
+        (("--path", "a", ""), "argument --path: the value is empty: leave the option out"),
     ],
 )
 def test_misuse_is_one_line(argv: tuple[str, ...], expected: str) -> None:
@@ -82,9 +85,9 @@ def test_a_yaml_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> 
     [
         ("cout: 3", "unknown option 'cout': did you mean --count?"),
         ("- 3", "expected a mapping of options"),
-        ("a: [", "broken YAML"),
+        ("a: [", "invalid YAML"),
         ("", "expected a mapping of options, found null"),
-        ("rate: 1\nrate: 2", "'rate' is given twice"),
+        ("rate: 1\nrate: 2", "duplicate key 'rate'"),
     ],
 )
 def test_a_bad_yaml_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
@@ -189,8 +192,8 @@ VALUES: dict[str, Any] = {"model_name_or_path": "m", "data_path": "d", "finetune
         ({"seed": 1.5}, "--seed: invalid int value: 1.5"),
         ({"lora": 1}, "--lora: invalid bool value: 1"),
         ({"lora_r": True}, "--lora_r: invalid int value: True"),
-        ({"dropout": float("nan")}, "--dropout: nan is not a finite number"),
-        ({"lr": float("inf")}, "--lr: inf is not a finite number"),
+        ({"dropout": float("nan")}, "--dropout: must be a finite number, not nan"),
+        ({"lr": float("inf")}, "--lr: must be a finite number, not inf"),
         ({"lr": "1e-5"}, "--lr: invalid value: '1e-5' (a number, or choose from auto): did you"),
         ({"lr": "AUTO"}, "did you mean auto?"),
         ({"lr": [1e-5]}, "--lr: invalid float or str value: [1e-05]"),
@@ -214,7 +217,7 @@ def test_a_value_of_another_type_names_its_option(options: dict[str, Any], probl
 def test_a_value_that_is_assigned_later_is_checked_too() -> None:
     config = FinetuneConfig(**VALUES)
     config.batch_size = 0
-    with pytest.raises(OptionError, match="--batch_size: 0 must be more"):
+    with pytest.raises(OptionError, match="--batch_size: must be more"):
         finetune(config)
 
 

@@ -127,7 +127,7 @@ def kind_of(line: Line) -> str:
         line.text()
     except InputError:
         return "not UTF-8"
-    return "broken JSON or not an object"
+    return "invalid JSON or not an object"
 
 
 def read_inspected(data_path: DataPath, inspection: Inspection) -> Iterator[tuple[Line, Group]]:

@@ -37,7 +37,9 @@ class GroupCheckOptions:
     def __post_init__(self) -> None:
         check_options(self)
         if self.max_len is not None and self.model_name_or_path is None:
-            raise OptionError("max_len", "needs a --model_name_or_path, whose tokens are counted")
+            raise OptionError(
+                "max_len", "requires --model_name_or_path, whose tokenizer counts tokens"
+            )
         if self.fix:
             inputs = (self.data_path, self.eval_data_path)
             check_files([Path(self.fix)], inputs, overwrite=self.overwrite, option="fix")

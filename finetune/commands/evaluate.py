@@ -38,7 +38,7 @@ class EvaluateOptions(EvaluationOptions):
         if self.fail_if_not_better and not self.compares:
             raise OptionError("fail_if_not_better", "requires --baseline")
         if self.fail_below is not None and not 0 <= self.fail_below <= 1:
-            raise OptionError("fail_below", f"{self.fail_below} is not between 0 and 1")
+            raise OptionError("fail_below", f"must be in [0, 1], not {self.fail_below}")
         if self.report is not None:
             self._check_report(Path(self.report))
         if self.output is not None:
@@ -48,7 +48,7 @@ class EvaluateOptions(EvaluationOptions):
         if not self.compares:
             raise OptionError("report", "requires --baseline")
         if len(self.models) > 1:
-            raise OptionError("report", "only valid with one --model_dir")
+            raise OptionError("report", "not allowed with several models: give one --model_dir")
         check_output_folder(folder, option="report")
 
     def _check_output(self, output: Path) -> None:

@@ -43,10 +43,12 @@ def read_triples(path: Path) -> Iterator[LabelledQuery]:
         if index == 0 and is_triple_header(row):
             continue
         if len(row.values) != 3:
-            raise row.error(f"expected query, positive and negative, has {len(row.values)} columns")
+            raise row.error(
+                f"expected query, positive and negative, found {len(row.values)} columns"
+            )
         query, positive, negative = (row.text(column) for column in ("0", "1", "2"))
         if query.isdecimal() and positive.isdecimal() and negative.isdecimal():
-            raise row.error("these are ids: the triples of texts are needed")
+            raise row.error("expected texts, found ids: use the file with the triples of texts")
         yield LabelledQuery(query, [Passage(positive)], [Passage(negative)], where=row.where)
 
 
@@ -79,9 +81,9 @@ def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
     # A null text is blank.
     texts = ["" if text is None else text for text in texts]
     if len(texts) != len(selected) or not all(isinstance(text, str) for text in texts):
-        raise row.error("'passages' needs a text and an 'is_selected' for every passage")
+        raise row.error("expected a text and an 'is_selected' for every passage in 'passages'")
     if not all(isinstance(flag, int | float) and flag in (0, 1) for flag in selected):
-        raise row.error("'is_selected' is neither 0 nor 1")
+        raise row.error("'is_selected' must be 0 or 1")
     labelled = zip(texts, map(bool, selected), strict=True)
     return from_labels(row.text("query"), labelled, id=row.values.get("query_id"), where=row.where)
 
@@ -102,7 +104,7 @@ def parse_passages(row: Row, text: str) -> Any:
             problem += "; numpy printed it: save the data as Parquet or JSON Lines instead"
         raise row.error(problem) from None
     if not is_unicode(value):
-        raise row.error("column 'passages' has half a surrogate pair (\\ud800 to \\udfff)")
+        raise row.error("column 'passages' has an unpaired surrogate (\\ud800 to \\udfff)")
     return value
 
 

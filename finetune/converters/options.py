@@ -53,7 +53,9 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         check_options(self)
         if self.from_ == self.to:
-            raise OptionError("to", "the data is groups already: choose sentence-transformers")
+            raise OptionError(
+                "to", "the data already consists of groups: use sentence-transformers"
+            )
         self._check_use()
         if self.from_ == "beir" and not isinstance(self.data_path, str | Path):
             raise OptionError("data_path", "expected one BEIR folder")
@@ -63,10 +65,10 @@ class ConvertOptions:
         """Refuse options that have no effect on the format."""
         labelled, beir = self.from_ in ("beir", *LABELLED), self.from_ == "beir"
         for name, is_used, use in (
-            ("output_format", self.to != "groups", "only used with --to sentence-transformers"),
-            ("threshold", labelled, f"only used with --from {', '.join(('beir', *LABELLED))}"),
-            ("split", beir, "the qrels of --from beir; `rerank-plugin mine` splits queries"),
-            ("negatives", self.from_ != "groups", "not used with --from groups"),
+            ("output_format", self.to != "groups", "requires --to sentence-transformers"),
+            ("threshold", labelled, f"requires --from {' or '.join(('beir', *LABELLED))}"),
+            ("split", beir, "requires --from beir; `rerank-plugin mine` splits queries"),
+            ("negatives", self.from_ != "groups", "not allowed with --from groups"),
         ):
             if getattr(self, name) is not None and not is_used:
                 raise OptionError(name, use)

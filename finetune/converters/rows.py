@@ -323,9 +323,9 @@ def json_rows(path: Path) -> Iterator[Row]:
             with reading(path) as file:
                 value = json.load(file)
         if not is_unicode(value):
-            raise ValueError("a text has half a surrogate pair (\\ud800 to \\udfff)")
+            raise ValueError("a text has an unpaired surrogate (\\ud800 to \\udfff)")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON: {error}") from None
+        raise InputError(f"{path}: invalid JSON: {error}") from None
     yield from value_rows(path, value)
 
 

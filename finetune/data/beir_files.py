@@ -115,7 +115,7 @@ def read_queries(
         name = id_of(line, record, default=None if by_id else f"{index}")
         text = text_field(line, record, QUERY_TEXTS)
         if seen.get(name, text) != text:
-            raise line.error(f"a second query has the id {name!r}, with another text")
+            raise line.error(f"duplicate query id {name!r}, with another text")
         if name in seen:
             counts.add(REPEATED_QUERIES, at(name, line))
             continue
@@ -326,8 +326,8 @@ def no_match(
     what: str, one: DataPath, name: str, other: DataPath, other_name: str | None
 ) -> InputError:
     """Return the error of two files without a common id, with an id of each."""
-    there = "has none" if other_name is None else f"has {other_name!r}"
+    there = "no id" if other_name is None else repr(other_name)
     return InputError(
-        f"{one}: no {what} id of it is in {other}: it has {name!r}, the other {there}; do the "
-        "files belong together?"
+        f"{one}: none of its {what} ids is in {other}: found {name!r} here and {there} there; do "
+        "the files belong together?"
     )

@@ -44,7 +44,7 @@ class RepeatedPassages:
         for passage in read_passages(data_path) if self._lines else ():
             for text, line in self._lines.pop(passage.id, ()):
                 if text != hash(passage.text):
-                    problem = f"a second passage has the id {passage.id!r}, with another text"
+                    problem = f"duplicate passage id {passage.id!r}, with another text"
                     raise line.error(problem)
 
 

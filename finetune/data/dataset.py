@@ -124,7 +124,7 @@ class GroupDataset:
             file, row = self._find(int(without[0]))
             raise OptionError(
                 option,
-                f"{what} needs teacher scores: {len(without)} of {len(self)} groups lack "
+                f"{what} requires teacher scores: {len(without)} of {len(self)} groups have no "
                 f"'pos_scores' or 'neg_scores', the first is {file.where(row)}",
             )
 
@@ -140,7 +140,9 @@ class GroupDataset:
         self.require_teacher("teacher_margin", f"{margin:g}")
         kept = np.flatnonzero(self.teacher_gaps >= margin)
         if not len(kept):
-            raise OptionError("teacher_margin", f"{margin:g} leaves no group a negative")
+            raise OptionError(
+                "teacher_margin", f"{margin:g} leaves no group with a negative: use a smaller one"
+            )
         if len(kept) < len(self):
             logger.warning(
                 "--teacher_margin %g leaves %d of %d training groups without a negative: "

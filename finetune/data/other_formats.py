@@ -32,7 +32,7 @@ def other_format(record: Mapping[str, object]) -> str:
     }
     source = converter(record, names, fields)
     if source:
-        return f"; `rerank-plugin convert --from {source}` makes groups of such records"
+        return f"; convert such records with `rerank-plugin convert --from {source}`"
     renamed = [
         f"{name!r} to {wanted!r}"
         for wanted, name in fields.items()

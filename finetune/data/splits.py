@@ -18,7 +18,7 @@ FEW_QUERIES = 50
 def held_out_count(queries: int, wanted: int | None) -> int:
     """Return how many of the distinct queries are held out."""
     if queries < 2:
-        raise InputError("one query alone cannot be split: give --eval_data_path")
+        raise InputError("one query cannot be split: use --eval_data_path")
     if wanted is not None:
         if wanted >= queries:
             raise InputError(

@@ -54,8 +54,8 @@ def parse_shares(value: str | Sequence[str | float] | None) -> list[float]:
     positive = all(share > 0 for share in shares)
     # Written so that NaN fails as well.
     if len(shares) not in (2, 3) or not positive or not abs(sum(shares) - 1) <= 1e-6:
-        expected = "two or three positive numbers whose sum is 1, as 0.8,0.1,0.1"
-        raise OptionError("split", f"{value!r} is not {expected}")
+        expected = "two or three positive numbers whose sum is 1, such as 0.8,0.1,0.1"
+        raise OptionError("split", f"expected {expected}, not {value!r}")
     return shares
 
 
@@ -84,10 +84,10 @@ def check_files(
         OptionError: not into one of them.
     """
     if len(files) > 1 and is_stream(files[0]):
-        raise OptionError(option, f"{files[0]} is a stream, and --split needs files")
+        raise OptionError(option, f"{files[0]} is a stream: not allowed with --split")
     for file in files:
         if file.name.endswith(".gz"):
-            raise OptionError(option, f"{file}: groups are written as plain .jsonl")
+            raise OptionError(option, f"{file}: compressed files cannot be written: use .jsonl")
         check_output(file, inputs, overwrite=overwrite, option=option)
 
 
@@ -105,7 +105,7 @@ def split_sides(queries: Sequence[str], shares: Sequence[float], seed: int) -> d
     starts = [0, *ends[:-1]]
     for side, start, end in zip(SIDES, starts, ends, strict=False):
         if start == end:
-            problem = f"{len(dealt)} queries leave none for {side}: choose other shares"
+            problem = f"{len(dealt)} queries are too few for a {side} split: choose other shares"
             raise OptionError("split", problem)
     return {
         query: index

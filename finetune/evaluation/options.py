@@ -68,7 +68,7 @@ class EvaluationOptions(ModelOptions):
             raise OptionError("data_path", "not allowed with --run")
         for name, value in self.run_files.items():
             if self.run is None and value is not None:
-                raise OptionError(name, "only valid with --run")
+                raise OptionError(name, "requires --run")
             if self.run is not None and value is None and name != "top_k":
                 raise OptionError(name, "required by --run")
         if self.run is not None and self.on_bad_line == "skip":

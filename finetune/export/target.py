@@ -33,7 +33,7 @@ def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model
     if not contents(target) or (target / PUBLISHING).exists():
         return
     if not (target / FILE).is_file():
-        problem = f"{target} is not empty and not a trained folder"
+        problem = f"{target} is not empty and contains no trained model"
         raise OptionError(option, f"{problem}: choose another folder")
     if not overwrite:
         problem = f"{target} contains a trained model"
@@ -48,4 +48,4 @@ def check_not_the_base(target: Path, base: str, option: str = "finetune_model_di
     """
     folder = expanded(base)
     if target.is_dir() and folder.is_dir() and target.samefile(folder):
-        raise OptionError(option, f"the adapter needs {target}: choose another folder")
+        raise OptionError(option, f"{target} is the base of the adapter: choose another folder")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
 
-from rerank_plugin.errors import OptionError
+from rerank_plugin.errors import OptionError, invalid_choice
 
 #: The losses: names of modules in this package, and their classes.
 LOSSES = {
@@ -55,8 +55,7 @@ def parse_term(term: str) -> LossTerm:
     if name not in LOSSES:
         close = get_close_matches(name, LOSSES, n=1)
         hint = f": did you mean {close[0]}?" if close else ""
-        known = ", ".join(LOSSES)
-        raise OptionError("loss", f"invalid choice: {name!r} (choose from {known}){hint}")
+        raise OptionError("loss", f"{invalid_choice(name, LOSSES)}{hint}")
     if not colon:
         return LossTerm(name)
     try:

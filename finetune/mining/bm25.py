@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_plugin.errors import InputError
+from rerank_plugin.errors import OptionError
 from rerank_plugin.extras import require
 
 from ..data.corpus import Corpus, Positions
@@ -99,7 +99,7 @@ class Bm25:
 
     Raises:
         MissingPackageError: bm25s is not installed.
-        InputError: the corpus has no words.
+        OptionError: no passage contains a word.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Bm25:
         self.vocabulary = Vocabulary()
         ids = WordIds.write(folder / "words.int32", iter(corpus), self.vocabulary, progress)
         if not self.vocabulary:
-            raise InputError("the corpus has no words")
+            raise OptionError("corpus", "no passage contains a word")
         self._index = bm25s.BM25(method="lucene", backend="numba" if self.compiled else "numpy")
         if self.compiled:
             self._index.compile(activate_numba=True)

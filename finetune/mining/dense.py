@@ -56,8 +56,8 @@ def load_sentence_transformer(
         reason = str(error).strip().splitlines()[0]
         raise OptionError("embedding_model", f"{model} cannot be loaded: {reason}") from None
     if loaded.similarity_fn_name not in SIMILARITIES:
-        compares = f"{model} compares by {loaded.similarity_fn_name}"
-        raise OptionError("embedding_model", f"{compares}, expected {' or '.join(SIMILARITIES)}")
+        problem = f"{model} has the similarity {loaded.similarity_fn_name}"
+        raise OptionError("embedding_model", f"{problem}, expected {' or '.join(SIMILARITIES)}")
     return loaded
 
 

@@ -72,26 +72,24 @@ class MineOptions(ModelOptions):
     def __post_init__(self) -> None:
         check_options(self)
         if self.range_min >= self.range_max:
-            problem = f"{self.range_min} is not less than --range_max {self.range_max}"
+            problem = f"must be less than --range_max {self.range_max}, not {self.range_min}"
             raise OptionError("range_min", problem)
         if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
-            raise OptionError(
-                "relative_margin", f"{self.relative_margin} is not at least 0 and less than 1"
-            )
+            raise OptionError("relative_margin", f"must be in [0, 1), not {self.relative_margin}")
         self._check_filter()
         if self.retrieval is None:
             self.retrieval = "both" if self.embedding_model else "bm25"
         if self.retrieval == "bm25" and self.embedding_model:
-            raise OptionError("embedding_model", "not used with --retrieval bm25")
+            raise OptionError("embedding_model", "not allowed with --retrieval bm25")
         if self.retrieval != "bm25" and not self.embedding_model:
-            raise OptionError("retrieval", f"{self.retrieval} needs an --embedding_model")
+            raise OptionError("retrieval", f"{self.retrieval} requires --embedding_model")
         inputs = (self.corpus, self.queries, self.qrels)
         check_files(self.files, inputs, overwrite=self.overwrite)
 
     def _check_filter(self) -> None:
         for name in ("max_length", "token_budget", "revision", "filter_margin"):
             if getattr(self, name) is not None and not self.filter_model:
-                raise OptionError(name, "needs a --filter_model")
+                raise OptionError(name, "requires --filter_model")
 
     @property
     def shares(self) -> list[float]:

@@ -81,23 +81,10 @@ def training_arguments(
     Raises:
         InputError: transformers refuses a value.
     """
-    if device.index:
-        raise OptionError(
-            "device",
-            f"training uses the first visible GPU: set CUDA_VISIBLE_DEVICES={device.index}",
-        )
+    check_device(device)
     steps = Steps.from_groups(config, groups)
     values: dict[str, Any] = {
-        "eval_strategy": "steps",
-        "logging_steps": max(1, steps.run // 50),
-        "save_strategy": "steps",
-        "save_steps": max(CHECKPOINT_STEPS, ceil(steps.run / CHECKPOINTS)),
-        "report_to": "tensorboard" if is_tensorboard_available() else "none",
-        "weight_decay": 0.01,
-        # A tenth of fewer steps is less than one, and a whole step of warm-up has a rate of 0.
-        "warmup_steps": WARMUP if steps.run * WARMUP >= 1 else 0,
-        "dataloader_pin_memory": device.type == "cuda",
-        **plateau(config),
+        **default_arguments(config, steps, device),
         **{name: value for name, value in config.trainer.items() if name not in OURS},
         **{name: dtype == half for name, half in HALF.items()},
         "output_dir": folder,
@@ -112,25 +99,69 @@ def training_arguments(
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     }
-    if values["eval_strategy"] == "steps" and "eval_steps" not in config.trainer:
-        long = steps.run >= EVALUATIONS * steps.epoch
-        values["eval_steps"] = steps.epoch if long else max(1, ceil(steps.run / EVALUATIONS))
-    if values["warmup_steps"] > steps.run:
-        logger.warning(
-            "--warmup_steps %d: the run has only %d steps, and never reaches the learning rate",
-            values["warmup_steps"],
-            steps.run,
-        )
+    if values["eval_strategy"] == "steps":
+        values.setdefault("eval_steps", evaluation_interval(steps))
+    warn_of_long_warmup(values["warmup_steps"], steps)
     with refused_options():
         arguments = TrainingArguments(**values)
+    use_one_gpu(arguments)
+    return arguments
+
+
+def check_device(device: torch.device) -> None:
+    """Check that training on a GPU uses the first one that the process sees.
+
+    Raises:
+        OptionError: it is another one.
+    """
+    if device.index:
+        raise OptionError(
+            "device",
+            f"training uses the first visible GPU: set CUDA_VISIBLE_DEVICES={device.index}",
+        )
+
+
+def default_arguments(config: FinetuneConfig, steps: Steps, device: torch.device) -> dict[str, Any]:
+    """Return our defaults of training arguments, which the user can override."""
+    return {
+        "eval_strategy": "steps",
+        "logging_steps": max(1, steps.run // 50),
+        "save_strategy": "steps",
+        "save_steps": max(CHECKPOINT_STEPS, ceil(steps.run / CHECKPOINTS)),
+        "report_to": "tensorboard" if is_tensorboard_available() else "none",
+        "weight_decay": 0.01,
+        # A tenth of fewer steps is less than one, and a whole step of warm-up has a rate of 0.
+        "warmup_steps": WARMUP if steps.run * WARMUP >= 1 else 0,
+        "dataloader_pin_memory": device.type == "cuda",
+        **plateau(config),
+    }
+
+
+def evaluation_interval(steps: Steps) -> int:
+    """Return the number of steps between two evaluations: an epoch, or less in a short run."""
+    if steps.run >= EVALUATIONS * steps.epoch:
+        return steps.epoch
+    return max(1, ceil(steps.run / EVALUATIONS))
+
+
+def warn_of_long_warmup(warmup_steps: float, steps: Steps) -> None:
+    """Warn of a warm-up that is longer than the run."""
+    if warmup_steps > steps.run:
+        logger.warning(
+            "--warmup_steps %d: the run has only %d steps, and never reaches the learning rate",
+            warmup_steps,
+            steps.run,
+        )
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Use one GPU per process: DataParallel would split a row of packed pairs."""
     if arguments.n_gpu > 1:
-        # DataParallel would split a packed row; one process per GPU does not.
         logger.warning(
             "using 1 of %d GPUs: start with torchrun or accelerate launch to use all",
             arguments.n_gpu,
         )
         arguments._n_gpu = 1
-    return arguments
 
 
 def product_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
@@ -143,7 +174,7 @@ def product_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
     trainer = config.trainer
     given = [name for name in HALF if trainer.get(name)]
     if given and config.dtype != "auto":
-        raise OptionError(given[0], "is the same option as --dtype: give one of them")
+        raise OptionError(given[0], "not allowed with --dtype, which sets the same")
     if trainer.get("fp16") and device.type == "cpu":
         raise OptionError("fp16", "float16 is not supported on a CPU: use --bf16, or leave it out")
     if given:

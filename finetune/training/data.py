@@ -93,7 +93,7 @@ def warn_of_overlap(option: str, groups: GroupDataset, others: GroupDataset, spl
     repeated = int(np.isin(groups.query_hashes, others.query_hashes).sum())
     if repeated:
         logger.warning(
-            "--%s: %d of %d queries are %s queries, too: its metrics will be too high",
+            "--%s: %d of %d queries are %s queries too, so its metrics will be too high",
             option,
             repeated,
             len(groups),

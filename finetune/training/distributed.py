@@ -175,7 +175,7 @@ def check_saves_whole(config: Mapping[str, Any]) -> None:
     """
     zero, option = config.get("zero_optimization", {}), "stage3_gather_16bit_weights_on_model_save"
     if zero.get("stage") == 3 and not zero.get(option):
-        raise InputError(f"deepspeed: stage 3 needs {option} (zero3_save_16bit_model): true")
+        raise InputError(f"--deepspeed: stage 3 requires {option} (zero3_save_16bit_model): true")
 
 
 @contextmanager

@@ -130,9 +130,9 @@ def check_4bit(device: torch.device, *, sharded: bool) -> None:
         MissingPackageError: bitsandbytes is not installed.
     """
     if device.type != "cuda":
-        raise OptionError("load_in_4bit", f"requires a CUDA GPU, and this run is on {device.type}")
+        raise OptionError("load_in_4bit", f"requires a CUDA GPU, not {device.type}")
     if sharded:
-        raise OptionError("load_in_4bit", "is not supported with FSDP or DeepSpeed")
+        raise OptionError("load_in_4bit", "not supported with FSDP or DeepSpeed")
     require("bitsandbytes")
 
 

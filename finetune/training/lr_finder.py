@@ -65,8 +65,8 @@ class LearningRateFinder:
         self.step_groups = step_groups
         indices = np.random.default_rng((seed, 2)).permutation(len(groups))
         if len(indices) < FEWEST:
-            problem = f"auto needs {FEWEST} training groups, there are {len(indices)}"
-            raise OptionError("lr", f"{problem}: give a number")
+            problem = f"auto requires {FEWEST} training groups, found {len(indices)}"
+            raise OptionError("lr", f"{problem}: use a number")
         indices = indices[: MEASURED + STEPS * step_groups]
         measured = min(MEASURED, len(indices) // 3)
         samples = [

@@ -72,7 +72,9 @@ class RunDir:
     def _take(self, *, overwrite: bool) -> None:
         """Lock the folder, and create it or resume the interrupted run in it."""
         if not (self.work / STATE).is_file() and self.work.exists() and any(self.work.iterdir()):
-            raise OptionError(OPTION, f"{self.work} is not empty, and the run has to work there")
+            raise OptionError(
+                OPTION, f"{self.work} is not empty, and the run needs it: move it away"
+            )
         self._lock()
         try:
             self._start(overwrite=overwrite)

@@ -377,5 +377,5 @@ def check_checkpointing(model: nn.Module, args: TrainingArguments) -> None:
     requested = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
     if requested and not getattr(model, "supports_gradient_checkpointing", False):
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        problem = f"{kind} models do not support it in transformers: use a smaller --token_budget"
+        problem = f"not supported by {kind} models in transformers: use a smaller --token_budget"
         raise OptionError("gradient_checkpointing", problem)

@@ -153,7 +153,9 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r} (choose from {', '.join(COMMANDS)})")
     if sys.flags.optimize > 1:
-        raise InputError("transformers reads docstrings: use python -O, or unset PYTHONOPTIMIZE")
+        raise InputError(
+            "transformers needs docstrings: use python -O in place of -OO, or unset PYTHONOPTIMIZE"
+        )
     return COMMANDS[name].run(name, rest)
 
 
@@ -183,7 +185,7 @@ def described(error: Exception) -> str:
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         return f"out of memory: {SMALLER} ({lines[0] if lines else 'MemoryError'})"
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return f"unexpected {what} (the same command with --debug shows where; please report it)"
+    return f"unexpected {what} (please report it, with the traceback that --debug shows)"
 
 
 def is_out_of_memory(error: Exception) -> bool:

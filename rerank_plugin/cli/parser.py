@@ -165,21 +165,24 @@ def check_required(options: Any, values: Mapping[str, Any]) -> None:
         if item.default is MISSING and item.default_factory is MISSING and item.name not in values
     ]
     if missing:
-        raise InputError(f"missing option: {', '.join('--' + name for name in missing)}")
+        names = ", ".join(f"--{name}" for name in missing)
+        raise InputError(f"the following options are required: {names}")
 
 
 def boolean(text: str) -> bool:
     """Return the truth value of an option's text."""
     values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+        raise argparse.ArgumentTypeError(f"invalid bool value: {text!r} (choose from true, false)")
     return values[text.lower()]
 
 
 def text(value: str) -> str:
     """Return an option's text; an empty one comes from a shell variable that is not set."""
     if not value:
-        raise argparse.ArgumentTypeError("empty: leave the option out, or give a value")
+        raise argparse.ArgumentTypeError(
+            "the value is empty: leave the option out, or give a value"
+        )
     return value
 
 
@@ -273,7 +276,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         repeated = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
         if repeated is not None:
-            raise yaml.YAMLError(f"{repeated!r} is given twice")
+            raise yaml.YAMLError(f"duplicate key {repeated!r}")
         return super().construct_mapping(node, deep)
 
 
@@ -284,7 +287,7 @@ def read_config(path: Path, known: set[str]) -> list[str]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: broken YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of options, found {json_type(values)}")
     arguments: list[str] = []

@@ -116,7 +116,7 @@ class PairEncoder:
                 problem = f"windows are not supported with the tokenizer of {name}"
                 raise OptionError("long_documents", problem)
         if self.max_length < needed:
-            problem = f"{self.max_length} is too small for a document"
+            problem = f"{self.max_length} leaves no room for a document"
             if self.prompt:
                 problem += f" beside the prompt of {template.prompt_tokens} tokens"
             raise OptionError(self._option, problem)

@@ -49,8 +49,8 @@ def convert_command(path: Path, source: str) -> str:
     """Return the command that converts a file to groups."""
     name = shlex.quote(str(path))
     return (
-        f"for training, rerank-plugin convert --from {source} --data_path {name} "
-        "--output groups.jsonl makes groups of it"
+        f"for training, convert it with `rerank-plugin convert --from {source} --data_path {name} "
+        "--output groups.jsonl`"
     )
 
 
@@ -61,7 +61,7 @@ def first_line_problem(line: str, path: Path) -> str | None:
     if line.startswith("["):
         return f"a JSON array, {expected}; {convert_command(path, 'flagembedding')}"
     if line.startswith("{") and line.endswith(("{", ",", "[", ":")):
-        return f"the JSON object goes on in the next line, {expected}"
+        return f"the JSON object continues on the next line, {expected}"
     if line.startswith("<"):
         return f"HTML or XML, {expected}: was the right file downloaded?"
     if delimiter_of(line):

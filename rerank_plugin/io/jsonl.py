@@ -79,12 +79,12 @@ class Line:
         except json.JSONDecodeError as error:
             raise self.error(self._not_json(text, error)) from None
         except (RecursionError, ValueError) as error:
-            raise self.error(f"broken JSON: {error}") from None
+            raise self.error(f"invalid JSON: {error}") from None
         if not isinstance(value, dict):
             found = f"expected one JSON object a line, found {json_type(value)}"
             raise self.error(self._first_line_problem(text) or found)
         if not whole:
-            raise self.error("a text has half a surrogate pair (\\ud800 to \\udfff)")
+            raise self.error("a text has an unpaired surrogate (\\ud800 to \\udfff)")
         if isinstance(value, Repeated):
             raise self.error(f"field {value.field!r} is given twice")
         return value
@@ -94,8 +94,8 @@ class Line:
         if other:
             return other
         if "\r" in text:
-            return "broken JSON: lines end in a carriage return alone; save the file with \\n"
-        return f"broken JSON at column {error.colno}: {error.msg}"
+            return "invalid JSON: lines end in a carriage return alone; save the file with \\n"
+        return f"invalid JSON at column {error.colno}: {error.msg}"
 
     def _first_line_problem(self, text: str) -> str | None:
         return first_line_problem(text, self.path) if self.number == 1 else None
@@ -127,7 +127,7 @@ def json_type(value: object) -> str:
 
 
 def is_unicode(value: object) -> bool:
-    """Return whether all texts in a JSON value can be encoded: some hold half a surrogate."""
+    """Return whether all texts in a JSON value can be encoded: some hold an unpaired surrogate."""
     # No recursion: values may be nested as deep as the parser reads them.
     left = [value]
     while left:

@@ -74,7 +74,7 @@ def locked(path: Path) -> Iterator[None]:
 def warn_of_no_locks(folder: Path, reason: str) -> None:
     """Warn once for a folder that two commands may write one result."""
     logger.warning(
-        "no locks on this file system (%s): start no second command that writes in %s meanwhile",
+        "this file system has no locks (%s): do not start a second command that writes in %s",
         reason,
         folder,
     )

@@ -34,7 +34,9 @@ def check_output(
         if any(path is not None and is_input(file, path) for path in inputs):
             raise OptionError(option, f"{file} is an input of the command: choose another file")
         if target.exists() and not overwrite:
-            raise OptionError(option, f"{file} exists: choose another file, or use --overwrite")
+            raise OptionError(
+                option, f"{file} already exists: choose another file, or use --overwrite"
+            )
         try_file(target)
         part = part_file(target)
         if part.exists():

@@ -60,7 +60,7 @@ def read_json_requests(path: Path) -> Iterator[RerankRequest]:
             yield parse_request(line.record(), f"{path}:{line.number}")
         return
     except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: broken JSON: {error}") from None
+        raise InputError(f"{path}: invalid JSON: {error}") from None
     if isinstance(value, dict):
         yield parse_request(value, str(path))
     elif isinstance(value, list):
@@ -77,7 +77,7 @@ def not_json(path: Path, error: json.JSONDecodeError) -> str:
         return f"{path}: the file is empty"
     first = text.lstrip().partition("\n")[0]
     other = None if first.startswith(("{", "[")) else first_line_problem(first, path)
-    problem = other or f"broken JSON at column {error.colno}: {error.msg}"
+    problem = other or f"invalid JSON at column {error.colno}: {error.msg}"
     return f"{path}:{error.lineno}: {problem}"
 
 
@@ -86,7 +86,7 @@ def parse_request(record: object, where: str) -> RerankRequest:
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected an object, found {json_type(record)}")
     if not is_unicode(record):
-        raise InputError(f"{where}: a text has half a surrogate pair (\\ud800 to \\udfff)")
+        raise InputError(f"{where}: a text has an unpaired surrogate (\\ud800 to \\udfff)")
     if isinstance(record, Repeated):
         raise InputError(f"{where}: field {record.field!r} is given twice")
     query = query_of(record, where)

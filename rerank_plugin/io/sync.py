@@ -55,5 +55,5 @@ def sync_file(path: Path) -> None:
 def warn_of_no_sync(kind: str, reason: str) -> None:
     """Warn once that results may not survive a power cut."""
     logger.warning(
-        "%s cannot be synced here (%s): after a power cut the latest may be missing", kind, reason
+        "%s cannot be synced here (%s): a power cut may lose the latest results", kind, reason
     )

@@ -106,7 +106,7 @@ def check_weights(source: str, model: PreTrainedModel, info: Mapping[str, Any]) 
     kind = model.config.model_type
     for key, stored, expected in sorted(info["mismatched_keys"]):
         raise InputError(
-            f"{source}: {key} has shape {list(stored)} in the checkpoint, but {list(expected)} by "
+            f"{source}: {key} has shape {list(stored)} in the checkpoint, but {list(expected)} in "
             "config.json"
         )
     missing = sorted(key for key in info["missing_keys"] if not in_head(model, key))

@@ -161,5 +161,5 @@ def agreed(settings: Sequence[RerankSettings], name: str, value: Any) -> Any:
     values = sorted({getattr(folder, name) for folder in settings}, key=str)
     if len(values) > 1:
         different = ", ".join(map(str, values))
-        raise InputError(f"{name}: the adapters have different ones ({different}), set it")
+        raise InputError(f"{name}: the adapters have different values ({different}): set it")
     return values[0]

@@ -58,7 +58,7 @@ def loading_options(
     adapter = None if adapter is None else absolute(model_name("adapter", adapter))
     folders = adapter_folders(adapters)
     if adapter is not None and folders:
-        raise InputError("adapter: not used with adapters, of which each call chooses one")
+        raise InputError("adapter: not allowed with adapters, of which each call chooses one")
     return {
         "adapter": adapter,
         "adapters": folders and {name: absolute(path) for name, path in folders.items()},

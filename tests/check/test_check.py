@@ -75,7 +75,7 @@ def test_broken_json_is_not_called_something_else(tmp_path: Path) -> None:
     path.write_bytes(b'{"query": %b}\n\xef\xbb\xbf[]\n{"query": "\xff"}\n' % deep)
     result = check_groups(data_path=path)
     assert not result.is_usable
-    assert result.problems == {"broken JSON or not an object": 2, "not UTF-8": 1}
+    assert result.problems == {"invalid JSON or not an object": 2, "not UTF-8": 1}
 
 
 def test_near_duplicates_across_splits(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_fixed_copy_is_clean(tmp_path: Path) -> None:
         assert line in out
     result = check_groups(data_path=fixed, eval_data_path=dev)
     assert result.is_usable and not result.warnings
-    with pytest.raises(OptionError, match=r"--fix: .*fixed\.jsonl exists"):
+    with pytest.raises(OptionError, match=r"--fix: .*fixed\.jsonl already exists"):
         check_groups(**options)
     assert len(list(read_groups(fixed))) == 4
 
@@ -207,5 +207,5 @@ def test_a_copy_without_a_group_is_not_written(cli: Run, tmp_path: Path) -> None
 
 
 def test_a_length_needs_a_model(groups_file: Path) -> None:
-    with pytest.raises(OptionError, match="--max_len: needs a --model_name_or_path"):
+    with pytest.raises(OptionError, match="--max_len: requires --model_name_or_path"):
         check_groups(data_path=groups_file, max_len=9)

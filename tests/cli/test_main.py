@@ -123,7 +123,7 @@ def test_rerank_prints_one_object_a_request(
         ('{"query": null, "documents": []}', "field 'query' is null"),
         ('{"query": "q", "documents": [{"body": 1}]}', "documents[0] is neither a text"),
         ('{"query": "q", "documents": "d"}', "field 'documents' is a string"),
-        ('{"query": "q", \n "documents": [', "broken JSON"),
+        ('{"query": "q", \n "documents": [', "invalid JSON"),
         ("3", "expected an object or a list"),
         ("[[]]", "a.json[0]: expected an object, found a list"),
         ("", "a.json: the file is empty"),
@@ -131,7 +131,7 @@ def test_rerank_prints_one_object_a_request(
         ("query,passage\nq,p\n", "a.json:1: a table, as its first line"),
         ('{"query": "q", "pos": ["p"], "neg": []}', "; the fields are 'query', 'pos', 'neg'"),
         ('{"query": "q", "query": "p", "texts": []}', "field 'query' is given twice"),
-        ('[{"query": "q", "texts": ["\\udc00"]}]', "a.json[0]: a text has half a surrogate"),
+        ('[{"query": "q", "texts": ["\\udc00"]}]', "a.json[0]: a text has an unpaired surrogate"),
         ('{"query": "q", "texts": ["t", null]}', "texts[1] is neither a text nor an object"),
         ('{"query": "q", "texts": [{"text": 1}]}', "texts[0] is neither a text nor an object"),
         ('{"query": {"text": "q"}, "texts": []}', "field 'query' is an object"),
@@ -170,12 +170,12 @@ def bad_train_files(tmp_path: Path) -> dict[str, tuple[Path, str]]:
     files["both"] = (files["both"][0], ":2: neg[0] is in 'pos' too")
     files["missing"] = (tmp_path / "missing.jsonl", "no such file")
     files["empty"] = (file("empty.jsonl", b""), "the file is empty")
-    files["broken"] = (file("broken.jsonl", line + b'{"query": '), ":2: broken JSON")
+    files["broken"] = (file("broken.jsonl", line + b'{"query": '), ":2: invalid JSON")
     files["surrogate"] = (
         file("surrogate.jsonl", line + rb'{"query": "\ud83d", "pos": ["p"], "neg": ["n"]}'),
-        ":2: a text has half a surrogate pair",
+        ":2: a text has an unpaired surrogate",
     )
-    files["long_number"] = (file("long.jsonl", line + b"1" * 5000), ":2: broken JSON")
+    files["long_number"] = (file("long.jsonl", line + b"1" * 5000), ":2: invalid JSON")
     files["cut_gzip"] = (file("cut.jsonl.gz", gzip.compress(line * 999)[:-20]), "cannot be read")
     files["utf8"] = (file("utf8.jsonl", line + b'{"query": "\xe4"}'), ":2: not UTF-8")
     return files
@@ -215,7 +215,11 @@ def test_bad_data_ends_a_run_with_one_line(
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--train_group_size", 1, "--train_group_size: 1 leaves no room for a negative"),
+        (
+            "--train_group_size",
+            1,
+            "--train_group_size: must be at least 2, a positive and a negative, not 1",
+        ),
         ("--max_len", 4096, "--max_len: 4096 is more than the model's 128 positions"),
         ("--fp16", "true", "--fp16: float16 is not supported on a CPU"),
         ("--dtype", "int4", "--dtype: invalid choice: 'int4'"),
@@ -223,9 +227,9 @@ def test_bad_data_ends_a_run_with_one_line(
         ("--optim", "schedule_free_adamw", "schedulefree"),
         ("--lr_scheduler_type", "cosine_with_min_lr", "min_lr"),
         ("--report_to", "no_such_logger", "no_such_logger"),
-        ("--seed", -1, "--seed: -1 must be from 0"),
-        ("--gradient_accumulation_steps", 0, "--gradient_accumulation_steps: 0 must be more"),
-        ("--max_len", 7, "--max_len: 7 is too small"),
+        ("--seed", -1, "--seed: must be from 0"),
+        ("--gradient_accumulation_steps", 0, "--gradient_accumulation_steps: must be more"),
+        ("--max_len", 7, "--max_len: 7 leaves no room"),
         ("--device", "gpu", "--device: unknown device 'gpu'"),
         ("--learning_rate", 1, "--lr and --learning_rate are the same option"),
         ("--frobnicate", 1, "unknown option --frobnicate"),
@@ -260,7 +264,7 @@ def test_an_output_folder_with_other_files_is_never_overwritten(
     for extra in ((), ("--overwrite",)):
         code, _, err = cli(*options, *extra)
         assert code == 2
-        assert "is not empty and not a trained folder" in err
+        assert "is not empty and contains no trained model" in err
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
 
     options = [*train_options(tiny_model, groups_file, tmp_path / "mine"), "--max_steps", 1]
@@ -280,7 +284,7 @@ def test_files_beside_the_output_folder_are_kept(
     (work / "thesis.txt").write_text("years of work", encoding="utf-8")
     code, _, err = cli(*options, "--overwrite")
     assert code == 2
-    assert "is not empty, and the run has to work there" in err
+    assert "is not empty, and the run needs it" in err
     assert (work / "thesis.txt").is_file()
 
     (work / "thesis.txt").rename(work / "state.json")
@@ -318,7 +322,7 @@ def test_repeated_training_queries_are_a_warning(
     options = train_options(tiny_model, groups_file, tmp_path / "out")
     code, _, err = cli(*options, "--eval_data_path", groups_file, "--max_steps", 1)
     assert code == 0
-    assert "24 of 24 queries are training queries, too" in err
+    assert "24 of 24 queries are training queries too" in err
 
 
 def test_fail_if_not_better_is_exit_code_3(
@@ -389,7 +393,7 @@ def test_check_reports_everything_at_once(cli: Run, tiny_model: Path, tmp_path: 
         "empty 'neg'",
         "a text in both 'pos' and 'neg'",
         "not UTF-8",
-        "broken JSON",
+        "invalid JSON",
     ):
         assert re.search(rf"\d × {kind}", out), kind
     assert f"{together}:4: field 'pos' is a string" in out

@@ -44,7 +44,7 @@ def test_an_output_file_equals_stdout(
     assert {file.name for file in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
     code, _, err = cli(*options, "--output", output)
     assert code == 2
-    assert "out.jsonl exists" in err
+    assert "out.jsonl already exists" in err
 
 
 def test_an_output_may_be_a_link_a_pipe_or_a_mounted_file(

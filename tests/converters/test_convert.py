@@ -140,7 +140,7 @@ def test_msmarco_triples(tmp_path: Path) -> None:
     }
     assert second["neg"] == ["The kola nut."]
     path.write_text("1\t2\t3\n")
-    assert f"{path}:1: these are ids" in refused("msmarco", path)
+    assert f"{path}:1: expected texts, found ids" in refused("msmarco", path)
 
 
 def test_beir(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_beir(tmp_path: Path) -> None:
     assert second["neg"][0] in (first["pos"][0], first["neg"][0])
     (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-99\t1\n")
     err = refused("beir", folder, split="dev")
-    assert "corpus.jsonl: it has 'MED-99', the other has 'MED-0'; do the files belong" in err
+    assert "corpus.jsonl: found 'MED-99' here and 'MED-0' there; do the files belong" in err
     (folder / "qrels" / "dev.tsv").unlink()
     err = refused("beir", folder, split="dev")
     assert "qrels/dev.tsv: no such file; --split can be train" in err
@@ -322,10 +322,10 @@ def test_options_without_effect_are_errors() -> None:
             "table",
             "split",
             "0.8,0.1,0.1",
-            "--split: the qrels of --from beir; `rerank-plugin mine`",
+            "--split: requires --from beir; `rerank-plugin mine`",
         ),
-        ("table", "output_format", "triplet", "--output_format: only used with --to sentence-tr"),
-        ("msmarco", "threshold", 1, "--threshold: only used with --from beir, sentence-tr"),
+        ("table", "output_format", "triplet", "--output_format: requires --to sentence-tr"),
+        ("msmarco", "threshold", 1, "--threshold: requires --from beir or sentence-tr"),
     ):
         assert expected in refused(source, "x.csv", **{option: value})
 
@@ -587,21 +587,21 @@ BAD_INPUT: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('query,passages\nq,"[1, ..., 2]"\n', "has no 'passage_text'"),
         (f'query,passages\nq,"{DEEP}"\n', ":2: column 'passages' is neither"),
         ("query,passages\nq,{[1]: 2}\n", ":2: column 'passages' is neither"),
-        ("query,passages\nq,['\\ud800']\n", ":2: column 'passages' has half"),
+        ("query,passages\nq,['\\ud800']\n", ":2: column 'passages' has an unp"),
     ],
     ("msmarco", "a.jsonl"): [
         ('{"query": "q", "passages": [1]}', "has no 'passage_text'"),
     ],
     ("msmarco", "a.json"): [
         ("[1]", "a.json: expected a list of records"),
-        (DEEP, "a.json: broken JSON"),
-        ('["\\ud800"]', "a.json: broken JSON: a text has half a surrogate"),
+        (DEEP, "a.json: invalid JSON"),
+        ('["\\ud800"]', "a.json: invalid JSON: a text has an unpaired surrogate"),
     ],
     ("sentence-transformers", "a.tsv"): [
         ("wo ist er\tHier.\nwann\tDann.\n", ":1: 'wo ist er' is"),
     ],
     ("groups", "a.jsonl"): [
-        ("{}", "--to: the data is groups already"),
+        ("{}", "--to: the data already consists of groups"),
     ],
 }
 
@@ -632,7 +632,7 @@ def test_bad_thresholds_and_several_data_sets(tmp_path: Path) -> None:
     error = refused("table", tmp_path / "d")
     assert f"several data sets are saved there: give one, as {tmp_path / 'd' / 'train'}" in error
     error = refused("table", "x.csv", threshold=float("nan"))
-    assert "--threshold: nan is not a finite number" in error
+    assert "--threshold: must be a finite number, not nan" in error
 
 
 def test_copies_of_positives_are_not_negatives(tmp_path: Path) -> None:

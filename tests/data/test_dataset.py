@@ -319,10 +319,10 @@ def test_missing_teacher_scores_name_the_option_and_the_first_line(tmp_path: Pat
     with pytest.raises(OptionError) as error:
         groups.require_teacher("loss", "margin_mse")
     assert str(error.value) == (
-        "--loss: margin_mse needs teacher scores: 2 of 3 groups lack 'pos_scores' or "
+        "--loss: margin_mse requires teacher scores: 2 of 3 groups have no 'pos_scores' or "
         f"'neg_scores', the first is {tmp_path / 'a.jsonl'}:2"
     )
-    with pytest.raises(OptionError, match="--teacher_margin: 1 needs teacher scores: 2 of 3"):
+    with pytest.raises(OptionError, match="--teacher_margin: 1 requires teacher scores: 2 of 3"):
         groups.without_false_negatives(1)
 
 
@@ -341,7 +341,7 @@ def test_negatives_that_score_like_the_positives_are_left_out(
     ]
     assert [group.neg for group in kept.select([1])] == [["n"]]
     assert [group.neg for group in groups.without_false_negatives(-0.25)] == [["n", "m"]] * 3
-    with pytest.raises(OptionError, match="--teacher_margin: 9 leaves no group a negative"):
+    with pytest.raises(OptionError, match="--teacher_margin: 9 leaves no group with a negative"):
         groups.without_false_negatives(9)
 
 

@@ -53,7 +53,7 @@ def test_reads_groups_of_different_sizes(tmp_path: Path) -> None:
         ({"neg": {"text": "n"}}, "field 'neg' is an object, expected a list of texts"),
         ({"id": 1.5}, "field 'id' is a number, expected a text or a whole number"),
         ({"id": True}, "field 'id' is a boolean"),
-        ({"pos": ["p", "\ud800"]}, "a text has half a surrogate pair"),
+        ({"pos": ["p", "\ud800"]}, "a text has an unpaired surrogate"),
         ({"id": [1]}, "field 'id' is a list"),
     ],
 )
@@ -92,7 +92,7 @@ CONVERT = "rerank-plugin convert --from"
         ({"query": "q", "passages": {"is_selected": [1]}}, f"{CONVERT} msmarco"),
         ({"query": "q", "passage": "p", "label": 1}, f"{CONVERT} table"),
         ({"query": "q", "pos": ["p"]}, f"{CONVERT} flagembedding"),
-        ({"a": 1, "b\ud800": 2}, "half a surrogate"),
+        ({"a": 1, "b\ud800": 2}, "an unpaired surrogate"),
         ({"a": 1, "\u2028": 2}, r"the fields are 'a', '\u2028'"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_long_query_stays_whole_where_the_pair_fits(tiny_model: Path) -> None:
 
 
 def test_a_length_without_room_is_an_error(tiny_model: Path) -> None:
-    with pytest.raises(OptionError, match="max_length: 7 is too small for a document"):
+    with pytest.raises(OptionError, match="max_length: 7 leaves no room for a document"):
         PairEncoder(AutoTokenizer.from_pretrained(tiny_model), max_length=7)
 
 

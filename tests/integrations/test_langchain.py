@@ -457,7 +457,7 @@ def test_a_retriever_takes_arguments_by_the_call(
     assert only.metadata["index"] == 5
     (only,) = asyncio.run(retriever.ainvoke(QUERY, k=2, filter={"index": 5}, fetch_k=len(TEXTS)))
     assert only.metadata["index"] == 5
-    with pytest.raises(ValueError, match="k: 0 is less than 1"):
+    with pytest.raises(ValueError, match="k: must be at least 1, not 0"):
         retriever.invoke(QUERY, k=0)
     with pytest.raises(ValueError, match="top_k"):
         RerankRetriever(

@@ -173,13 +173,13 @@ def test_every_command_reports_gaps(
 
 #: Contents of files that do not belong together, and ids of both.
 MIXED_UP: list[tuple[dict[str, str], tuple[str, ...], str]] = [
-    ({QRELS: "7\td0\t1\n"}, ("mine", "convert"), "it has '7', the other has 'q0'"),
-    ({QRELS: "7\td0\t1\n"}, ("evaluate",), "run.trec: no query id of it is in"),
-    ({QRELS: "q0\t9\t1\nq1\t8\t1\n"}, ("mine", "convert"), "it has '9', the other has 'd0'"),
-    ({RUN: "q0 Q0 9 1 2.0 x\n"}, ("evaluate",), "it has '9', the other has 'd0'"),
-    ({QUERIES: '{"_id": 1, "text": "t"}\n'}, COMMANDS, "it has 'q0', the other has '1'"),
+    ({QRELS: "7\td0\t1\n"}, ("mine", "convert"), "found '7' here and 'q0' there"),
+    ({QRELS: "7\td0\t1\n"}, ("evaluate",), "run.trec: none of its query ids is in"),
+    ({QRELS: "q0\t9\t1\nq1\t8\t1\n"}, ("mine", "convert"), "found '9' here and 'd0' there"),
+    ({RUN: "q0 Q0 9 1 2.0 x\n"}, ("evaluate",), "found '9' here and 'd0' there"),
+    ({QUERIES: '{"_id": 1, "text": "t"}\n'}, COMMANDS, "found 'q0' here and '1' there"),
     ({QUERIES: '{"_id": 1, "text": " "}\n'}, COMMANDS, "no query is left (1 × blank queries"),
-    ({CORPUS: '{"_id": 1, "text": "t"}\n{"_id": 2, "text": "u"}\n'}, COMMANDS, "other has '1'; do"),
+    ({CORPUS: '{"_id": 1, "text": "t"}\n{"_id": 2, "text": "u"}\n'}, COMMANDS, "'1' there; do"),
 ]  # fmt: skip
 
 
@@ -206,11 +206,11 @@ def test_files_that_do_not_belong_together(
 @pytest.mark.parametrize(
     ("name", "line", "problem"),
     [
-        (CORPUS, '{"_id": "d0", "text": "another"}', ":9: a second passage has the id 'd0', with"),
-        (QUERIES, '{"_id": "q0", "text": "another"}', ":4: a second query has the id 'q0', with"),
+        (CORPUS, '{"_id": "d0", "text": "another"}', ":9: duplicate passage id 'd0', with"),
+        (QUERIES, '{"_id": "q0", "text": "another"}', ":4: duplicate query id 'q0', with"),
         (CORPUS, '{"_id": 1.5, "text": "t"}', ":9: field '_id' is 1.5, expected a text or a whole"),
         (QUERIES, '{"_id": "q9", "text": ["t"]}', ":4: field 'text' is a list, expected a text"),
-        (CORPUS, '{"_id": "x", "text": "\\ud83d"}', ":9: a text has half a surrogate pair"),
+        (CORPUS, '{"_id": "x", "text": "\\ud83d"}', ":9: a text has an unpaired surrogate"),
         (QRELS, "q0\td0\tInfinity", ":8: the grade 'Infinity' is not a finite number"),
     ],
 )

@@ -33,10 +33,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_ignored(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        (b'{"n": 1}\n{"n": \n', "a.jsonl:2: broken JSON at column"),
+        (b'{"n": 1}\n{"n": \n', "a.jsonl:2: invalid JSON at column"),
         (b'{"n": 1}\n\n[1]\n', "a.jsonl:3: expected one JSON object a line, found a list"),
         (b'{"n": 1}\n{"n": "\xff"}\n', "a.jsonl:2: not UTF-8 (byte 8 of the line)"),
-        (b"[" * 100_000, "a.jsonl:1: broken JSON"),
+        (b"[" * 100_000, "a.jsonl:1: invalid JSON"),
         (b"", "a.jsonl: the file is empty"),
         (b"\n \n", "a.jsonl: the file is empty"),
     ],
@@ -56,7 +56,7 @@ RECORD = '{"query": "q", "pos": ["p"], "neg": ["n"]}'
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        (b"PAR1\x15\x04", "a Parquet file: for training, rerank-plugin convert --from table"),
+        (b"PAR1\x15\x04", "a Parquet file: for training, convert it with"),
         (b"ARROW1\x00\x00", "an Arrow file: save it as"),
         (b"PK\x03\x04\x14\x00", "a zip archive or an Excel workbook: unpack it, or save it as"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1", "an Excel workbook: save it as CSV UTF-8"),
@@ -71,17 +71,17 @@ RECORD = '{"query": "q", "pos": ["p"], "neg": ["n"]}'
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the data: run"),
         (f"[{RECORD}]".encode(), ":1: a JSON array, expected one JSON object a line; for training"),
         (json.dumps([json.loads(RECORD)], indent=1).encode(), ":1: a JSON array"),
-        (json.dumps(json.loads(RECORD), indent=1).encode(), ":1: the JSON object goes on in the"),
+        (json.dumps(json.loads(RECORD), indent=1).encode(), ":1: the JSON object continues on the"),
         (b"query,passage,label\na,b,1\n", ":1: a table, as its first line 'query,passage,label'"),
         (b"Query;Passage;Label\na;b;1\n", "--from table --data_path "),
         (b'\xef\xbb\xbf"query"\t"passage"\na\tb\n', ":1: a table, as its first line"),
         (b"<!DOCTYPE html>\n<html>", ":1: HTML or XML, expected one JSON object a line"),
-        (RECORD.encode().replace(b"q", b"\0", 1), ":1: broken JSON at column"),
-        (f"{RECORD}\r{RECORD}\r".encode(), ":1: broken JSON: lines end in a carriage return"),
+        (RECORD.encode().replace(b"q", b"\0", 1), ":1: invalid JSON at column"),
+        (f"{RECORD}\r{RECORD}\r".encode(), ":1: invalid JSON: lines end in a carriage return"),
         ('{"a": "\u00e9"}'.encode("cp1252"), ":1: not UTF-8 (byte 8 of the line): save the file"),
         (b'{"a": 1, "b": 2, "a": 3}', ":1: field 'a' is given twice"),
-        (b'{"a": %s}' % (b"9" * 5000), ":1: broken JSON: Exceeds the limit"),
-        (b'{"a": %s1%s}' % (b"[" * 99_999, b"]" * 99_999), ":1: broken JSON: "),
+        (b'{"a": %s}' % (b"9" * 5000), ":1: invalid JSON: Exceeds the limit"),
+        (b'{"a": %s1%s}' % (b"[" * 99_999, b"]" * 99_999), ":1: invalid JSON: "),
     ],
 )
 def test_other_formats_are_recognised_by_their_contents(

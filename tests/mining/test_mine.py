@@ -65,7 +65,7 @@ def test_mine_the_sample(cli: Run, tmp_path: Path) -> None:
     assert all(len(group.neg) == 7 for side in groups for group in side)
     code, _, err = cli(*mine_options(output))
     assert code == 2
-    assert "train.jsonl exists" in err
+    assert "train.jsonl already exists" in err
 
 
 # Few words, so that copies, near-copies and common words are frequent.
@@ -367,7 +367,7 @@ def test_tables_may_have_column_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("c.jsonl", '{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}', ":2: a second passage has"),
+        ("c.jsonl", '{"id": 1, "text": "a"}\n{"id": 1, "text": "b"}', ":2: duplicate passage id"),
         ("c.jsonl", '{"id": 1, "text": 3}', ":1: field 'text' is a number"),
         ("c.jsonl", '{"text": "a"}', ":1: field 'id' is missing"),
         ("c.jsonl", '{"id": null, "text": "a"}', ":1: field 'id' is null"),
@@ -380,8 +380,8 @@ def test_tables_may_have_column_names(tmp_path: Path) -> None:
         ("qrels", "1 0 a", ":1: the grade 'a' is not a number"),
         ("qrels", "1\ta\tnan", ":1: the grade 'nan' is not a finite number"),
         ("qrels", "1\t\t1", ":1: expected query, passage and grade, found 3 columns, one of them"),
-        ("qrels", "1\tnone\t1", "c.jsonl: it has 'none', the other has 'a'; do the files belong"),
-        ("qrels", "x\ta\t1", "q.jsonl: it has 'x', the other has '1'; do the files belong"),
+        ("qrels", "1\tnone\t1", "c.jsonl: found 'none' here and 'a' there; do the files"),
+        ("qrels", "x\ta\t1", "q.jsonl: found 'x' here and '1' there; do the files"),
         ("qrels", '{"query-id": "1", "score": 1}', ":1: field 'corpus-id' is missing, expected an"),
         ("qrels", '{"qid": 1, "pid": null, "label": 1}', ":1: field 'pid' is null, expected an id"),
         (
@@ -393,11 +393,15 @@ def test_tables_may_have_column_names(tmp_path: Path) -> None:
         ("c.jsonl", '{"id": 1, "body": "a"}', "missing, expected a text; the fields are 'id', 'b"),
         ("c.jsonl", '[{"id": 1}]', "c.jsonl:1: a JSON array, expected one JSON object a line"),
         ("c.jsonl", "id,text\n1,a", "c.jsonl:1: a table, as its first line"),
-        ("q.jsonl", '{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', ":2: a second query has the"),
+        ("q.jsonl", '{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}', ":2: duplicate query id"),
         ("c.jsonl", '{"id": 1, "text": "a"}', "expected at least two passages"),
-        ("c.jsonl", '{"id": "a", "text": "!"}\n{"id": 2, "text": "?"}', "has no words"),
+        (
+            "c.jsonl",
+            '{"id": "a", "text": "!"}\n{"id": 2, "text": "?"}',
+            "no passage contains a word",
+        ),
         ("q.jsonl", '{"id": 1, "text": " "}', "q.jsonl: no query is left (1 × blank queries"),
-        ("q.jsonl", '{"id": 7, "text": "a"}', "q.jsonl: it has '1', the other has '7'; do the"),
+        ("q.jsonl", '{"id": 7, "text": "a"}', "q.jsonl: found '1' here and '7' there; do the"),
         ("qrels", "1\t2", ":1: expected query, passage and grade"),
         ("qrels", "1 0 a 1\n1 0 a x", ":2: the grade 'x' is not a number"),
         ("qrels", "1\ta\t0", "no passage is judged relevant"),
@@ -424,17 +428,20 @@ def test_bad_input_is_one_line(tmp_path: Path, name: str, content: str, expected
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"negatives": 0}, "--negatives: 0 is less than 1"),
+        ({"negatives": 0}, "--negatives: must be at least 1, not 0"),
         ({"negatives": "7"}, "--negatives: invalid int value: '7'"),
-        ({"range_min": 5, "range_max": 5}, "--range_min: 5 is not less than --range_max 5"),
-        ({"retrieval": "dense"}, "--retrieval: dense needs an --embedding_model"),
-        ({"split": "0.8,0.3"}, "--split: '0.8,0.3' is not two or three positive numbers"),
-        ({"split": "0.5,nan"}, "--split: '0.5,nan' is not two or three positive numbers"),
-        ({"filter_margin": 1}, "--filter_margin: needs a --filter_model"),
-        ({"filter_model": "./x", "filter_margin": float("nan")}, "--filter_margin: nan is not"),
+        ({"range_min": 5, "range_max": 5}, "--range_min: must be less than --range_max 5, not 5"),
+        ({"retrieval": "dense"}, "--retrieval: dense requires --embedding_model"),
+        ({"split": "0.8,0.3"}, "--split: expected two or three positive numbers"),
+        ({"split": "0.5,nan"}, "0.8,0.1,0.1, not '0.5,nan'"),
+        ({"filter_margin": 1}, "--filter_margin: requires --filter_model"),
+        (
+            {"filter_model": "./x", "filter_margin": float("nan")},
+            "--filter_margin: must be a finite",
+        ),
         ({"filter_model": "./nowhere"}, "nowhere"),
         ({"embedding_model": "./nowhere"}, "--embedding_model: ./nowhere"),
-        ({"relative_margin": 1}, "--relative_margin: 1.0 is not at least 0"),
+        ({"relative_margin": 1}, "--relative_margin: must be in [0, 1), not 1.0"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
@@ -525,7 +532,7 @@ def test_no_side_of_a_split_is_empty(tmp_path: Path) -> None:
     names = ("corpus.jsonl", "queries.jsonl", "qrels")
     files: dict[str, Any] = {name.partition(".")[0]: tmp_path / name for name in names}
     files["output"] = tmp_path / "o.jsonl"
-    with pytest.raises(OptionError, match="--split: 1 queries leave none for dev"):
+    with pytest.raises(OptionError, match="--split: 1 queries are too few for a dev split"):
         mine_negatives(**files, split="0.8,0.2")
     rows = [{"id": "d", "text": "two"}, {"id": "e", "text": "three"}]
     write_lines(tmp_path / "queries.jsonl", [{"id": text, "text": text} for text in ("one", "six")])

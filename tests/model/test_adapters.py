@@ -439,7 +439,7 @@ def test_settings_that_were_not_validated_are_checked_when_used(kit: Any, tiny_m
         kit.build(model=str(tiny_model), top_n=1), QUERY, TEXTS
     )
     for update, message in (
-        ({"top_n": 0}, "top_n: 0 is less than 1"),
+        ({"top_n": 0}, "top_n: must be at least 1, not 0"),
         ({"score_threshold": "0.5"}, "score_threshold: expected .* not '0.5'"),
         ({"model": None}, "model: expected a hub id or a folder, not None"),
         ({"max_length": True}, "max_length: expected a whole number, not True"),
@@ -495,7 +495,7 @@ def test_copies_and_pickles_are_settings(kit: Any, tiny_model: Path, tmp_path: P
             assert other.reranker is adapter.reranker
             assert kit.rank(other, QUERY, TEXTS) == ranking
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="is gone: a model is pickled as the name of its folder"):
+    with pytest.raises(ValueError, match="is gone: a pickle contains the path"):
         pickle.dumps(kit.build(model=live))
 
 

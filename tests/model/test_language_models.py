@@ -197,7 +197,7 @@ def test_a_prompt_counts_for_the_longest_pair() -> None:
     tokenizer = train_chat_tokenizer()
     tokens = PairEncoder(tokenizer, max_length=500, prompt=Prompt(SHORT)).template().prompt_tokens
     with pytest.raises(
-        OptionError, match=f"{tokens} is too small for a document beside the prompt"
+        OptionError, match=f"{tokens} leaves no room for a document beside the prompt"
     ):
         PairEncoder(tokenizer, max_length=tokens, prompt=Prompt(SHORT), option="max_len")
 

@@ -104,7 +104,7 @@ def test_a_loss_without_its_teacher_scores_is_an_error_before_the_model_loads(
     )
     assert code == 2
     assert f"the first is {files[side]}:3" in err
-    assert "--loss: softmax_cross_entropy+0.5:margin_mse needs teacher scores: 1 of " in err
+    assert "--loss: softmax_cross_entropy+0.5:margin_mse requires teacher scores: 1 of " in err
     assert not list(tmp_path.glob("out*"))
 
 

@@ -209,7 +209,7 @@ def test_requests_for_adapters_that_cannot_be_met_are_errors(
         many.rank("dog", ["cat"], adapter="tax")
     with pytest.raises(InputError, match="the model has none"):
         Reranker(tiny_model).rank("dog", ["cat"], adapter="legal")
-    with pytest.raises(InputError, match="adapter: not used with adapters"):
+    with pytest.raises(InputError, match="adapter: not allowed with adapters"):
         Reranker(tiny_model, adapter=folder, adapters={"legal": folder})
     with pytest.raises(InputError, match="an adapter, which cannot have another"):
         Reranker(folder, adapter=folder)
@@ -292,7 +292,7 @@ def test_adapters_that_were_trained_apart_must_agree(tiny_model: Path, tmp_path:
     for (name, folder), length in zip(folders.items(), (32, 64), strict=True):
         settings = RerankSettings(max_length=length, thresholds={"best": thresholds[name]})
         settings.write(folder)
-    with pytest.raises(InputError, match=r"the adapters have different ones \(32, 64\)"):
+    with pytest.raises(InputError, match=r"the adapters have different values \(32, 64\)"):
         Reranker(tiny_model, adapters=folders)
     many = Reranker(tiny_model, adapters=folders, max_length=64)
     assert many.max_length == 64
@@ -474,9 +474,9 @@ def test_the_folders_that_an_adapter_needs_are_not_overwritten(of_a_run: Path) -
     base = of_a_run.with_name("base")
     RerankSettings().write(base)
     for target in (of_a_run, base):
-        with pytest.raises(OptionError, match=f"--output_dir: the adapter needs {target}"):
+        with pytest.raises(OptionError, match=f"--output_dir: {target} is the base of the adapter"):
             merge(model_dir=of_a_run, output_dir=target, overwrite=True)
-    with pytest.raises(OptionError, match=r"finetune_model_dir: the adapter needs .*base: "):
+    with pytest.raises(OptionError, match=r"finetune_model_dir: .*base is the base of the adapter: "):
         lora_run(base, base, overwrite=True)
     assert len(logits(of_a_run)) == len(PAIRS)
 
@@ -541,7 +541,7 @@ def test_a_merge_keeps_files_that_appear_meanwhile(
         (target / "notes.txt").write_text("kept")
 
     monkeypatch.setattr(module, "write_records", late)
-    with pytest.raises(OptionError, match="is not empty and not a trained folder"):
+    with pytest.raises(OptionError, match="is not empty and contains no trained model"):
         merge(model_dir=adapter, output_dir=target)
     assert (target / "notes.txt").read_text() == "kept"
     assert {path.name for path in tmp_path.iterdir()} == {"a", "merged"}
