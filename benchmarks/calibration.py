@@ -76,7 +76,7 @@ def candidates(data: Path, work: Path, seen: set[str], count: int) -> Path:
             "output": output,
             "negatives": NEGATIVES,
         }
-        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         if command(["mine", *arguments]):
             raise SystemExit("mining the candidates failed")
     return output
@@ -109,13 +109,13 @@ def thresholds_kept(judged_logits: Any) -> dict[str, list[tuple[int, int, int]]]
 
     counts_of: dict[str, list[tuple[int, int, int]]] = {}
     sides = halves(judged_logits.queries, seed=0)
-    for own, other in (sides, sides[::-1]):
-        part = judged_logits.select(own)
+    for half, other in (sides, sides[::-1]):
+        pairs = judged_logits.select(half)
         for name, logit in thresholds(judged_logits.select(other)).items():
-            for query in np.unique(part.queries):
-                mine = part.queries == query
-                kept = mine & (part.logits >= logit)
-                counts = kept.sum(), (kept & part.relevant).sum(), (mine & part.relevant).sum()
+            for query in np.unique(pairs.queries):
+                mine = pairs.queries == query
+                kept = mine & (pairs.logits >= logit)
+                counts = kept.sum(), (kept & pairs.relevant).sum(), (mine & pairs.relevant).sum()
                 counts_of.setdefault(name, []).append(counts)
     return counts_of
 

@@ -150,9 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = work / f"{name}-{count}.jsonl"
             if not path.exists():
                 console.print(f"writing {path.name} …")
-                part = path.with_suffix(".part")
-                write_file(options.data / name / "train.jsonl", part, count)
-                part.replace(path)
+                unfinished = path.with_suffix(".part")
+                write_file(options.data / name / "train.jsonl", unfinished, count)
+                unfinished.replace(path)
             results[f"{name} × {count}"] = alone(measure, path, work / "cache")
             show(console, results)
     record = {"machine": describe(1), "results": {k: asdict(v) for k, v in results.items()}}

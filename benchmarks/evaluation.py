@@ -61,38 +61,41 @@ class Files:
         """Write groups, and the same as a run with its corpus, queries and judgements."""
         if self.folder.is_dir():
             return
-        part = self.folder.with_suffix(".part")
-        part.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder.with_suffix(".part")
+        unfinished.mkdir(parents=True, exist_ok=True)
         documents = source.documents
         corpus = ({"id": str(i), "text": text} for i, text in enumerate(documents))
-        write_records(part / "corpus.jsonl", corpus)
+        write_records(unfinished / "corpus.jsonl", corpus)
         texts = [
             f"{source.queries[i % len(source.queries)]} {i // len(source.queries)}"
             for i in range(queries)
         ]
         asked = ({"id": str(i), "text": text} for i, text in enumerate(texts))
-        write_records(part / "queries.jsonl", asked)
+        write_records(unfinished / "queries.jsonl", asked)
         random = np.random.default_rng(0)
         chosen = [random.choice(len(documents), CANDIDATES, replace=False) for _ in texts]
-        write_lines(part / "qrels.tsv", (f"{i}\t{own[0]}\t1" for i, own in enumerate(chosen)))
         write_lines(
-            part / "run.trec",
+            unfinished / "qrels.tsv",
+            (f"{i}\t{candidates[0]}\t1" for i, candidates in enumerate(chosen)),
+        )
+        write_lines(
+            unfinished / "run.trec",
             (
                 f"{i} Q0 {document} {rank + 1} {CANDIDATES - rank} drawn"
-                for i, own in enumerate(chosen)
-                for rank, document in enumerate(own)
+                for i, candidates in enumerate(chosen)
+                for rank, document in enumerate(candidates)
             ),
         )
         groups = (
             {
                 "query": text,
-                "pos": [documents[own[0]]],
-                "neg": [documents[index] for index in own[1:]],
+                "pos": [documents[candidates[0]]],
+                "neg": [documents[index] for index in candidates[1:]],
             }
-            for text, own in zip(texts, chosen, strict=True)
+            for text, candidates in zip(texts, chosen, strict=True)
         )
-        write_records(part / "groups.jsonl", groups)
-        part.rename(self.folder)
+        write_records(unfinished / "groups.jsonl", groups)
+        unfinished.rename(self.folder)
 
 
 def write_lines(path: Path, lines: Iterator[str]) -> None:
@@ -130,7 +133,7 @@ def measure(model: Path, files: dict[str, Path], log: Path) -> tuple[int, int]:
 
     libraries = peak_memory()
     options = {"model_dir": model, **files, "max_length": 64, "output": log.with_suffix(".json")}
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     if command(["evaluate", *arguments]):
         raise SystemExit(f"the evaluation failed, see {log}")
     return peak_memory(), libraries

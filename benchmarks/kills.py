@@ -41,7 +41,7 @@ def command(folder: Path) -> list[str]:
         "eval_steps": 8,
         "save_steps": 2,
     }
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "rerank_plugin", "train", *arguments]
 
 

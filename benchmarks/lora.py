@@ -113,8 +113,8 @@ def serving(base: Path, folders: list[Path], shared: bool, log: Path) -> dict[st
     names = [folder.name for folder in folders]
     start = time.perf_counter()
     if shared:
-        one = Reranker(base, adapters=dict(zip(names, folders, strict=True)))
-        rankers = [one] * len(folders)
+        reranker = Reranker(base, adapters=dict(zip(names, folders, strict=True)))
+        rankers = [reranker] * len(folders)
     else:
         rankers = [Reranker(folder) for folder in folders]
     loading = time.perf_counter() - start
@@ -186,12 +186,12 @@ class Bench:
                 table.add_column(title)
             full = values(of_rank[0])
             for rank, records in of_rank.items():
-                own = values(records)
-                difference = own - full
+                scores = values(records)
+                difference = scores - full
                 table.add_row(
                     f"LoRA, rank {rank}" if rank else "full",
-                    f"{own.mean():.3f}",
-                    interval(own, "{:.3f}"),
+                    f"{scores.mean():.3f}",
+                    interval(scores, "{:.3f}"),
                     f"{difference.mean():+.3f}" if rank else "",
                     interval(difference, "{:+.3f}") if rank else "",
                     *costs(records),

@@ -155,13 +155,13 @@ def make_groups(setting: Setting, kind: str, *, first: int) -> None:
     if output.is_file():
         return
     setting.work.mkdir(parents=True, exist_ok=True)
-    given = read(setting.source / "train.jsonl")[: setting.queries]
+    groups = read(setting.source / "train.jsonl")[: setting.queries]
     if kind == "given":
-        write_records(output, given)
+        write_records(output, groups)
         return
     from rerank_plugin.cli.main import main as command
 
-    wanted = {group["query"] for group in given}
+    wanted = {group["query"] for group in groups}
     queries = [row for row in read(setting.source / "queries.jsonl") if row["text"] in wanted]
     write_records(setting.work / "queries.jsonl", queries)
     arguments = {
@@ -173,8 +173,8 @@ def make_groups(setting: Setting, kind: str, *, first: int) -> None:
     }
     if kind == "filtered":
         arguments["filter_model"] = setting.model("mined", first)
-    listed = [item for name, value in arguments.items() for item in (f"--{name}", str(value))]
-    if command(["mine", *listed]):
+    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    if command(["mine", *words]):
         sys.exit(f"mining {kind} groups failed")
 
 
@@ -184,19 +184,19 @@ def print_summary(name: str, setting: Setting, seeds: list[int]) -> None:
 
     values = {kind: ndcg(setting, kind, seeds) for kind in KINDS}
     print(f"{name}: nDCG@10 of {values['given'].shape[1]} test queries")
-    for kind, own in values.items():
-        runs = ", ".join(f"{value:.4f}" for value in own.mean(1))
-        print(f"  {kind:<9}{own.mean():.4f}  ({runs})")
+    for kind, scores in values.items():
+        runs = ", ".join(f"{value:.4f}" for value in scores.mean(1))
+        print(f"  {kind:<9}{scores.mean():.4f}  ({runs})")
     records = [figures(setting, kind, seed) for kind in KINDS for seed in seeds]
     steps = [run["steps"] for run in records]
-    highest = [max(own, key=lambda step: step["validation"])["test"] for own in steps]
+    highest = [max(run, key=lambda step: step["validation"])["test"] for run in steps]
     print(f"  over all {len(records)} runs {np.mean([run['kept'] for run in records]):.4f}")
     print(f"  with the model that dev queries find best {np.mean(highest):.4f}")
-    print(f"  with the last one {np.mean([own[-1]['test'] for own in steps]):.4f}")
-    for one, other in (("mined", "given"), ("filtered", "mined")):
-        delta = (values[one] - values[other]).mean(0)
+    print(f"  with the last one {np.mean([run[-1]['test'] for run in steps]):.4f}")
+    for kind, other in (("mined", "given"), ("filtered", "mined")):
+        delta = (values[kind] - values[other]).mean(0)
         low, high = bootstrap_interval(delta[None])[:, 0]
-        print(f"  {one} - {other}: {delta.mean():+.4f} ({low:+.4f} to {high:+.4f})")
+        print(f"  {kind} - {other}: {delta.mean():+.4f} ({low:+.4f} to {high:+.4f})")
 
 
 def ndcg(setting: Setting, kind: str, seeds: list[int]) -> Values:

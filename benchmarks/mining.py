@@ -117,10 +117,10 @@ def make(folder: Path, sources: list[Path], *, passages: int, queries: int) -> N
     qrels = []
     with (folder / "queries.jsonl").open("w", encoding="utf-8") as file:
         for i in range(queries):
-            turn, own = divmod(i, len(asked))
-            copies = (passages - indices[asked[own][1]] - 1) // len(names) + 1
-            passage = indices[asked[own][1]] + turn % copies * len(names)
-            text = questions.copy(own) if turn else asked[own][0]
+            turn, pair = divmod(i, len(asked))
+            copies = (passages - indices[asked[pair][1]] - 1) // len(names) + 1
+            passage = indices[asked[pair][1]] + turn % copies * len(names)
+            text = questions.copy(pair) if turn else asked[pair][0]
             file.write(json.dumps({"id": f"q{i}", "text": text}, ensure_ascii=False) + "\n")
             qrels.append(f"q{i}\tp{passage}\t1\n")
     (folder / "qrels.tsv").write_text("".join(qrels), encoding="utf-8")
@@ -179,8 +179,8 @@ def mine_bm25(folder: Path, *more: str) -> None:
     from rerank_plugin.cli.main import main as command
 
     files = {name: str(folder / name) for name in ("corpus.jsonl", "queries.jsonl", "qrels.tsv")}
-    given = zip(("--corpus", "--queries", "--qrels"), files.values(), strict=True)
-    arguments = [item for pair in given for item in pair]
+    options = zip(("--corpus", "--queries", "--qrels"), files.values(), strict=True)
+    arguments = [word for option in options for word in option]
     arguments += ["--output", str(folder / "mined.jsonl"), "--overwrite"]
     arguments += ["--negatives", str(NEGATIVES), "--range_max", str(RANGE_MAX), *more]
     if command(["mine", *arguments]):

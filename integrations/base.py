@@ -67,8 +67,8 @@ LOADING = ("adapters", *(item.name for item in fields(ScoreOptions)))
 
 def model_field(name: str) -> Any:
     """Return the field of an option of loading, with its default and its help."""
-    (item,) = (item for item in fields(ScoreOptions) if item.name == name)
-    return Field(default=item.default, frozen=True, description=item.metadata["help"])
+    (option,) = (option for option in fields(ScoreOptions) if option.name == name)
+    return Field(default=option.default, frozen=True, description=option.metadata["help"])
 
 
 class ModelSettings(BaseModel):
@@ -206,7 +206,7 @@ class ModelSettings(BaseModel):
 def with_names(value: Any) -> Any:
     """Return a value with strings in place of paths."""
     if isinstance(value, Mapping):
-        return {name: with_names(item) for name, item in value.items()}
+        return {name: with_names(element) for name, element in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -227,7 +227,7 @@ class RankingSettings(ModelSettings):
         rankings = self.reranker.rank_many(
             requests, top_n, score_threshold=self.score_threshold, adapter=self._call_adapter
         )
-        return [[(item.index, item.score) for item in ranking] for ranking in rankings]
+        return [[(ranked.index, ranked.score) for ranked in ranking] for ranking in rankings]
 
     async def _arank(self, request: RankingInput, top_n: int | None) -> Ranking:
         """Rank the texts of a request, without blocking the event loop."""
@@ -236,7 +236,7 @@ class RankingSettings(ModelSettings):
         ranking = await reranker.arank(
             query, texts, top_n, score_threshold=self.score_threshold, adapter=self._call_adapter
         )
-        return [(item.index, item.score) for item in ranking]
+        return [(ranked.index, ranked.score) for ranked in ranking]
 
 
 def earlier_score(value: Any) -> Any:

@@ -97,13 +97,13 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
     def _step(self, k: int | None = None) -> "RerankStep":
         return RerankStep(self, k)
 
-    def _request(self, given: dict[str, Any]) -> RankingInput:
-        documents = given["documents"]
+    def _request(self, chain_input: dict[str, Any]) -> RankingInput:
+        documents = chain_input["documents"]
         for index, document in enumerate(documents):
             if not isinstance(document, Document):
                 kind = type(document).__name__
                 raise ValueError(f"documents[{index}]: expected a Document, not {kind}")
-        return given["query"], [self._text(document) for document in documents]
+        return chain_input["query"], [self._text(document) for document in documents]
 
     def _text(self, document: Document) -> str:
         if self.text_fn is not None:
@@ -160,7 +160,7 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
         """Return the best documents of many queries, whose pairs are scored together."""
         if return_exceptions:
             return super().batch(inputs, config, return_exceptions=True)
-        indices = [index for index, given in enumerate(inputs) if has_work(given)]
+        indices = [index for index, chain_input in enumerate(inputs) if has_work(chain_input)]
         configs = get_config_list(config, len(inputs))
         results: list[list[Document]] = [[] for _ in inputs]
         best = self._batch_with_config(
@@ -170,21 +170,21 @@ class RerankStep(Runnable[dict[str, Any], list[Document]]):
             results[index] = documents
         return results
 
-    def _best(self, given: dict[str, Any]) -> list[Document]:
-        (ranking,) = self.compressor._rank([self.compressor._request(given)], self.top_n)
-        return self._documents(given, ranking)
+    def _best(self, chain_input: dict[str, Any]) -> list[Document]:
+        (ranking,) = self.compressor._rank([self.compressor._request(chain_input)], self.top_n)
+        return self._documents(chain_input, ranking)
 
-    async def _abest(self, given: dict[str, Any]) -> list[Document]:
-        ranking = await self.compressor._arank(self.compressor._request(given), self.top_n)
-        return self._documents(given, ranking)
+    async def _abest(self, chain_input: dict[str, Any]) -> list[Document]:
+        ranking = await self.compressor._arank(self.compressor._request(chain_input), self.top_n)
+        return self._documents(chain_input, ranking)
 
     def _best_of_all(self, inputs: list[dict[str, Any]]) -> list[Exception | list[Document]]:
-        requests = [self.compressor._request(given) for given in inputs]
+        requests = [self.compressor._request(chain_input) for chain_input in inputs]
         rankings = self.compressor._rank(requests, self.top_n)
         return [self._documents(*pair) for pair in zip(inputs, rankings, strict=True)]
 
-    def _documents(self, given: dict[str, Any], ranking: Ranking) -> list[Document]:
-        documents = given["documents"]
+    def _documents(self, chain_input: dict[str, Any], ranking: Ranking) -> list[Document]:
+        documents = chain_input["documents"]
         return [self.compressor._scored(documents[index], score) for index, score in ranking]
 
 
@@ -246,10 +246,10 @@ def step_input(query: str, documents: Sequence[Document]) -> dict[str, Any]:
     return {"query": query, "documents": document_list(documents)}
 
 
-def has_work(given: dict[str, Any]) -> bool:
+def has_work(chain_input: dict[str, Any]) -> bool:
     """Return whether there are documents to rank; the query must not be blank."""
-    checked_query(given["query"])
-    return bool(given["documents"])
+    checked_query(chain_input["query"])
+    return bool(chain_input["documents"])
 
 
 def metadata_text(value: Any) -> str:
@@ -257,11 +257,13 @@ def metadata_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, Mapping):
-        parts: Iterable[str] = (f"{key}: {metadata_text(item)}" for key, item in value.items())
+        texts: Iterable[str] = (
+            f"{key}: {metadata_text(element)}" for key, element in value.items()
+        )
     elif isinstance(value, list | tuple):
-        parts = map(metadata_text, value)
+        texts = map(metadata_text, value)
     elif isinstance(value, Set):
-        parts = sorted(map(metadata_text, value))  # a set has no order, and scores depend on it
+        texts = sorted(map(metadata_text, value))  # a set has no order, and scores depend on it
     else:
         return str(value)
-    return ", ".join(filter(None, parts))
+    return ", ".join(filter(None, texts))

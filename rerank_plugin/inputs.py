@@ -169,12 +169,12 @@ def document_text(document: object, where: str = "document") -> str:
     if isinstance(text, str):
         return unicode_text(text, where)
     if not isinstance(document, Mapping):
-        given = shown(document)
+        actual = shown(document)
     elif "text" in document:
-        given = f"a mapping whose 'text' is {shown(text)}"
+        actual = f"a mapping whose 'text' is {shown(text)}"
     else:
-        given = "a mapping without one"
-    raise InputError(f"{where}: expected a text or a mapping with a 'text', not {given}")
+        actual = "a mapping without one"
+    raise InputError(f"{where}: expected a text or a mapping with a 'text', not {actual}")
 
 
 def unicode_text(text: str, where: str) -> str:

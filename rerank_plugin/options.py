@@ -49,9 +49,9 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def option_name(item: Any) -> str:
+def option_name(option_field: Any) -> str:
     """Return the name of a field on the command line: `from_` is `--from`, a keyword of Python."""
-    return str(item.name).rstrip("_")
+    return str(option_field.name).rstrip("_")
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
@@ -72,12 +72,15 @@ def check_options(options: Any) -> None:
             than its minimum.
     """
     hints = typing.get_type_hints(type(options))
-    for item in fields(options):
-        name, kinds = option_name(item), union_members(hints[item.name])
-        words = item.metadata.get("words", ())
-        value = typed_value(name, getattr(options, item.name), kinds, words)
-        setattr(options, item.name, value)
-        choices, minimum = item.metadata.get("choices"), item.metadata.get("minimum")
+    for option_field in fields(options):
+        name, kinds = option_name(option_field), union_members(hints[option_field.name])
+        words = option_field.metadata.get("words", ())
+        value = typed_value(name, getattr(options, option_field.name), kinds, words)
+        setattr(options, option_field.name, value)
+        choices, minimum = (
+            option_field.metadata.get("choices"),
+            option_field.metadata.get("minimum"),
+        )
         if choices and value is not None and value not in choices:
             raise OptionError(name, invalid_choice(value, choices))
         if minimum is not None and isinstance(value, int | float) and value < minimum:
@@ -99,7 +102,7 @@ def typed_value(option: str, value: Any, kinds: Sequence[Any], words: Sequence[s
             raise OptionError(option, invalid_number(text, words))
         return text
     if isinstance(value, list | tuple) and list in origins:
-        return [typed_value(option, item, (str,)) for item in value]
+        return [typed_value(option, element, (str,)) for element in value]
     if isinstance(value, dict) and dict in origins:
         return value
     return typed_number(option, value, [kind for kind in origins if kind is not type(None)])
@@ -187,4 +190,4 @@ class ScoreOptions(ModelOptions):
 def loading_names(options: type) -> set[str]:
     """Return the names of those options of a class that are keyword arguments of `Reranker`."""
     bases = [base for base in (ModelOptions, ScoreOptions) if issubclass(options, base)]
-    return {item.name for base in bases for item in fields(base)}
+    return {option_field.name for base in bases for option_field in fields(base)}

@@ -348,10 +348,12 @@ class Reranker:
     ) -> list[list[Ranked[Document]]]:
         """Rank the documents of many queries at once; faster than one after the other."""
         rank = self._ranker(top_n, score_threshold, adapter)
-        given = list(requests)
+        request_list = list(requests)
         checked: deque[DocumentsToRank[Document]] = deque(
-            DocumentsToRank.from_request(request, f"requests[{index}]: " if len(given) > 1 else "")
-            for index, request in enumerate(given)
+            DocumentsToRank.from_request(
+                request, f"requests[{index}]: " if len(request_list) > 1 else ""
+            )
+            for index, request in enumerate(request_list)
         )
         pairs = [pair for request in checked for pair in request.pairs]
         logits = self._ranking_logits(pairs, adapter)

@@ -42,8 +42,8 @@ class Pipeline(ABC):
 
     def together(self, requests: Sequence[Request]) -> list[float]:
         """Return the seconds of every query, all asked at once; last, the loop's longest pause."""
-        given = [(query, self.inputs(documents)) for query, documents in requests]
-        return self._runner().run(together(self, given))
+        inputs = [(query, self.inputs(documents)) for query, documents in requests]
+        return self._runner().run(together(self, inputs))
 
     def kept(self, requests: Sequence[Request]) -> list[str]:
         """Return the texts that are kept for some queries, one after the other."""
@@ -59,7 +59,7 @@ class Pipeline(ABC):
         return self._loop
 
 
-async def together(pipeline: Pipeline, given: Sequence[tuple[str, list[Any]]]) -> list[float]:
+async def together(pipeline: Pipeline, requests: Sequence[tuple[str, list[Any]]]) -> list[float]:
     pauses = [0.0]
 
     async def watch() -> None:
@@ -75,7 +75,7 @@ async def together(pipeline: Pipeline, given: Sequence[tuple[str, list[Any]]]) -
         return time.perf_counter() - start
 
     watching = asyncio.create_task(watch())
-    seconds = await asyncio.gather(*(timed(*request) for request in given))
+    seconds = await asyncio.gather(*(timed(*request) for request in requests))
     watching.cancel()
     return [*seconds, max(pauses)]
 
@@ -137,11 +137,11 @@ class OurCompressor(LangChain):
         """Seconds of each request, bare and through the adapter, in turns."""
         seconds = []
         for query, documents in requests:
-            given = self.inputs(documents)
+            inputs = self.inputs(documents)
             start = time.perf_counter()
             self.compressor.reranker.rank(query, documents, TOP_N)
             middle = time.perf_counter()
-            self.compressor.compress_documents(given, query)
+            self.compressor.compress_documents(inputs, query)
             seconds += [middle - start, time.perf_counter() - middle]
         return seconds
 
@@ -159,11 +159,11 @@ class OurPostprocessor(LlamaIndex):
         """Seconds of each request, bare and through the adapter, in turns."""
         seconds = []
         for query, documents in requests:
-            given = self.inputs(documents)
+            inputs = self.inputs(documents)
             start = time.perf_counter()
             self.postprocessor.reranker.rank(query, documents, TOP_N)
             middle = time.perf_counter()
-            self.postprocessor.postprocess_nodes(given, query_str=query)
+            self.postprocessor.postprocess_nodes(inputs, query_str=query)
             seconds += [middle - start, time.perf_counter() - middle]
         return seconds
 

@@ -105,7 +105,7 @@ def rerank_plugin(task: Task) -> Trained:
         "device": device(),
         "dtype": task.precision or "auto",
     }
-    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     code = main(["train", *arguments])
     if code:
         raise SystemExit(code)

@@ -128,21 +128,21 @@ class OtherWork:
     @property
     def cpus(self) -> float:
         """CPUs that others had on average; 0 where the system does not tell."""
-        seconds, busy, own = (
+        seconds, busy, ours = (
             now - then for now, then in zip(self._now(), self._start, strict=True)
         )
-        return max(0.0, (busy - own) / seconds)
+        return max(0.0, (busy - ours) / seconds)
 
     def _now(self) -> tuple[float, float, float]:
         """Return the clock, CPU seconds of the whole machine, and those of this process."""
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        own = time.process_time() + children.ru_utime + children.ru_stime
+        ours = time.process_time() + children.ru_utime + children.ru_stime
         busy = 0.0
         if STAT.exists():
             user, nice, system, _, _, irq, soft, steal = STAT.read_text().split()[1:9]
             ticks = sum(map(int, (user, nice, system, irq, soft, steal)))
             busy = ticks / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy, own
+        return time.perf_counter(), busy, ours
 
 
 def peak_memory() -> int:

@@ -56,7 +56,7 @@ def check_agreement(workers: Sequence[Worker], requests: Sequence[Request]) -> d
     logits = [worker.score(requests).values for worker in workers]
     distances = {}
     for worker, values in zip(workers, logits, strict=True):
-        distance = max(abs(own - first) for own, first in zip(values, logits[0], strict=True))
+        distance = max(abs(logit - first) for logit, first in zip(values, logits[0], strict=True))
         distances[worker.name] = distance
         if worker.loaded.precision == "float32" and distance > TOLERANCE:
             raise SystemExit(

@@ -111,8 +111,12 @@ def measure_training(row: Row, workload: Workload, *, rounds: int, quick: bool) 
         if number == 0:
             yield from train_one(row, workload, todo[0], number)
             # Its default may be one precision or the other: this is the other one.
-            own = row.runs[0].precision
-            todo += [] if quick else [Contestant(OURS, name) for name in PRECISIONS if name != own]
+            precision = row.runs[0].precision
+            todo += (
+                []
+                if quick
+                else [Contestant(OURS, name) for name in PRECISIONS if name != precision]
+            )
         for index in range(len(todo)):
             yield from train_one(row, workload, todo[(index + number) % len(todo)], number)
     row.add_gemm()

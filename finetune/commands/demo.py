@@ -69,6 +69,6 @@ def show_ranking(model: str) -> None:
 
     passages = [str(line.record()["text"]) for line in read_lines(sample_path("corpus.jsonl"))]
     Stdout().write(f"\n{QUERY}\n")
-    for rank, item in enumerate(Reranker(model).rank(QUERY, passages, top_n=3), 1):
-        text = shorten(item.document, 150, placeholder="…")
-        Stdout().write(f"  {rank}. {item.score:.3f}  {text}\n")
+    for rank, ranked in enumerate(Reranker(model).rank(QUERY, passages, top_n=3), 1):
+        text = shorten(ranked.document, 150, placeholder="…")
+        Stdout().write(f"  {rank}. {ranked.score:.3f}  {text}\n")

@@ -13,7 +13,7 @@ from ..argument_names import TWINS
 
 def names() -> list[str]:
     """Return the names of all training arguments."""
-    return [item.name for item in fields(TrainingArguments) if item.init]
+    return [argument.name for argument in fields(TrainingArguments) if argument.init]
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
@@ -25,8 +25,10 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         action.default = None
         action.required = False
     values = vars(parser.parse_args(arguments))
-    given = {argument[2:].partition("=")[0] for argument in arguments if argument[:2] == "--"}
-    return {name: values[name] for name in names() if name in given}
+    names_on_line = {
+        argument[2:].partition("=")[0] for argument in arguments if argument[:2] == "--"
+    }
+    return {name: values[name] for name in names() if name in names_on_line}
 
 
 def refuse(message: str) -> NoReturn:

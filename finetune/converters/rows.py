@@ -99,7 +99,7 @@ class Row:
         if not isinstance(value, list):
             actual = json_type(value) if column in self.values else "missing"
             raise self.error(f"column {column!r} is {actual}, expected a list of numbers")
-        return [number(self, one, column) for one in value]
+        return [number(self, element, column) for element in value]
 
 
 def number(row: Row, value: object, column: str) -> float:

@@ -109,12 +109,12 @@ class GroupDataset:
         chosen = self.rows[np.asarray(indices, np.int64)]
         return GroupDataset(self.files, chosen, self.teacher_margin)
 
-    def require_teacher(self, option: str, what: str) -> None:
+    def require_teacher(self, option: str, value: str) -> None:
         """Refuse an option if a group has no teacher scores.
 
         Args:
             option: The option that needs them.
-            what: Its value, for the message.
+            value: Its value, for the message.
 
         Raises:
             OptionError: with the first group that has none.
@@ -124,7 +124,7 @@ class GroupDataset:
             file, row = self._find(int(without[0]))
             raise OptionError(
                 option,
-                f"{what} requires teacher scores: {len(without)} of {len(self)} groups have no "
+                f"{value} requires teacher scores: {len(without)} of {len(self)} groups have no "
                 f"'pos_scores' or 'neg_scores', the first is {file.where(row)}",
             )
 

@@ -32,7 +32,9 @@ class EvaluationResult:
     @property
     def improved(self) -> bool:
         """True if every model is better than the baseline."""
-        return bool(self.comparisons) and all(one.improved for one in self.comparisons.values())
+        return bool(self.comparisons) and all(
+            comparison.improved for comparison in self.comparisons.values()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `rerank-plugin evaluate --output` writes."""

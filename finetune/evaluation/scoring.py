@@ -101,12 +101,12 @@ def evaluate_groups(
     return Evaluation(joined, loss_sum / len(logits), logits)
 
 
-def interleaved(parts: Sequence[Evaluation | None]) -> Evaluation:
+def interleaved(per_process: Sequence[Evaluation | None]) -> Evaluation:
     """Join the evaluations of n processes, each of which took every n-th query."""
-    evaluations = [evaluation for evaluation in parts if evaluation is not None]
+    evaluations = [evaluation for evaluation in per_process if evaluation is not None]
     counts = [len(next(iter(evaluation.values.values()))) for evaluation in evaluations]
     order = np.argsort(
-        np.concatenate([np.arange(count) * len(parts) + i for i, count in enumerate(counts)])
+        np.concatenate([np.arange(count) * len(per_process) + i for i, count in enumerate(counts)])
     )
     values = {
         name: np.concatenate([evaluation.values[name] for evaluation in evaluations])[order]

@@ -50,7 +50,7 @@ def parse_loss(spelling: str) -> list[LossTerm]:
 
 def parse_term(term: str) -> LossTerm:
     """Parse a name, or `weight:name`."""
-    weight, colon, name = (part.strip() for part in term.rpartition(":"))
+    weight, colon, name = (text.strip() for text in term.rpartition(":"))
     name = LOSS_ALIASES.get(name, name)
     if name not in LOSSES:
         close = get_close_matches(name, LOSSES, n=1)

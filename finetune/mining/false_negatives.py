@@ -40,8 +40,10 @@ def take_scored(
         left_out: Counts the candidates that are dropped.
         progress: Called with the number of pairs scored since the last call.
     """
-    pairs = [(one.target.query, text) for one in selections for text in one.positives]
-    sizes = [len(one.positives) for one in selections]
+    pairs = [
+        (selection.target.query, text) for selection in selections for text in selection.positives
+    ]
+    sizes = [len(selection.positives) for selection in selections]
     positive_scores = cut(rounded(scorer.logits(pairs, progress)), sizes)
     candidates = [iter(selection) for selection in selections]
     kept: list[list[tuple[str, float]]] = [[] for _ in selections]

@@ -28,19 +28,19 @@ def print_evaluation(result: "EvaluationResult", *, worst: int) -> None:
     models = {name: evaluation.means for name, evaluation in result.models.items()}
     comparisons = result.comparisons
     if len(models) > 1:
-        first = [one.evaluations[0].means for one in comparisons.values()][:1]
+        first = [comparison.evaluations[0].means for comparison in comparisons.values()][:1]
         print_models({**{str(result.baseline): means for means in first}, **models})
-        differences = {name: one.difference for name, one in comparisons.items()}
+        differences = {name: comparison.difference for name, comparison in comparisons.items()}
         if differences:
             print_differences(str(result.baseline), differences, result.metric)
     elif comparisons:
-        (one,) = comparisons.values()
-        before, after = (evaluation.means for evaluation in one.evaluations)
-        print_comparison(before, after, one.difference, distinct_names(*one.names))
+        (comparison,) = comparisons.values()
+        before, after = (evaluation.means for evaluation in comparison.evaluations)
+        print_comparison(before, after, comparison.difference, distinct_names(*comparison.names))
     else:
         print_metrics(result.metrics)
-    for one in comparisons.values():
-        print_queries(one.hurt_queries[:worst], one.names, one.metric)
+    for comparison in comparisons.values():
+        print_queries(comparison.hurt_queries[:worst], comparison.names, comparison.metric)
 
 
 def print_comparison(

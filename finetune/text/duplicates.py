@@ -23,14 +23,14 @@ def shingles(text_words: Sequence[str]) -> Shingles:
     return frozenset(runs) or frozenset([tuple(text_words)] if text_words else [])
 
 
-def overlap(one: Shingles, other: Shingles) -> float:
+def overlap(first: Shingles, second: Shingles) -> float:
     """Return the common shingles ÷ those of the smaller text (Szymkiewicz-Simpson), from 0 to 1.
 
     Not Jaccard's share of all shingles: a window that is cut a little longer around a passage has
     all of the passage's content.
     """
-    smaller = min(len(one), len(other))
-    return len(one & other) / smaller if smaller else 0.0
+    smaller = min(len(first), len(second))
+    return len(first & second) / smaller if smaller else 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class SimilarTexts:
         return rarest[: len(members) - ceil(self.least * len(members)) + 1] if members else []
 
 
-def jaccard(one: frozenset[Hashable], other: frozenset[Hashable]) -> float:
+def jaccard(first: frozenset[Hashable], second: frozenset[Hashable]) -> float:
     """Return the common members ÷ all members, from 0 to 1."""
-    common = len(one & other)
-    return common / (len(one) + len(other) - common) if common else 0.0
+    common = len(first & second)
+    return common / (len(first) + len(second) - common) if common else 0.0

@@ -172,13 +172,13 @@ def product_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
             support it.
     """
     trainer = config.trainer
-    given = [name for name in HALF if trainer.get(name)]
-    if given and config.dtype != "auto":
-        raise OptionError(given[0], "not allowed with --dtype, which sets the same")
+    requested = [name for name in HALF if trainer.get(name)]
+    if requested and config.dtype != "auto":
+        raise OptionError(requested[0], "not allowed with --dtype, which sets the same")
     if trainer.get("fp16") and device.type == "cpu":
         raise OptionError("fp16", "float16 is not supported on a CPU: use --bf16, or leave it out")
-    if given:
-        return HALF[given[0]]
+    if requested:
+        return HALF[requested[0]]
     resolved = resolve_dtype(config.dtype, device)
     refused = [dtype for name, dtype in HALF.items() if trainer.get(name) is False]
     return torch.float32 if resolved in refused else resolved
@@ -203,7 +203,7 @@ def plateau(config: FinetuneConfig) -> dict[str, Any]:
 def plateau_warmup_steps(config: FinetuneConfig, groups: int) -> int:
     """Return the number of warm-up steps of a plateau schedule."""
     steps = Steps.from_groups(config, groups)
-    given = float(config.trainer.get("warmup_steps", -1))
-    if given < 0:
+    warmup = float(config.trainer.get("warmup_steps", -1))
+    if warmup < 0:
         return ceil(WARMUP * steps.epoch)
-    return int(given) if given >= 1 else ceil(given * steps.run)
+    return int(warmup) if warmup >= 1 else ceil(warmup * steps.run)

@@ -38,8 +38,8 @@ class SampledGroups(Dataset[Counted]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, place: GroupIndex) -> Counted:
-        epoch, index, counts = place
+    def __getitem__(self, key: GroupIndex) -> Counted:
+        epoch, index, counts = key
         group = self.groups[index]
         sample = sample_group(group, size=self.size, seed=self.seed, epoch=epoch, index=index)
         return sample, counts

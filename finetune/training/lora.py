@@ -165,8 +165,8 @@ def backbone_products(model: PreTrainedModel) -> str:
         if isinstance(module, nn.Linear) and name.startswith(backbone) and leaves:
             layers.setdefault(stem, set()).update(leaves)
     patterns = []
-    for stem, found in layers.items():
-        leaves = [re.escape(leaf) for leaf in sorted(found)]
+    for stem, names in layers.items():
+        leaves = [re.escape(leaf) for leaf in sorted(names)]
         patterns.append(rf"{re.escape(stem)}\.\d+\.({'|'.join(leaves)})")
     return "|".join(patterns)
 

@@ -132,9 +132,9 @@ class RunDir:
         recover(self.model)
         self.state, self.checkpoint = state, latest_checkpoint(self.work)
 
-    def changed(self, option: str, what: str) -> OptionError:
+    def changed(self, option: str, source: str) -> OptionError:
         """Return the error of a resumed run whose data or model has changed."""
-        problem = f"{what} has changed since the run was interrupted"
+        problem = f"{source} has changed since the run was interrupted"
         return OptionError(option, f"{problem}: restore it, or remove {self.work}")
 
     def _lock(self) -> None:

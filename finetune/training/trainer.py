@@ -323,7 +323,7 @@ class RerankTrainer(Trainer):
         folder = checkpoint_dir(Path(str(self.args.output_dir)), self.state.global_step)
         record = {
             "train_pairs": gather(self.train_pairs),
-            "stateful": {name: item.state_dict() for name, item in self.stateful.items()},
+            "stateful": {name: stateful.state_dict() for name, stateful in self.stateful.items()},
         }
         with self.stopwatch.paused(), saving(folder, again=RESUMES):
             if self.is_world_process_zero():
@@ -342,8 +342,8 @@ class RerankTrainer(Trainer):
             return
         record = read_record(Path(checkpoint))
         self.train_pairs = record["train_pairs"][self.args.process_index]
-        for name, item in self.stateful.items():
-            item.load_state_dict(record["stateful"][name])
+        for name, stateful in self.stateful.items():
+            stateful.load_state_dict(record["stateful"][name])
 
 
 @contextmanager

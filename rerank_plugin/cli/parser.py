@@ -75,18 +75,18 @@ def parse_options(
     Raises:
         InputError: an unknown option, a missing one, or a value of the wrong type.
     """
-    items = list(option_fields(options))
-    parser = build_parser(options, items, command, has_extras=extras is not None)
-    aliases = spellings(items, extras)
-    known = {option_name(item) for item, _ in items} | set(aliases)
+    option_list = list(option_fields(options))
+    parser = build_parser(options, option_list, command, has_extras=extras is not None)
+    aliases = spellings(option_list, extras)
+    known = {option_name(field) for field, _ in option_list} | set(aliases)
     known |= set(extras.names() if extras else ())
     arguments = rename_aliases(with_underscores(argv), aliases)
     config = config_file(arguments)
     if config is not None:
         arguments = rename_aliases(read_config(config, known), aliases) + arguments
     parsed, unknown = parser.parse_known_args(arguments)
-    given = {name: value for name, value in vars(parsed).items() if name != "config"}
-    values = {**(defaults or {}), **given}
+    parsed_values = {name: value for name, value in vars(parsed).items() if name != "config"}
+    values = {**(defaults or {}), **parsed_values}
     if unknown:
         check_unknown(unknown, known)
     if unknown and extras:
@@ -96,7 +96,7 @@ def parse_options(
 
 
 def build_parser(
-    options: type[Any], items: Sequence[OptionField], command: str, *, has_extras: bool
+    options: type[Any], option_list: Sequence[OptionField], command: str, *, has_extras: bool
 ) -> OneLineParser:
     """Return the parser of a command with an option for each field."""
     parser = OneLineParser(
@@ -109,48 +109,48 @@ def build_parser(
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with options"
     )
-    for item, kinds in items:
-        names = [option_name(item), *item.metadata["aliases"]]
-        settings = argument_settings(item, kinds)
-        parser.add_argument(*(f"--{name}" for name in names), dest=item.name, **settings)
+    for field, kinds in option_list:
+        names = [option_name(field), *field.metadata["aliases"]]
+        settings = argument_settings(field, kinds)
+        parser.add_argument(*(f"--{name}" for name in names), dest=field.name, **settings)
     return parser
 
 
 def option_fields(options: Any) -> Iterator[OptionField]:
     """Yield the fields that are options with their types, those of loading a model last."""
     hints, loading = typing.get_type_hints(options), loading_names(options)
-    items = [item for item in fields(options) if "help" in item.metadata]
-    for item in sorted(items, key=lambda item: item.name in loading):
-        kinds = [kind for kind in union_members(hints[item.name]) if kind is not type(None)]
-        yield item, kinds
+    option_list = [field for field in fields(options) if "help" in field.metadata]
+    for field in sorted(option_list, key=lambda field: field.name in loading):
+        kinds = [kind for kind in union_members(hints[field.name]) if kind is not type(None)]
+        yield field, kinds
 
 
-def argument_settings(item: Any, kinds: Sequence[Any]) -> dict[str, Any]:
+def argument_settings(field: Any, kinds: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a field."""
     # An option that is not given is left out: the dataclass knows its defaults.
-    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(item)}
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(field)}
     if any(typing.get_origin(kind) is list for kind in kinds):
         settings |= {"nargs": "+", "type": text, "action": OneOrMore}
     elif bool in kinds:
         settings |= {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
-    elif item.metadata["words"]:
-        settings["type"] = partial(number_or_word, words=item.metadata["words"])
+    elif field.metadata["words"]:
+        settings["type"] = partial(number_or_word, words=field.metadata["words"])
     elif float in kinds and str in kinds:
         settings["type"] = number_or_text
     else:
         kind = next(kind for kind in (int, float, str) if kind in kinds)
         settings["type"] = text if kind is str else kind
-    if item.metadata["choices"]:
-        settings["metavar"] = "{" + ",".join(item.metadata["choices"]) + "}"
+    if field.metadata["choices"]:
+        settings["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
     return settings
 
 
-def help_text(item: Any) -> str:
+def help_text(field: Any) -> str:
     """Return a field's help with its default."""
-    text = str(item.metadata["help"]).replace("%", "%%")
-    if item.default is MISSING:
+    text = str(field.metadata["help"]).replace("%", "%%")
+    if field.default is MISSING:
         return f"{text} (required)"
-    return text if item.default is None else f"{text} (default: {item.default})"
+    return text if field.default is None else f"{text} (default: {field.default})"
 
 
 def check_required(options: Any, values: Mapping[str, Any]) -> None:
@@ -160,9 +160,11 @@ def check_required(options: Any, values: Mapping[str, Any]) -> None:
         InputError: naming those that have none.
     """
     missing = [
-        option_name(item)
-        for item in fields(options)
-        if item.default is MISSING and item.default_factory is MISSING and item.name not in values
+        option_name(field)
+        for field in fields(options)
+        if field.default is MISSING
+        and field.default_factory is MISSING
+        and field.name not in values
     ]
     if missing:
         names = ", ".join(f"--{name}" for name in missing)
@@ -233,11 +235,13 @@ def is_bare_option(argument: str) -> bool:
     return argument.startswith("--") and "=" not in argument
 
 
-def spellings(items: Sequence[OptionField], extras: Extras | None) -> dict[str, str]:
+def spellings(option_list: Sequence[OptionField], extras: Extras | None) -> dict[str, str]:
     """Return the name of the option that each alias stands for."""
     twins = extras.twins if extras else {}
     aliases = {theirs: name for name, theirs in twins.items()}
-    return aliases | {alias: option_name(i) for i, _ in items for alias in i.metadata["aliases"]}
+    return aliases | {
+        alias: option_name(field) for field, _ in option_list for alias in field.metadata["aliases"]
+    }
 
 
 def rename_aliases(arguments: Sequence[str], aliases: Mapping[str, str]) -> list[str]:
@@ -246,14 +250,14 @@ def rename_aliases(arguments: Sequence[str], aliases: Mapping[str, str]) -> list
     Raises:
         InputError: an option is given under two names.
     """
-    given: dict[str, str] = {}
+    spelled: dict[str, str] = {}
     renamed = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
         option = name
         if name.startswith("--"):
             option = "--" + aliases.get(name[2:], name[2:])
-            first = given.setdefault(option, name)
+            first = spelled.setdefault(option, name)
             if first != name:
                 raise InputError(f"{first} and {name} are the same option: use one of them")
         renamed.append(option + equals + value)

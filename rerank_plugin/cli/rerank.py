@@ -92,7 +92,10 @@ def rank_all(options: RerankOptions, file: IO[str] | Stdout, total: int, *, done
 
 def result_line(ranked: "RankedDocuments[Any]") -> str:
     """Return the result of a request as a line of JSON."""
-    ranking = [{"index": item.index, "score": item.score} for item in ranked.ranking]
+    ranking = [
+        {"index": ranked_document.index, "score": ranked_document.score}
+        for ranked_document in ranked.ranking
+    ]
     result = {"query": ranked.query, "scores": ranked.scores.tolist(), "ranking": ranking}
     return json.dumps(result, ensure_ascii=False) + "\n"
 

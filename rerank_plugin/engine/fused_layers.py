@@ -63,13 +63,13 @@ class PackedLinear:
         )
         return product
 
-    def combine(self, x: Tensor, other: Tensor, how: str) -> Tensor:
+    def combine(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
         """Return the product plus (`add`) or times (`mul`) another tensor, `[tokens, out]`."""
         addition = self.addition(x)
         if addition is None:
-            return self._binary(x, other, how)
-        if how == "add":
-            return self._binary(x, addition + other, how)
+            return self._binary(x, other, operation)
+        if operation == "add":
+            return self._binary(x, addition + other, operation)
         return self._binary(x, addition, "add") * other
 
     def addition(self, x: Tensor) -> Tensor | None:
@@ -77,9 +77,9 @@ class PackedLinear:
         factors = self.additions.get(self.active.name) if self.active.name else None
         return None if factors is None else x @ factors[0] @ factors[1]
 
-    def _binary(self, x: Tensor, other: Tensor, how: str) -> Tensor:
+    def _binary(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, other, self.weight, self.bias, how
+            x, other, self.weight, self.bias, operation
         )
         return out
 

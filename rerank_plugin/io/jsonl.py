@@ -75,15 +75,15 @@ class Line:
         text = self.text()
         try:
             value = json.loads(text, object_pairs_hook=object_of)
-            whole = is_unicode(value)
+            is_valid = is_unicode(value)
         except json.JSONDecodeError as error:
             raise self.error(self._not_json(text, error)) from None
         except (RecursionError, ValueError) as error:
             raise self.error(f"invalid JSON: {error}") from None
         if not isinstance(value, dict):
-            found = f"expected one JSON object a line, found {json_type(value)}"
-            raise self.error(self._first_line_problem(text) or found)
-        if not whole:
+            problem = f"expected one JSON object a line, found {json_type(value)}"
+            raise self.error(self._first_line_problem(text) or problem)
+        if not is_valid:
             raise self.error("a text has an unpaired surrogate (\\ud800 to \\udfff)")
         if isinstance(value, Repeated):
             raise self.error(f"field {value.field!r} is given twice")
@@ -129,18 +129,18 @@ def json_type(value: object) -> str:
 def is_unicode(value: object) -> bool:
     """Return whether all texts in a JSON value can be encoded: some hold an unpaired surrogate."""
     # No recursion: values may be nested as deep as the parser reads them.
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, str):
+    unchecked = [value]
+    while unchecked:
+        node = unchecked.pop()
+        if isinstance(node, str):
             try:
-                item.encode()
+                node.encode()
             except UnicodeEncodeError:
                 return False
-        elif isinstance(item, list):
-            left.extend(item)
-        elif isinstance(item, dict):
-            left.extend((*item, *item.values()))
+        elif isinstance(node, list):
+            unchecked.extend(node)
+        elif isinstance(node, dict):
+            unchecked.extend((*node, *node.values()))
     return True
 
 

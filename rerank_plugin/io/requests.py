@@ -92,8 +92,8 @@ def parse_request(record: object, where: str) -> RerankRequest:
     query = query_of(record, where)
     names = [name for name in SPELLINGS if name in record]
     if len(names) != 1:
-        given = f"found {' and '.join(names)}" if names else field_names(record)
-        raise InputError(f"{where}: expected one list of documents under 'documents'; {given}")
+        actual = f"found {' and '.join(names)}" if names else field_names(record)
+        raise InputError(f"{where}: expected one list of documents under 'documents'; {actual}")
     documents = record[names[0]]
     if not isinstance(documents, list):
         problem = f"field '{names[0]}' is {json_type(documents)}, expected a list"

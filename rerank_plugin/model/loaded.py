@@ -74,8 +74,8 @@ def one_line_errors(source: str) -> Iterator[None]:
 def problem_of(error: Exception) -> str:
     """Return an error of transformers in one line, with a remedy if one is known."""
     text = str(error)
-    for part, remedy in REMEDIES.items():
-        if part in text:
+    for excerpt, remedy in REMEDIES.items():
+        if excerpt in text:
             return remedy
     return in_one_line(error)
 

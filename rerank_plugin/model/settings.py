@@ -123,12 +123,12 @@ class RerankSettings:
             return cls()
         values = read_object(path)
         check_schema(values, path)
-        given = {name: values[name] for name in ENTRIES if values.get(name) is not None}
-        for name, value in given.items():
+        entries = {name: values[name] for name in ENTRIES if values.get(name) is not None}
+        for name, value in entries.items():
             check, expected = ENTRIES[name]
             if not check(value):
                 raise InputError(f"{path}: '{name}' must be {expected}")
-        return cls(**given)
+        return cls(**entries)
 
     def threshold(self, name: str) -> float:
         """Return a threshold by its name.
