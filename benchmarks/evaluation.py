@@ -26,7 +26,7 @@ from shared.models import wordpiece_tokenizer
 from shared.texts import Source, write_records
 from shared.workers import CONTEXT, write_to
 
-#: Candidates of every query, the first of which is right.
+#: Candidates of every query, the first of which is relevant.
 CANDIDATES = 100
 
 KINDS = ("groups", "run")

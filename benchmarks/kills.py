@@ -6,7 +6,7 @@ The small model is trained on the sample data, twice without a disturbance. Then
 started again and again, and killed (SIGKILL) at a random moment: while it loads, trains, evaluates
 or saves. Moments are drawn up to the time that the second run took: the first one warms caches up.
 Whenever a run gets to its end, its weights and figures must be those of the first one, to
-the last bit, and the next run starts anew.
+the last bit, and the next run starts from the beginning.
 """
 
 import argparse

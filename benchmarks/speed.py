@@ -73,7 +73,7 @@ class Benchmark:
 
     Args:
         options: The command line.
-        console: Where it tells what it does and finds.
+        console: Where progress and results are printed.
     """
 
     def __init__(self, options: argparse.Namespace, console: Console) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     Device = str | int | torch.device
     Dtype = str | torch.dtype
 else:
-    # Values of other types become names before a field is read: torch stays away.
+    # Devices and dtypes of torch become names, so that a field can be read without torch.
     Model = Annotated[str, BeforeValidator(partial(model_name, "model"))]
     Device = Annotated[str, BeforeValidator(device_name)]
     Dtype = Annotated[str, BeforeValidator(dtype_name)]

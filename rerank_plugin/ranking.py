@@ -106,7 +106,7 @@ def by_request(
     """Yield requests with the logits of their pairs, as soon as all of them are known.
 
     Args:
-        requests: The requests, each added before the logits of its pairs arrive; are taken away.
+        requests: The requests, each added before its logits arrive; those yielded are removed.
         chunks: The logits of their pairs, in any number of arrays.
     """
     logits = np.empty(0, np.float32)
@@ -119,7 +119,7 @@ def by_request(
 
 
 class BlankDocuments:
-    """Leaves the blank documents of a sequence of pairs out, and puts -inf in their places."""
+    """Leaves out the blank documents of a sequence of pairs, whose logits are then -inf."""
 
     def __init__(self) -> None:
         #: For each pair that was read and has no logit yet, whether its document is blank.

@@ -16,7 +16,7 @@ from typing import Any
 #: Side of the square matrices whose product gives the GEMM rate: large enough to fill the device.
 GEMM_SIZES = {"cpu": 2048, "cuda": 8192}
 
-#: The variable that tells every process of a benchmark where models are.
+#: The environment variable with the folder of models, for all processes of a benchmark.
 DEVICE = "BENCHMARK_DEVICE"
 
 PRECISIONS = ("float32", "bfloat16")
@@ -165,7 +165,7 @@ def peak_memory() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Let the peak start anew, where the system can; freed memory is given back first."""
+    """Reset the peak, where the system can; freed memory is returned first."""
     gc.collect()
     if device() == "cuda":
         import torch

@@ -142,7 +142,7 @@ class Results:
         return next((row for row in self.rows if row.key == key), None)
 
     def save(self) -> None:
-        """Write everything; the file is whole at any time."""
+        """Write all results atomically."""
         record = {
             "machine": self.machine,
             "settings": self.settings,

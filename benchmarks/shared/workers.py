@@ -94,7 +94,7 @@ class Worker:
         return self._ask(("kept", requests)).values
 
     def reset_peak_memory(self) -> None:
-        """Let the peak memory start anew."""
+        """Reset the peak memory."""
         self._ask(("reset",))
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ class Labels:
         return contradicted
 
     def is_both(self, query: str, text: str) -> bool:
-        """Return whether a pair is labelled positive in one place and negative in another."""
+        """Return whether a pair is labelled positive in one group and negative in another."""
         pair = pair_digest(text_digest(query), text)
         return self.pairs.get(pair, 0) == BOTH
 

@@ -114,7 +114,7 @@ def most_common(counts: "Counter[int]") -> int:
 def describe_labels(result: CheckResult, labels: Labels) -> None:
     """Report pairs that are labelled both ways, or nearly so."""
     if count := labels.contradictions.count:
-        text = f"{count} pairs are labelled positive in one place and negative in another"
+        text = f"{count} pairs are labelled positive in one group and negative in another"
         result.warn(text, labels.contradictions)
     if count := labels.near_positives.count:
         text = f"{count} negatives are near-duplicates of positives of their group"

@@ -40,46 +40,55 @@ def take_scored(
         left_out: Counts the candidates that are dropped.
         progress: Called with the number of pairs scored since the last call.
     """
-    pairs = [
-        (selection.target.query, text) for selection in selections for text in selection.positives
-    ]
-    sizes = [len(selection.positives) for selection in selections]
-    positive_scores = cut(rounded(scorer.logits(pairs, progress)), sizes)
+    positives = [selection.positives for selection in selections]
+    positive_scores = score_texts(selections, positives, scorer, progress)
+    limits = [max(scores) - margin for scores in positive_scores]
     candidates = [iter(selection) for selection in selections]
     kept: list[list[tuple[str, float]]] = [[] for _ in selections]
     unfilled = list(range(len(selections)))
     while unfilled:
         tried = [list(islice(candidates[i], negatives - len(kept[i]))) for i in unfilled]
-        pairs = [
-            (selections[i].target.query, text)
-            for i, texts in zip(unfilled, tried, strict=True)
-            for text in texts
-        ]
-        scores = cut(rounded(scorer.logits(pairs, progress)), [len(texts) for texts in tried])
+        scores = score_texts([selections[i] for i in unfilled], tried, scorer, progress)
         for i, texts, logits in zip(unfilled, tried, scores, strict=True):
-            limit = max(positive_scores[i]) - margin
             scored = zip(texts, logits, strict=True)
-            good = [(text, score) for text, score in scored if score < limit]
-            left_out[AS_GOOD] += len(texts) - len(good)
-            kept[i] += good
+            below = [(text, score) for text, score in scored if score < limits[i]]
+            left_out[AS_GOOD] += len(texts) - len(below)
+            kept[i] += below
         unfilled = [
             i
             for i, texts in zip(unfilled, tried, strict=True)
             if texts and len(kept[i]) < negatives
         ]
-    return [
-        Group(
-            query=selection.target.query,
-            pos=selection.positives,
-            neg=[text for text, _ in scored_negatives],
-            pos_scores=scores,
-            neg_scores=[score for _, score in scored_negatives],
-            id=selection.target.id,
-        )
-        for selection, scores, scored_negatives in zip(
-            selections, positive_scores, kept, strict=True
-        )
+    return list(map(scored_group, selections, positive_scores, kept))
+
+
+def scored_group(
+    selection: NegativeSelection, pos_scores: list[float], negatives: list[tuple[str, float]]
+) -> Group:
+    """Return a group with the teacher's scores."""
+    return Group(
+        query=selection.target.query,
+        pos=selection.positives,
+        neg=[text for text, _ in negatives],
+        pos_scores=pos_scores,
+        neg_scores=[score for _, score in negatives],
+        id=selection.target.id,
+    )
+
+
+def score_texts(
+    selections: Sequence[NegativeSelection],
+    texts: Sequence[list[str]],
+    scorer: ScoresPairs,
+    progress: Callable[[int], Any] | None,
+) -> list[list[float]]:
+    """Return the scores of texts for the query of each selection."""
+    pairs = [
+        (selection.target.query, text)
+        for selection, group in zip(selections, texts, strict=True)
+        for text in group
     ]
+    return cut(rounded(scorer.logits(pairs, progress)), [len(group) for group in texts])
 
 
 def rounded(logits: Logits) -> list[float]:

@@ -121,13 +121,7 @@ def select(
     left_out: "Counter[str]",
 ) -> list[NegativeSelection]:
     """Search for some queries at once, and return a `NegativeSelection` of negatives for each."""
-    queries = [target.query for target in targets]
-    count = window.range_max + max(len(target.positives) + len(target.copies) for target in targets)
-    lists = [retriever.search(queries, count) for retriever in retrievers]
-    ranked = [
-        negative_positions(fuse(hits, count), target)
-        for hits, target in zip(zip(*lists, strict=True), targets, strict=True)
-    ]
+    ranked = ranked_candidates(targets, retrievers, window)
     kept = [positions[window.range_min : window.range_max] for positions in ranked]
     # The last one: similarities of embeddings have one scale for all queries.
     retriever = retrievers[-1]
@@ -140,14 +134,12 @@ def select(
         left_out["candidates outside of the window or the margin"] += len(close)
         if window.sampling_strategy == "random":
             positions = random.permutation(positions).tolist()
-        positives: dict[str, str] = {}
-        for text in corpus.texts(target.positives):
-            positives.setdefault(profile(text).key, text)
+        positives = without_copies(corpus.texts(target.positives))
         left_out["positives that are copies of another"] += len(target.positives) - len(positives)
         selections.append(
             NegativeSelection(
                 target=target,
-                positives=list(positives.values()),
+                positives=positives,
                 positions=positions,
                 excluded=close,
                 corpus=corpus,
@@ -159,6 +151,27 @@ def select(
             )
         )
     return selections
+
+
+def ranked_candidates(
+    targets: Sequence[Target], retrievers: Sequence[Retriever], window: Window
+) -> list[list[int]]:
+    """Return the candidates of each query without its positives, best first."""
+    queries = [target.query for target in targets]
+    count = window.range_max + max(len(target.positives) + len(target.copies) for target in targets)
+    lists = [retriever.search(queries, count) for retriever in retrievers]
+    return [
+        negative_positions(fuse(hits, count), target)
+        for hits, target in zip(zip(*lists, strict=True), targets, strict=True)
+    ]
+
+
+def without_copies(texts: Sequence[str]) -> list[str]:
+    """Return texts without those that are copies of an earlier one."""
+    distinct: dict[str, str] = {}
+    for text in texts:
+        distinct.setdefault(profile(text).key, text)
+    return list(distinct.values())
 
 
 def negative_positions(candidates: Hits, target: Target) -> list[int]:

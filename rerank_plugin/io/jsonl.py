@@ -1,4 +1,4 @@
-"""Read JSON Lines: the files of a path, and their lines with a place for every error."""
+"""Read JSON Lines: the files of a path, and their lines, whose errors name file and number."""
 
 import atexit
 import errno

@@ -82,7 +82,7 @@ def not_json(path: Path, error: json.JSONDecodeError) -> str:
 
 
 def parse_request(record: object, where: str) -> RerankRequest:
-    """Return the request in a JSON value; `where` is its place for errors."""
+    """Return the request in a JSON value; errors begin with `where`."""
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected an object, found {json_type(record)}")
     if not is_unicode(record):

@@ -146,7 +146,7 @@ class RerankSettings:
         return self.thresholds[name]
 
     def write(self, folder: Path) -> None:
-        """Write `rerank.json`, whole or not at all."""
+        """Write `rerank.json` atomically."""
         write_json(folder / FILE, with_versions(asdict(self)))
 
 

@@ -52,7 +52,7 @@ def test_contradictions(tmp_path: Path) -> None:
     )
     dev = write_lines(tmp_path / "dev.jsonl", [group("Where", [d], [b])])
     out = warned(train, dev)
-    assert "2 pairs are labelled positive in one place and negative in another" in out
+    assert "2 pairs are labelled positive in one group and negative in another" in out
     assert f"{train}:2: 'When?'" in out and f"{train}:3: 'where?'" in out
     assert "1 queries have several groups, up to 2" in out
     assert "1 evaluation queries are training queries: 'where?'" in out
@@ -66,7 +66,7 @@ def test_copies_in_scripts_without_spaces(tmp_path: Path) -> None:
             group("他 在哪里？", ["好"], ["他在，北京工作"]),
         ],
     )
-    assert "1 pairs are labelled positive in one place" in warned(path)
+    assert "1 pairs are labelled positive in one group" in warned(path)
 
 
 def test_broken_json_is_not_called_something_else(tmp_path: Path) -> None:
