@@ -14,7 +14,7 @@ from ..evaluation.calibration import describe_calibration
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
 #: The Hub's name of the task.
-TASK = "text-ranking"
+HUB_TASK = "text-ranking"
 
 #: The meaning of a score, by the name of the normalisation.
 SCORES = {
@@ -67,7 +67,7 @@ def card_data(folder: Path, settings: RerankSettings, name: str) -> ModelCardDat
     metrics = settings.metrics.get("after", {})
     results = [
         EvalResult(
-            task_type=TASK,
+            task_type=HUB_TASK,
             dataset_type="unknown",
             dataset_name="test queries",
             metric_type=metric,
@@ -79,7 +79,7 @@ def card_data(folder: Path, settings: RerankSettings, name: str) -> ModelCardDat
     return ModelCardData(
         base_model=settings.base_model,
         library_name="peft" if is_adapter(folder) else "transformers",
-        pipeline_tag=TASK,
+        pipeline_tag=HUB_TASK,
         tags=["reranker", "cross-encoder", "rerank-plugin"],
         model_name=name,
         eval_results=results or None,

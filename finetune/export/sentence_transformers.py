@@ -9,7 +9,7 @@ from rerank_plugin.io.atomic import write_json
 from rerank_plugin.model.prompts import Prompt
 
 #: The name of the default instruction in `config_sentence_transformers.json`.
-INSTRUCTION = "instruction"
+PROMPT_NAME = "instruction"
 
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 
@@ -42,7 +42,7 @@ def write_prompt_files(folder: Path, prompt: Prompt, tokenizer: PreTrainedTokeni
         folder / "config_sentence_transformers.json",
         {
             "model_type": "CrossEncoder",
-            "prompts": {INSTRUCTION: instruction} if instruction else {},
-            "default_prompt_name": INSTRUCTION if instruction else None,
+            "prompts": {PROMPT_NAME: instruction} if instruction else {},
+            "default_prompt_name": PROMPT_NAME if instruction else None,
         },
     )

@@ -78,7 +78,7 @@ def prepare_model(config: FinetuneConfig, run_dir: RunDir, device: torch.device)
     warn_of_slow_products(dtype, device)
     if not config.lora:
         keep_one_label(loaded.model)
-    model = with_adapter(config, loaded, device, dtype) if config.lora else loaded.model
+    model = with_new_adapter(config, loaded, device, dtype) if config.lora else loaded.model
     budget = config.token_budget or TRAINING_TOKEN_BUDGET[device.type]
     loss_name = config.loss or DEFAULT_LOSS[loaded.has_new_head]
     logger.info("loss: %s", loss_name)
@@ -163,7 +163,7 @@ def set_dropout(model: nn.Module, hidden: float) -> None:
                 child.p = 0.0
 
 
-def with_adapter(
+def with_new_adapter(
     config: FinetuneConfig, loaded: LoadedModel, device: torch.device, dtype: torch.dtype
 ) -> Any:
     """Return the model with a LoRA adapter to train."""
