@@ -89,8 +89,8 @@ class FinetuneConfig:
     max_len: int | None = option(
         None,
         aliases=("max_length",),
-        help="the longest pair in tokens, longer documents are truncated; default 512, or the "
-        "model's limit if that is lower",
+        help="the maximum length of a pair in tokens, longer documents are truncated; default 512, "
+        "or the model's limit if that is lower",
     )
     batch_size: int = option(8, help="groups per step and device")
     total_epoch: float = option(1.0, help="epochs: passes over the training groups")
@@ -112,7 +112,8 @@ class FinetuneConfig:
         "0.3 with --patience",
     )
     patience: int | None = option(
-        None, help="evaluations without a lower loss before --factor applies; default 8 with it"
+        None,
+        help="evaluations without a lower loss before --factor applies; default 8 with --factor",
     )
     early_stopping: int | None = option(
         None, help="stop after this many evaluations without a better model"
@@ -135,7 +136,7 @@ class FinetuneConfig:
         help="rank-stabilised LoRA: scale by the square root of the rank",
     )
     use_dora: bool = option(
-        False, aliases=("lora_dora",), help="DoRA: train magnitude and direction apart; slower"
+        False, aliases=("lora_dora",), help="DoRA: train magnitude and direction separately; slower"
     )
     load_in_4bit: bool = option(
         False,

@@ -144,7 +144,7 @@ class ModelOptions:
         None,
         aliases=("max_len",),
         minimum=1,
-        help="the longest pair in tokens; default: the one of training, else 512",
+        help="the maximum length of a pair in tokens; default: that of training, else 512",
     )
     long_documents: str = option(
         "cut",
@@ -155,7 +155,7 @@ class ModelOptions:
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps")
     dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
     token_budget: int | None = option(
-        None, minimum=1, help="the cost of a batch at most, in tokens; default: by the device"
+        None, minimum=1, help="the maximum cost of a batch in tokens; default: by the device"
     )
     revision: str | None = option(None, help="branch, tag or commit of a hub id")
     trust_remote_code: bool = option(False, help="run code that comes with the model")
@@ -183,7 +183,7 @@ class ScoreOptions(ModelOptions):
         None,
         choices=NORMALIZATIONS,
         help="sigmoid (scores from 0 to 1), none (raw logits) or calibrated (probabilities); "
-        "default: the model folder's own, else sigmoid",
+        "default: that of the model folder, else sigmoid",
     )
 
 

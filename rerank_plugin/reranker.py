@@ -69,13 +69,13 @@ class Reranker:
         device: `auto`, `cpu`, `cuda`, `cuda:1` …, the number of a GPU, or a `torch.device`.
         dtype: Precision of the backbone, by name or as a `torch.dtype`; `auto` is bfloat16 where
             the hardware multiplies it.
-        max_length: The longest pair in tokens; default the one of training, else 512.
+        max_length: The maximum length of a pair in tokens; default the one of training, else 512.
         normalize: `sigmoid` (scores from 0 to 1), `none` (raw logits) or `calibrated` (the
             probability that a document is relevant, for folders with a calibration); default the
             folder's own, else `sigmoid`.
         long_documents: `cut` the end of documents that do not fit, or score overlapping `windows`
             and take the best.
-        token_budget: The cost of a batch at most, in tokens; default by the device.
+        token_budget: The maximum cost of a batch in tokens; default by the device.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that comes with the model; off.
 

@@ -48,7 +48,8 @@ def check_groups(
         eval_data_path: Evaluation groups, which are checked too and compared with `data_path`.
         model_name_or_path: A model whose tokenizer counts tokens; without it lengths are in
             characters.
-        max_len: The longest pair in tokens; by default 512, or the model's limit if lower.
+        max_len: The maximum length of a pair in tokens; by default 512, or the model's
+            limit if lower.
         fix: A `.jsonl` file for a copy of `data_path` without unusable lines, blank, repeated and
             contradictory passages, repeated groups, and the queries of `eval_data_path`.
         overwrite: Replace an earlier `fix`.

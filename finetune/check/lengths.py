@@ -21,7 +21,7 @@ class Lengths:
 
     Args:
         encoder: Counts tokens.
-        max_len: The longest pair in tokens, for the report.
+        max_len: The maximum length of a pair in tokens, for the report.
     """
 
     def __init__(self, encoder: "PairEncoder | None", max_len: int | None) -> None:

@@ -24,14 +24,15 @@ class GroupCheckOptions:
         None,
         aliases=("max_length",),
         minimum=1,
-        help="the longest pair in tokens, as for train; default: 512, or the model's if less",
+        help="the maximum length of a pair in tokens, as for train; default: 512, or the model's "
+        "if less",
     )
     fix: str | None = option(
         None,
         help="a .jsonl file for a copy of --data_path without unusable lines, blank, repeated and "
         "contradictory passages, repeated groups, and the queries of --eval_data_path",
     )
-    overwrite: bool = option(False, help="replace an earlier --fix")
+    overwrite: bool = option(False, help="replace an earlier file of --fix")
     trust_remote_code: bool = option(False, help="run code that comes with the model")
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class ConvertOptions:
         help="how many passages of other queries are drawn for a query without negatives; "
         "default: 7",
     )
-    seed: int = option(42, help="the seed of these draws")
+    seed: int = option(42, help="the seed of the passages that --negatives draws")
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -73,11 +73,11 @@ def evaluate(
         worst: Keep at least this many of the queries that lose most, with texts.
         on_bad_line: `error` to stop at a bad line of groups, `skip` to skip, count and save it.
         skipped_lines: The file for skipped lines, by default `evaluate.skipped_lines.jsonl`.
-        max_length: The longest pair in tokens, by default that of training, else 512.
+        max_length: The maximum length of a pair in tokens, by default that of training, else 512.
         long_documents: How longer documents are scored: `cut` or `windows`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: The precision: `auto`, `float32`, `bfloat16` or `float16`.
-        token_budget: The cost of a batch at most, in tokens.
+        token_budget: The maximum cost of a batch in tokens.
         revision: Branch, tag or commit of models on the hub.
         trust_remote_code: Run code that comes with a model.
         progress: Show progress bars on stderr.

@@ -91,7 +91,7 @@ def mine_negatives(
         long_documents: How `filter_model` reads longer documents: `cut` or `windows`.
         device: The device of both models: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: The precision of `filter_model`: `auto`, `float32`, `bfloat16` or `float16`.
-        token_budget: The cost of a batch of `filter_model` at most, in tokens.
+        token_budget: The maximum cost of a batch of `filter_model` in tokens.
         revision: Branch, tag or commit of `filter_model` on the hub.
         trust_remote_code: Run code that comes with a model.
         progress: Show progress bars on stderr.

@@ -22,7 +22,7 @@ class MineOptions(ModelOptions):
     )
     queries: str | list[str] = option(
         help="queries: .jsonl with 'id' and 'text', or .tsv; without --qrels with 'query' and "
-        "'answer', whose passage is looked for in the corpus"
+        "'answer': the positive is the passage that contains the answer"
     )
     qrels: str | list[str] | None = option(
         None, help="judgements, one a line: query id, passage id and grade; above 0 is a positive"
@@ -30,7 +30,7 @@ class MineOptions(ModelOptions):
     output: str = option(help="the .jsonl file of the groups")
     overwrite: bool = option(False, help="replace earlier groups")
     negatives: int = option(
-        15, aliases=("num_negatives",), minimum=1, help="negatives of a group at most"
+        15, aliases=("num_negatives",), minimum=1, help="the maximum number of negatives in a group"
     )
     retrieval: str | None = option(
         None,

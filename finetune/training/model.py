@@ -45,7 +45,7 @@ class TrainableModel:
     loss: Loss
     loss_name: str
     device: torch.device
-    #: The longest pair in tokens.
+    #: The maximum length of a pair in tokens.
     max_length: int
     #: The precision of matrix products.
     dtype: torch.dtype

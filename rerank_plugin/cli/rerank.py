@@ -35,9 +35,9 @@ class RerankOptions(ScoreOptions):
         help="a .jsonl file for the results, instead of stdout; if the command is interrupted, the "
         "same command resumes it",
     )
-    overwrite: bool = option(False, help="replace an earlier --output")
+    overwrite: bool = option(False, help="replace an earlier file of --output")
     top_n: int | None = option(
-        None, minimum=1, help="the number of documents in a ranking at most; default: all"
+        None, minimum=1, help="the maximum number of documents in a ranking; default: all"
     )
     score_threshold: float | str | None = option(
         None,

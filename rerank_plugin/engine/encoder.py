@@ -39,7 +39,7 @@ class PairEncoder:
     Args:
         tokenizer: A tokenizer of the `tokenizers` library. The truncation and padding that some
             models ship with are cleared.
-        max_length: The longest pair in tokens, special tokens and prompt included.
+        max_length: The maximum length of a pair in tokens, special tokens and prompt included.
         option: The name of the option for `max_length`.
         long_documents: `cut` or `windows`, for `windows`.
         prompt: The prompt of a language model; None for an encoder.

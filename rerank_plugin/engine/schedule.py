@@ -25,7 +25,7 @@ class BatchScorer(Protocol):
 
     @property
     def token_budget(self) -> int:
-        """Return the cost of a batch at most, in tokens."""
+        """Return the maximum cost of a batch in tokens."""
         ...
 
     def costs(self, pairs: Sequence[EncodedPair]) -> list[float]:

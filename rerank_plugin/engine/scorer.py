@@ -27,7 +27,7 @@ from rerank_plugin.model.families import family_of, first_position
 
 logger = logging.getLogger(__name__)
 
-#: The cost of a scoring batch at most, in tokens, by device: a GPU needs more work at once.
+#: The maximum cost of a scoring batch in tokens, by device: a GPU needs more work at once.
 TOKEN_BUDGET = {"cuda": 65_536, "mps": 16_384, "cpu": 4_096}
 
 #: The smallest budget that is halved when a batch does not fit the memory is twice this.
@@ -74,7 +74,7 @@ class Scorer:
         model: A sequence classifier with one or two labels; if its family can, it is prepared for
             packed rows.
         encoder: The encoder of its pairs.
-        token_budget: The cost of a batch at most, in tokens; default by the model's device.
+        token_budget: The maximum cost of a batch in tokens; default by the model's device.
         trained: The module to call instead of the model: a PEFT model around it.
         adapters: The adapters on the model.
     """
@@ -110,7 +110,7 @@ class Scorer:
 
     @property
     def token_budget(self) -> int:
-        """Return the cost of a batch at most, in tokens."""
+        """Return the maximum cost of a batch in tokens."""
         if self._token_budget is None:
             return TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cpu"])
         return self._token_budget

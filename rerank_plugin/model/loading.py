@@ -44,7 +44,7 @@ from rerank_plugin.model.loaded import LoadedModel, one_line_errors, quiet_trans
 from rerank_plugin.model.prompts import Prompt
 from rerank_plugin.model.settings import is_adapter
 
-#: The longest pair in tokens, if neither the user nor the model folder sets it.
+#: The maximum length of a pair in tokens, if neither the user nor the model folder sets it.
 DEFAULT_MAX_LENGTH = 512
 
 #: The same with a prompt, which may have a hundred tokens.
@@ -294,14 +294,14 @@ def base_errors(folder: Path) -> Iterator[None]:
 
 
 def default_max_length(prompt: Prompt | None) -> int:
-    """Return the longest pair in tokens, if neither the user nor the model folder sets it."""
+    """Return the maximum length of a pair if neither the user nor the model folder sets it."""
     return DEFAULT_MAX_LENGTH if prompt is None else DEFAULT_PROMPT_MAX_LENGTH
 
 
 def resolve_max_length(
     max_length: int | None, *, default: int, config: PreTrainedConfig, option: str
 ) -> int:
-    """Return the longest pair in tokens; the default is lowered to the model's positions.
+    """Return the maximum length of a pair; the default is lowered to the model's positions.
 
     Raises:
         OptionError: the model has fewer positions.

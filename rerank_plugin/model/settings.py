@@ -94,7 +94,7 @@ ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
 class RerankSettings:
     """The contents of `rerank.json`; the defaults are those of a plain model folder."""
 
-    #: The longest pair in tokens, special tokens included.
+    #: The maximum length of a pair in tokens, special tokens included.
     max_length: int | None = None
     #: The normalisation of logits to scores.
     normalize: str = "sigmoid"
