@@ -95,7 +95,7 @@ def test_activation_checkpointing_changes_no_weight(
         ({"scoring_tokens": "yes,no,maybe"}, "expected one or two tokens"),
         ({"scoring_tokens": "yes,unheard"}, "'unheard' is not one token of"),
         ({"fold_calibration": True}, "has no bias"),
-        ({"max_len": 40}, "is too small for a document beside the prompt of"),
+        ({"max_len": 40}, "leaves no room for a document beside the prompt of"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(

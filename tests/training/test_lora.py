@@ -476,7 +476,9 @@ def test_the_folders_that_an_adapter_needs_are_not_overwritten(of_a_run: Path) -
     for target in (of_a_run, base):
         with pytest.raises(OptionError, match=f"--output_dir: {target} is the base of the adapter"):
             merge(model_dir=of_a_run, output_dir=target, overwrite=True)
-    with pytest.raises(OptionError, match=r"finetune_model_dir: .*base is the base of the adapter: "):
+    with pytest.raises(
+        OptionError, match=r"finetune_model_dir: .*base is the base of the adapter: "
+    ):
         lora_run(base, base, overwrite=True)
     assert len(logits(of_a_run)) == len(PAIRS)
 

@@ -354,7 +354,9 @@ def test_gradient_checkpointing_of_a_family_without_it_is_an_error(
 ) -> None:
     model = build_model(tmp_path / family, family)
     trainer = {"gradient_checkpointing": True, "max_steps": 1}
-    with pytest.raises(OptionError, match=f"--gradient_checkpointing: not supported by {family} models"):
+    with pytest.raises(
+        OptionError, match=f"--gradient_checkpointing: not supported by {family} models"
+    ):
         train(model_name_or_path=model, eval_data_path=None, trainer=trainer)
     assert list(tmp_path.glob("out*")) == []
 
