@@ -22,6 +22,7 @@ from tokenizers import (
 )
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
@@ -275,6 +276,46 @@ def build_model(folder: Path, family: str = "bert", *, labels: int = 1, **option
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def build_modular(
+    folder: Path,
+    family: str = "modernbert",
+    *,
+    pooling: str = "cls",
+    head: Callable[[int], list[Any]] | None = None,
+) -> Path:
+    """A modular reranker that sentence-transformers makes: encoder, pooling and head."""
+    transformers = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    tokenizer = train_tokenizer(family)
+    torch.manual_seed(0)
+    encoder = AutoModel.from_config(build_config(family, tokenizer))
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformer = Transformer(str(folder), transformer_task="feature-extraction")
+    width = encoder.config.hidden_size
+    modules = [transformer, Pooling(width, pooling), *(head or ettin_head)(width)]
+    model = transformers.CrossEncoder(modules=modules, device="cpu")
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "embedding" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+def ettin_head(width: int) -> list[Any]:
+    """The modules after the pooling of cross-encoder/ettin-reranker-17m-v1 and its kind."""
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import LayerNorm
+
+    return [
+        Dense(width, width, bias=False, activation_function=torch.nn.GELU()),
+        LayerNorm(width),
+        Dense(width, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+    ]
 
 
 def easy_groups(count: int, *, start: int = 0, negatives: int = 3) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from rerank_plugin.errors import OptionError
 from rerank_plugin.io.disk_errors import saving
 from rerank_plugin.model.loaded import quiet_transformers
 from rerank_plugin.model.loading import load_model
+from rerank_plugin.model.modular import ModularClassifier
 
 from ..data.dataset import GroupDataset
 from ..data.sampling import GroupBatches
@@ -297,6 +298,16 @@ class RerankTrainer(Trainer):
         budget = self.scorer.token_budget
         self.scorer = Scorer(model, self.scorer.encoder, token_budget=budget)
         self._is_whole_again = True
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        model = self.model if model is None else model
+        # transformers expects the weights of the whole model in one file.
+        if isinstance(model, ModularClassifier) and not self.is_fsdp_enabled:
+            model.load_folder(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the whole model, also where each process holds a shard of it."""

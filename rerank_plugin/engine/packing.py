@@ -114,19 +114,18 @@ def prepare_packing(model: PreTrainedModel) -> bool:
     if config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
         module = model.base_model.get_submodule(family_of(config).last_module or "")
-        module.register_forward_hook(
-            partial(keep_one_token, pool=pooling(config)), with_kwargs=True
-        )
+        module.register_forward_hook(partial(keep_one_token, pool=pooling(model)), with_kwargs=True)
     return True
 
 
 def takes_packed_rows(model: PreTrainedModel) -> bool:
     """Return whether a model can take packed rows."""
     family = family_of(model.config)
+    backbone: Any = model.base_model
     # Code that comes with a model may do anything with a mask, and older versions of transformers
     # have families whose attention is their own.
-    stock = type(model).__module__.startswith("transformers.models.")
-    if family.last_module is None or not stock or not model.is_backend_compatible():
+    stock = type(backbone).__module__.startswith("transformers.models.")
+    if family.last_module is None or not stock or not backbone.is_backend_compatible():
         return False
     if family.causal:
         # The stock forward pass looks for the last token of padded pairs.
@@ -140,11 +139,13 @@ def rotates_by_length(config: PreTrainedConfig) -> bool:
     return rotary.get("rope_type") in ("dynamic", "longrope")
 
 
-def pooling(config: PreTrainedConfig) -> Callable[[Tensor, Boundaries], Tensor]:
+def pooling(model: PreTrainedModel) -> Callable[[Tensor, Boundaries], Tensor]:
     """Return the function that reduces the tokens of a packed row to one for each pair."""
-    if family_of(config).causal:
+    if family_of(model.config).causal:
         return last_tokens
-    return means if getattr(config, "classifier_pooling", "cls") == "mean" else first_tokens
+    # The config of a modular reranker is that of its encoder, which may have had another head.
+    default = getattr(model.config, "classifier_pooling", "cls")
+    return means if getattr(model, "pooling", default) == "mean" else first_tokens
 
 
 def keep_one_token(

@@ -58,13 +58,13 @@ class ScoresPairs(Protocol):
         ...
 
 
-def takes_types(model: nn.Module, encoder: PairEncoder) -> bool:
+def takes_types(model: PreTrainedModel, encoder: PairEncoder) -> bool:
     """Return whether a model is given token types, as a plain call of its tokenizer gives them."""
     if "token_type_ids" not in encoder.tokenizer.model_input_names:
         return False
     if getattr(model.config, "type_vocab_size", 2) < 2:
         return False
-    return "token_type_ids" in inspect.signature(model.forward).parameters
+    return "token_type_ids" in inspect.signature(model.base_model.forward).parameters
 
 
 class Scorer:

@@ -4,9 +4,8 @@ A model in a format that is not supported is refused: its scores would be comput
 prompt, or with another head.
 """
 
-import json
+from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -17,10 +16,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.utils.hub import cached_file
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.model.families import family_of
+from rerank_plugin.model.files import model_object
+from rerank_plugin.model.head_modules import (
+    ListedModule,
+    check_transformer,
+    read_head,
+    read_modules,
+)
 
 #: The advice for a model that is refused.
 INSTEAD = "use an encoder reranker, such as BAAI/bge-reranker-base or BAAI/bge-reranker-v2-m3"
@@ -46,6 +51,8 @@ class ModelFormat(StrEnum):
     CAUSAL_CLASSIFIER = "sequence classifier on a language model"
     #: It has no scores until it is trained with a newly initialised head.
     ENCODER = "encoder without a scoring head"
+    #: What the modules after the encoder, which `modules.json` lists, make of its output.
+    MODULAR_ENCODER = "modular encoder"
 
     @property
     def is_causal(self) -> bool:
@@ -68,11 +75,11 @@ def find_format(source: str, config: PreTrainedConfig, revision: str | None = No
     """
     if is_decoder(config):
         return causal_format(source, config, revision)
-    makes_embeddings = check_modules(source, revision)
+    listed = format_of_modules(source, config, revision)
     check_family(source, config)
+    if listed is not None:
+        return listed
     names = architectures(config)
-    if makes_embeddings:
-        return ModelFormat.ENCODER
     if not names or any(name.endswith("ForSequenceClassification") for name in names):
         return ModelFormat.SEQUENCE_CLASSIFIER
     if all(name.endswith(ENCODERS) for name in names):
@@ -95,7 +102,7 @@ def causal_format(source: str, config: PreTrainedConfig, revision: str | None) -
             f"{source}: a causal language model ({', '.join(names) or config.model_type}), of a "
             f"family for which transformers has no sequence classifier: {INSTEAD}"
         )
-    kinds = [kind for kind, _ in module_list(source, revision)]
+    kinds = [module.kind for module in read_modules(source, revision) or []]
     if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
         raise InputError(
             f"{source}: modules.json has {', '.join(kinds)}, of which a language model that scores "
@@ -110,25 +117,10 @@ def causal_format(source: str, config: PreTrainedConfig, revision: str | None) -
 
 def logit_score(source: str, revision: str | None) -> dict[str, Any] | None:
     """Return the config of a model's LogitScore module; None if it has none."""
-    for kind, folder in module_list(source, revision):
-        if kind == "LogitScore":
-            return model_object(source, f"{folder}/config.json", revision)
+    for module in read_modules(source, revision) or []:
+        if module.kind == "LogitScore":
+            return model_object(source, f"{module.folder}/config.json", revision)
     return None
-
-
-def module_list(source: str, revision: str | None) -> list[tuple[str, str]]:
-    """Return the kinds and folders of the modules that sentence-transformers lists, if any.
-
-    Raises:
-        InputError: the list cannot be read.
-    """
-    modules = model_json(source, "modules.json", revision)
-    if modules is None:
-        return []
-    try:
-        return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
-    except (KeyError, TypeError):
-        raise InputError(f"{source}: modules.json is not a list of modules") from None
 
 
 def architectures(config: PreTrainedConfig) -> list[str]:
@@ -139,38 +131,54 @@ def architectures(config: PreTrainedConfig) -> list[str]:
     return names
 
 
-def check_modules(source: str, revision: str | None) -> bool:
-    """Check the modules that sentence-transformers lists; return whether they make embeddings.
+def format_of_modules(
+    source: str, config: PreTrainedConfig, revision: str | None
+) -> ModelFormat | None:
+    """Return the format by the modules that sentence-transformers lists.
+
+    None if it lists nothing beside an encoder, whose architecture then decides.
 
     Raises:
         InputError: there is a module that would not be read.
     """
-    if model_json(source, "modules.json", revision) is None:
-        return False
-    modules = module_list(source, revision)
-    kinds, folders = [kind for kind, _ in modules], [folder for _, folder in modules]
+    modules = read_modules(source, revision)
+    if modules is None:
+        return None
+    kinds = [module.kind for module in modules]
     if not kinds or kinds[0] != "Transformer":
         raise InputError(
             f"{source}: modules.json begins with {(kinds or ['nothing'])[0]}, expected a "
             f"Transformer: {INSTEAD}"
         )
-    if folders[0] not in ("", "."):
+    if modules[0].folder not in ("", "."):
         raise InputError(
-            f"{source}: the encoder is in a folder of its own, use {source}/{folders[0]}"
+            f"{source}: the encoder is in a folder of its own, use {source}/{modules[0].folder}"
         )
-    unread = [name for name, kind in zip(folders, kinds, strict=True) if not is_read(kind)]
-    if unread:
-        raise InputError(
-            f"{source}: a modular model, whose {', '.join(unread)} (modules.json) is not supported "
-            f"yet: {INSTEAD}"
-        )
+    if set(kinds[1:]) <= EMBEDDING_MODULES:
+        check_text_inputs(source, revision)
+        return ModelFormat.ENCODER if kinds[1:] else None
+    check_modular(source, config, modules, revision)
+    return ModelFormat.MODULAR_ENCODER
+
+
+def check_modular(
+    source: str, config: PreTrainedConfig, modules: Sequence[ListedModule], revision: str | None
+) -> None:
+    """Check that the modules after an encoder are a scoring head that can be loaded.
+
+    Raises:
+        InputError: they are something else.
+    """
     check_text_inputs(source, revision)
-    return len(kinds) > 1
-
-
-def is_read(kind: str) -> bool:
-    """Return whether a kind of module is loaded, or has nothing to do with scores."""
-    return kind == "Transformer" or kind in EMBEDDING_MODULES
+    try:
+        check_transformer(source, model_object(source, "sentence_bert_config.json", revision))
+        read_head(source, modules[1:], int(config.hidden_size), revision)
+    except InputError as error:
+        raise InputError(f"{error}: {INSTEAD}") from None
+    options = model_object(source, "config_sentence_transformers.json", revision)
+    kind = options.get("model_type", "SentenceTransformer")
+    if kind != "CrossEncoder":
+        raise InputError(f"{source}: a {kind}, whose modules give no scores: {INSTEAD}")
 
 
 def check_text_inputs(source: str, revision: str | None) -> None:
@@ -248,28 +256,3 @@ def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase, model_forma
 def prompted(source: str, what: str) -> InputError:
     """Return the error for a model with a prompt."""
     return InputError(f"{source}: {what}, and prompts are not supported yet: {INSTEAD}")
-
-
-def model_object(source: str, name: str, revision: str | None) -> dict[str, Any]:
-    """Return a JSON file of a model as an object; an empty one if there is no such file."""
-    values = model_json(source, name, revision) or {}
-    if not isinstance(values, dict):
-        raise InputError(f"{source}: {name} is not a JSON object")
-    return values
-
-
-def model_json(source: str, name: str, revision: str | None) -> Any:
-    """Return what a JSON file of a model holds; None if there is no such file."""
-    path = cached_file(
-        source,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{source}: {name} is not JSON: {error}") from None

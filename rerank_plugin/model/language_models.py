@@ -12,18 +12,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
 
 from rerank_plugin.errors import InputError, OptionError
-from rerank_plugin.model.formats import (
-    INSTEAD,
-    ModelFormat,
-    architectures,
-    logit_score,
-    model_json,
-    model_object,
-    module_list,
-)
+from rerank_plugin.model.files import model_file, model_json, model_object
+from rerank_plugin.model.formats import INSTEAD, ModelFormat, architectures, logit_score
+from rerank_plugin.model.head_modules import read_modules
 from rerank_plugin.model.loaded import one_line_errors
 from rerank_plugin.model.prompts import MAKERS, Prompt, chat_template, maker_of, rendered
 
@@ -178,7 +171,7 @@ def saved_prompt(
     if not prompt.has_roles(tokenizer):
         return None
     # ChatML renders any role: only a list of modules says that it is meant for pairs.
-    is_meant = bool(module_list(source, revision)) or not prompt.is_generic(tokenizer)
+    is_meant = bool(read_modules(source, revision)) or not prompt.is_generic(tokenizer)
     return prompt if is_meant else None
 
 
@@ -271,5 +264,4 @@ def checkpoint_file(source: str, name: str, revision: str | None) -> Path | None
         file = index.get("weight_map", {}).get(name)
         if file is None:
             return None
-    path = cached_file(source, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if path is None else Path(path)
+    return model_file(source, file, revision)

@@ -41,6 +41,7 @@ from rerank_plugin.model.language_models import (
     set_head,
 )
 from rerank_plugin.model.loaded import LoadedModel, one_line_errors, quiet_transformers
+from rerank_plugin.model.modular import load_modular
 from rerank_plugin.model.prompts import Prompt
 from rerank_plugin.model.settings import is_adapter
 
@@ -106,10 +107,10 @@ def load_model(
     )
     if model_format in (ModelFormat.ENCODER, ModelFormat.LANGUAGE_MODEL):
         config.num_labels = 1
-    model, info = read_weights(source, config, revision, trust_remote_code)
+    model, info = read_weights(source, config, model_format, revision, trust_remote_code)
     if not config.architectures and lacks_head(model, info) and config.num_labels != 1:
         config.num_labels = 1
-        model, info = read_weights(source, config, revision, trust_remote_code)
+        model, info = read_weights(source, config, model_format, revision, trust_remote_code)
     check_weights(source, model, info)
     check_vocabulary(source, model, tokenizer)
     run_head_in_float32(model)
@@ -263,9 +264,15 @@ def load_tokenizer(
 
 
 def read_weights(
-    source: str, config: PreTrainedConfig, revision: str | None, trust_remote_code: bool
+    source: str,
+    config: PreTrainedConfig,
+    model_format: ModelFormat,
+    revision: str | None,
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return a model with its weights in float32, and transformers' report of its loading."""
+    if model_format == ModelFormat.MODULAR_ENCODER:
+        return load_modular(source, config, revision=revision, trust_remote_code=trust_remote_code)
     labels = int(config.num_labels or 1)
     if labels > 2:
         raise InputError(f"{source}: a classifier with {labels} labels; a reranker has one or two")

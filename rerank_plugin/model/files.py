@@ -1,0 +1,40 @@
+"""Read the files of a hub id or a model folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file
+
+from rerank_plugin.errors import InputError
+
+
+def model_file(source: str, name: str, revision: str | None) -> Path | None:
+    """Return the path of a model's file; None if there is no such file."""
+    path = cached_file(
+        source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
+
+
+def model_json(source: str, name: str, revision: str | None) -> Any:
+    """Return what a JSON file of a model holds; None if there is no such file."""
+    path = model_file(source, name, revision)
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{source}: {name} is not JSON: {error}") from None
+
+
+def model_object(source: str, name: str, revision: str | None) -> dict[str, Any]:
+    """Return a JSON file of a model as an object; an empty one if there is no such file."""
+    values = model_json(source, name, revision) or {}
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: {name} is not a JSON object")
+    return values
