@@ -117,14 +117,13 @@ def test_original_repositories_score_as_their_makers_do(
 
 def logit_score_folder(folder: Path, source: Path, true: str, false: str | None) -> Any:
     """Save a language model as sentence-transformers does, and return its CrossEncoder."""
-    from sentence_transformers import CrossEncoder
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.cross_encoder.modules import LogitScore
-
-    transformer = Transformer(str(source), transformer_task="text-generation")
+    library = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.base.modules")
+    scores = pytest.importorskip("sentence_transformers.cross_encoder.modules")
+    transformer = modules.Transformer(str(source), transformer_task="text-generation")
     tokens = transformer.tokenizer.convert_tokens_to_ids
-    score = LogitScore(tokens(true), None if false is None else tokens(false))
-    encoder = CrossEncoder(modules=[transformer, score], device="cpu")
+    score = scores.LogitScore(tokens(true), None if false is None else tokens(false))
+    encoder = library.CrossEncoder(modules=[transformer, score], device="cpu")
     encoder.save_pretrained(str(folder))
     return encoder
 
