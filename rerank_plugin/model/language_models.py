@@ -183,7 +183,8 @@ def checked_tokens(
     Raises:
         InputError: they are no ids of the tokenizer.
     """
-    true, false = score.get("true_token_id"), score.get("false_token_id")
+    true: Any = score.get("true_token_id")
+    false: Any = score.get("false_token_id")
     tokens = range(len(tokenizer))
     if true not in tokens or not (false is None or false in tokens):
         raise InputError(

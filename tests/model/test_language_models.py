@@ -215,8 +215,8 @@ def test_white_space_that_a_template_strips_is_not_scored() -> None:
 def test_an_instruction_changes_the_prompt() -> None:
     tokenizer = train_chat_tokenizer()
     encoder = PairEncoder(tokenizer, max_length=500, prompt=QWEN.prompt)
-    own, other = encoder.encode([("who?", "me"), ("who?", "me", "Find the owner.")])
-    assert str(QWEN.instruction) in tokenizer.decode(own.ids)
+    default, other = encoder.encode([("who?", "me"), ("who?", "me", "Find the owner.")])
+    assert str(QWEN.instruction) in tokenizer.decode(default.ids)
     assert "<Instruct>: Find the owner.\n" in tokenizer.decode(other.ids)
     with pytest.raises(OptionError, match="no room for one"):
         PairEncoder(tokenizer, max_length=500, prompt=Prompt(SHORT), instruction="Find it.")
@@ -246,11 +246,15 @@ def edited(name: str, **values: Any) -> Callable[[Path], None]:
     return edit
 
 
-def template(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "chat_template.jinja").write_text(text, "utf-8") and None
+def written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text, "utf-8")
 
 
-REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+def template(text: str) -> Callable[[Path], object]:
+    return written("chat_template.jinja", text)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no roles": (template("{{ messages[0].role }}"), "its chat template has no roles 'query'"),
     "an error": (template("{{ raise_exception('roles') }}"), "no roles 'query'"),
     "a query alone": (template("{{ messages[0].content }}"), "no roles 'query'"),
@@ -262,11 +266,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no such token": (edited("1_LogitScore/config.json", true_token_id=9999), "numbers below"),
     "no token": (edited("1_LogitScore/config.json", true_token_id=None), "numbers below"),
     "another module": (
-        lambda folder: (
-            (folder / "modules.json").write_text(
-                json.dumps([{"type": f"a.{kind}", "path": ""} for kind in ("Transformer", "Dense")])
-            )
-            and None
+        written(
+            "modules.json",
+            '[{"type": "a.Transformer", "path": ""}, {"type": "a.Dense", "path": ""}]',
         ),
         "modules.json has Transformer, Dense",
     ),
@@ -299,8 +301,9 @@ def test_a_language_model_is_a_base_but_no_reranker(tmp_path: Path) -> None:
     assert loaded.prompt is not None
     assert '"Yes".' in loaded.prompt.chat_template.replace('\\"', '"')
     output = AutoModelForCausalLM.from_pretrained(folder).lm_head.weight
-    token = loaded.tokenizer.convert_tokens_to_ids("Yes")
-    assert torch.equal(loaded.model.get_submodule("score").weight, output[token : token + 1])
+    head: Any = loaded.model.get_submodule("score")
+    token: Any = loaded.tokenizer.convert_tokens_to_ids("Yes")
+    assert torch.equal(head.weight, output[token : token + 1])
     for tokens in (("yesyesno", "no"), ("☃☃", None)):
         with pytest.raises(OptionError, match=r"scoring_tokens: .* is not one token of"):
             load_model(folder, new_head=True, scoring_tokens=tokens)
@@ -315,7 +318,7 @@ def test_the_chat_template_of_a_base_is_its_prompt(tmp_path: Path) -> None:
     loaded = load_model(folder, new_head=True)
     assert loaded.prompt is not None
     encoder = PairEncoder(loaded.tokenizer, max_length=500, prompt=loaded.prompt)
-    text = encoder.tokenizer.decode(encoder.encode([("who?", "me")])[0].ids)
+    text = str(encoder.tokenizer.decode(encoder.encode([("who?", "me")])[0].ids))
     assert text.startswith("<|im_start|>system\nJudge whether")
     assert text.endswith("\n<Query>: who?\n<Document>: me<|im_end|>\n<|im_start|>assistant\n")
 

@@ -26,14 +26,15 @@ def run(model: Path, folder: Path, *, steps: int = 4, **options: Any) -> Path:
     data = write_lines(folder.with_suffix(".train.jsonl"), easy_groups(16))
     held_out = write_lines(folder.with_suffix(".dev.jsonl"), easy_groups(4, start=100))
     trainer = {"max_steps": steps, "eval_strategy": "no", **options.pop("trainer", {})}
+    values: dict[str, Any] = {"lr": 1e-3, "batch_size": 4, "max_len": 200, "dtype": "float32"}
     config = FinetuneConfig(
         model_name_or_path=str(model),
         data_path=str(data),
         eval_data_path=str(held_out),
         finetune_model_dir=str(folder),
         trainer=trainer,
-        **{"lr": 1e-3, "batch_size": 4, "max_len": 200, "dtype": "float32", "device": "cpu"}
-        | options,
+        device="cpu",
+        **values | options,
     )
     return finetune(config).model_dir
 
