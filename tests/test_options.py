@@ -73,6 +73,11 @@ def test_misuse_is_one_line(argv: tuple[str, ...], expected: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_the_beginning_of_an_option_is_completed_in_the_error() -> None:
+    with pytest.raises(InputError, match="unknown option --model: did you mean --model_name_or"):
+        train("--model", "a")
+
+
 def test_a_yaml_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("path: [a, b]\ncount: 3\nrate: 1e-5\nloud: true\n", encoding="utf-8")

@@ -30,5 +30,5 @@ def main(config: FinetuneConfig) -> int:
             raise CheckFailedError("--fail_if_not_better: no checkpoint beat the base model")
     say(f"model: {folder}")
     rerank = ["rerank-plugin", "rerank", "--model_dir", str(folder)]
-    say(f"next:  {shlex.join([*rerank, '--data_path', 'queries.jsonl'])}")
+    say(f"next:  {shlex.join([*rerank, '--data_path', 'questions.jsonl'])}")
     return 0

@@ -3,8 +3,6 @@
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from transformers import HfArgumentParser, TrainingArguments
-
 from rerank_plugin.cli.parser import Extras
 from rerank_plugin.errors import InputError
 
@@ -13,11 +11,16 @@ from ..argument_names import TWINS
 
 def names() -> list[str]:
     """Return the names of all training arguments."""
+    # Imported late: `train --help` and wrong options do not wait for the trainer.
+    from transformers import TrainingArguments
+
     return [argument.name for argument in fields(TrainingArguments) if argument.init]
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
     """Return the training arguments that a command line sets, without defaults."""
+    from transformers import HfArgumentParser, TrainingArguments
+
     parser = HfArgumentParser(TrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
     parser.error = refuse  # type: ignore[method-assign]
     # transformers' defaults are left out: a run has its own.

@@ -105,7 +105,8 @@ def warn_of_few_queries(validation: GroupDataset, test: GroupDataset) -> None:
     """Log that metrics on few queries are weak evidence."""
     if min(len(validation), len(test)) < FEW_QUERIES // 2:
         logger.warning(
-            "only %d validation and %d test queries: metrics are weak evidence",
+            "only %d validation and %d test queries: metrics are weak evidence; use more "
+            "groups, or --eval_data_path and --test_data_path",
             len(validation),
             len(test),
         )

@@ -109,7 +109,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         trainer = make_trainer(config, run_dir, data, model, rate, stopwatch)
         callbacks = add_callbacks(trainer, config, run_dir, data)
         train(trainer, callbacks, run_dir)
-        outcome = evaluate_kept_model(trainer, callbacks, config, run_dir, data)
+        outcome = evaluate_kept_model(trainer, callbacks, config, run_dir, data, model)
         publish(config, run_dir, data, model, outcome)
     if repository:
         repository.upload(run_dir.target)
@@ -299,6 +299,7 @@ def evaluate_kept_model(
     config: FinetuneConfig,
     run_dir: RunDir,
     data: RunData,
+    model: TrainableModel,
 ) -> Outcome:
     """Evaluate the kept model on the test queries, and compare it with the base model."""
     selection, before = callbacks.selection, callbacks.baseline.result
@@ -312,6 +313,7 @@ def evaluate_kept_model(
         **compare_metrics(before.values, after.values),
         "improved": selection.improved,
         "best_step": selection.step,
+        "untrained_head": selection.step == 0 and model.loaded.has_new_head,
         "validation": compare_metrics(selection.before.values, selection.kept.values),
     }
     warn_of_metrics(config, metrics)
@@ -335,6 +337,11 @@ def warn_of_metrics(config: FinetuneConfig, metrics: dict[str, Any]) -> None:
         logger.warning(
             "the metrics are those of the base in 4 bits; `rerank-plugin evaluate` measures the "
             "adapter on the full base"
+        )
+    if metrics["untrained_head"]:
+        logger.warning(
+            "the scoring head of the base model is newly initialised and ranks at random: train on "
+            "a few hundred groups or for more epochs (--total_epoch), or from a trained reranker"
         )
     _, high = metrics["difference"]["interval_95"][METRIC]
     if metrics["improved"] and high < 0:

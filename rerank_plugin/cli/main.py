@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -38,12 +39,23 @@ class Command:
     #: Values of options that are not given, in place of the defaults of their fields.
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def named(self, argv: Sequence[str]) -> list[str]:
-        """Return the arguments, each with the name of its option."""
+    def named(self, name: str, argv: Sequence[str]) -> list[str]:
+        """Return the arguments, each with the name of its option.
+
+        Raises:
+            InputError: some of the arguments without a name are given, and others are missing.
+        """
         arguments = list(argv)
+        given = 0
         for option in self.positional:
             if arguments and not arguments[0].startswith("-"):
                 arguments = [*arguments[1:], f"--{option}", arguments[0]]
+                given += 1
+        if given not in {0, len(self.positional)}:
+            wanted = " ".join(option.upper() for option in self.positional)
+            raise InputError(
+                f"expected {len(self.positional)} models: rerank-plugin {name} {wanted}"
+            )
         return arguments
 
     def run(self, name: str, argv: Sequence[str]) -> int:
@@ -55,7 +67,7 @@ class Command:
             extras = getattr(import_module(source), attribute)
         options = parse_options(
             getattr(module, self.options),
-            self.named(argv),
+            self.named(name, argv),
             command=name,
             extras=extras,
             defaults=self.defaults,
@@ -118,14 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     show_logs()
     arguments, debug = without_debug(sys.argv[1:] if argv is None else argv)
-    name = next((argument for argument in arguments if argument in COMMANDS), "")
+    name = next((argument for argument in arguments if argument in COMMANDS), None)
+    program = f"rerank-plugin {name}" if name else "rerank-plugin"
     try:
         with interrupted_by_signals():
             code = run(arguments)
             Stdout().flush()
         return code
     except KeyboardInterrupt:
-        say(f"rerank-plugin {name}: interrupted")
+        say(f"{program}: interrupted")
         return 1
     except BrokenPipeError:
         # The reader of stdout has ended.
@@ -135,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # No error of a command is a traceback, unless --debug asks for it.
         if debug:
             traceback.print_exc(file=Stderr())
-        say(f"rerank-plugin {name}: {described(error)}")
+        say(f"{program}: {described(error)}")
         if isinstance(error, OSError):
             abandon_stdout()
         return error.exit_code if isinstance(error, RerankError) else 1
@@ -151,7 +164,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        raise InputError(f"unknown command {name!r} (choose from {', '.join(COMMANDS)})")
+        close = get_close_matches(name, COMMANDS, n=1)
+        meant = f": did you mean {close[0]}?" if close else ""
+        raise InputError(f"unknown command {name!r} (choose from {', '.join(COMMANDS)}){meant}")
     if sys.flags.optimize > 1:
         raise InputError(
             "transformers needs docstrings: use python -O in place of -OO, or unset PYTHONOPTIMIZE"
@@ -217,7 +232,12 @@ class ConsoleHandler(logging.Handler):
 
 
 def show_logs() -> None:
-    """Show the package's log, from information up."""
+    """Show the package's log, from information up.
+
+    peft imports bitsandbytes where it is installed, which then warns of a kernel for 4 bits on CPUs
+    that nothing here uses.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logger = logging.getLogger("rerank_plugin")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):

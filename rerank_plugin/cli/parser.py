@@ -38,6 +38,28 @@ class Extras:
     target: str
 
 
+@dataclass(frozen=True)
+class KnownNames:
+    """The names of a command's options, and of those that another library takes."""
+
+    own: set[str]
+    extras: Extras | None
+
+    def __contains__(self, name: str) -> bool:
+        # The other library is imported only if a name is not one of the command's.
+        return name in self.own or name in self.all()
+
+    def all(self) -> set[str]:
+        """Return all names."""
+        return self.own | set(self.extras.names() if self.extras else ())
+
+    def suggestion(self, name: str) -> str:
+        """Return `: did you mean …?` if a known name is close, or begins with an unknown one."""
+        close = get_close_matches(name, self.all(), n=1)
+        close = close or sorted(known for known in self.own if known.startswith(f"{name}_"))
+        return f": did you mean --{close[0]}?" if close else ""
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage."""
 
@@ -78,8 +100,7 @@ def parse_options(
     option_list = list(option_fields(options))
     parser = build_parser(options, option_list, command, has_extras=extras is not None)
     aliases = spellings(option_list, extras)
-    known = {option_name(field) for field, _ in option_list} | set(aliases)
-    known |= set(extras.names() if extras else ())
+    known = KnownNames({option_name(field) for field, _ in option_list} | set(aliases), extras)
     arguments = rename_aliases(with_underscores(argv), aliases)
     config = config_file(arguments)
     if config is not None:
@@ -284,7 +305,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_config(path: Path, known: set[str]) -> list[str]:
+def read_config(path: Path, known: KnownNames) -> list[str]:
     """Return the options of a YAML file as command-line arguments."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8-sig"), UniqueKeyLoader)
@@ -298,7 +319,7 @@ def read_config(path: Path, known: set[str]) -> list[str]:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise InputError(f"{path}: unknown option {key!r}{suggestion(name, known)}")
+            raise InputError(f"{path}: unknown option {key!r}{known.suggestion(name)}")
         if isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]
         elif value is not None:
@@ -313,17 +334,11 @@ def config_value(name: str, value: object) -> str:
     return json.dumps(value) if isinstance(value, dict | bool) else str(value)
 
 
-def check_unknown(unknown: Sequence[str], known: set[str]) -> None:
+def check_unknown(unknown: Sequence[str], known: KnownNames) -> None:
     """Refuse arguments that neither the command nor the library behind it knows."""
     if not unknown[0].startswith("--"):
         raise InputError(f"unexpected argument {unknown[0]!r}: options start with --")
     for argument in unknown:
         name = argument[2:].partition("=")[0]
         if argument.startswith("--") and name not in known:
-            raise InputError(f"unknown option --{name}{suggestion(name, known)}")
-
-
-def suggestion(name: str, known: set[str]) -> str:
-    """Return `: did you mean …?` if a known name is close."""
-    close = get_close_matches(name, known, n=1)
-    return f": did you mean --{close[0]}?" if close else ""
+            raise InputError(f"unknown option --{name}{known.suggestion(name)}")

@@ -17,18 +17,17 @@ def check_output(
 ) -> None:
     """Check that an option's file can be written and replaces nothing that is needed.
 
-    Pipes, devices and open files such as `/dev/stdout` are written as they are.
+    Its folder is created. Pipes, devices and open files such as `/dev/stdout` are written as they
+    are.
 
     Raises:
-        OptionError: the folder does not exist or cannot be written, the file exists already or is
+        OptionError: the folder cannot be created or written, the file exists already or is
             an input, or another command is writing it.
     """
     try:
         if is_stream(file):
             return
         target = real_path(file)
-        if not target.parent.is_dir():
-            raise OptionError(option, f"no such folder: {target.parent}")
         if target.is_dir():
             raise OptionError(option, f"{file} is a folder, expected a file")
         if any(path is not None and is_input(file, path) for path in inputs):
@@ -37,6 +36,7 @@ def check_output(
             raise OptionError(
                 option, f"{file} already exists: choose another file, or use --overwrite"
             )
+        target.parent.mkdir(parents=True, exist_ok=True)
         try_file(target)
         part = part_file(target)
         if part.exists():

@@ -34,6 +34,8 @@ PICKLED = "pickled weights are not loaded: save them as safetensors"
 REMEDIES = {
     "trust_remote_code": "the model comes with code; read it, and set trust_remote_code "
     "(--trust_remote_code) to run it",
+    "couldn't connect to": "the hub cannot be reached, and the model is not in its cache: check "
+    "the network, or give the folder of a model",
     "does not appear to have a file named model.safetensors": "model.safetensors not found "
     f"({PICKLED}, or use a --revision that has them)",
 }

@@ -424,7 +424,8 @@ def test_commands_and_streams() -> None:
     assert "train" in overview.stdout
     unknown = run("trian")
     assert unknown.returncode == 2
-    assert "unknown command 'trian'" in unknown.stderr
+    assert unknown.stderr.startswith("rerank-plugin: unknown command 'trian' (choose from train, ")
+    assert unknown.stderr.endswith("did you mean train?\n")
     bad = run("rerank", "--model_dir", "./nowhere", "--data_path", "no.json")
     assert bad.returncode == 2
     assert "Traceback" not in bad.stderr
@@ -440,6 +441,31 @@ def test_commands_and_streams() -> None:
         shown = run(command, "--help")
         assert shown.returncode == 0
         assert "usage: rerank-plugin" in shown.stdout
+
+
+def test_help_and_misuse_do_not_wait_for_the_trainer() -> None:
+    code = "import sys\nfrom rerank_plugin.cli.main import main\n"
+    code += "try:\n    main(['train', *sys.argv[1:]])\nexcept SystemExit:\n    pass\n"
+    code += "sys.exit('transformers' in sys.modules)"
+    for argument in ("--help", "--lora"):
+        subprocess.run([sys.executable, "-c", code, argument], capture_output=True, check=True)
+
+
+def test_compare_names_the_models_that_it_expects(cli: Run) -> None:
+    code, _, err = cli("compare", "./one", "--data_path", "test.jsonl")
+    assert code == 2
+    assert "expected 2 models: rerank-plugin compare BASELINE MODEL_DIR" in err
+
+
+def test_the_folder_of_an_output_is_created(cli: Run, groups_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "folder" / "groups.jsonl"
+    options = ("--from", "flagembedding", "--data_path", groups_file, "--output", output)
+    assert cli("convert", *options)[0] == 0
+    assert output.is_file()
+    below = output / "groups.jsonl"
+    code, _, err = cli("convert", *options[:-1], below)
+    assert code == 2
+    assert f"--output: {below} cannot be written" in err
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,11 @@ def test_no_such_model(name: str) -> None:
         load_tokenizer(name)
 
 
+def test_a_hub_that_cannot_be_reached_is_an_error_with_advice() -> None:
+    with pytest.raises(InputError, match=r"hub cannot be reached, .* give the folder of a model"):
+        Reranker("nobody/no-such-model")
+
+
 def test_a_plain_encoder_gets_a_new_head_with_one_label(
     tiny_encoder: Path, tiny_model: Path
 ) -> None:

@@ -212,6 +212,17 @@ def test_a_new_head_has_another_default_rate_and_loss(
     assert "is low for a newly initialised scoring head" in caplog.text
 
 
+def test_a_kept_base_model_without_a_trained_head_is_named(
+    tiny_encoder: Path, tmp_path: Path, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    opposite = write_lines(tmp_path / "opposite.jsonl", opposite_groups())
+    result = train(model_name_or_path=tiny_encoder, eval_data_path=opposite)
+    assert not result.improved
+    assert "is newly initialised and ranks at random" in caplog.text
+    card = (result.model_dir / "README.md").read_text("utf-8")
+    assert "before training: the scoring head is newly initialised" in card
+
+
 def test_eval_strategy_no_keeps_the_last_weights(
     train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
