@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -57,7 +58,8 @@ def print_comparison(
         difference: The difference, as `significance.paired_difference` describes it.
         names: The titles of both columns.
     """
-    table = Table(title=f"{after['queries']} queries")
+    # Without lines between columns, an interval fits into a terminal of 80 characters.
+    table = Table(title=f"{after['queries']} queries", box=SIMPLE_HEAD)
     names = escape(names[0]), escape(names[1])
     for title in ("metric", *names, "difference", "95% interval", "p", "won, lost"):
         table.add_column(title, justify="left" if title == "metric" else "right")

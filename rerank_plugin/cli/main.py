@@ -91,7 +91,7 @@ COMMANDS = {
     ),
     # Another spelling of evaluate --baseline A --model_dir B --report comparison.
     "compare": Command(
-        "report on two models, A and B, on the same groups",
+        "report on two models on the same groups: rerank-plugin compare BASELINE MODEL_DIR",
         "rerank_plugin.finetune.commands.evaluate",
         "EvaluateOptions",
         positional=("baseline", "model_dir"),
