@@ -1,4 +1,4 @@
-"""Fuse encoder layers for scoring on a CPU: packed weights, activation and residual in products.
+"""Fuse layers for scoring on a CPU: packed weights, activation and residual in products.
 
 A stock layer multiplies by query, key and value separately, writes every product to memory and
 reads it again for its bias, activation or residual. Here oneDNN, through the operators that
@@ -8,7 +8,7 @@ neighbours.
 """
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,94 +17,10 @@ from transformers import PreTrainedModel
 
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
+from rerank_plugin.engine.packed_linear import ACTIVATIONS, Activation, PackedLinear
 from rerank_plugin.model.adapters import ActiveAdapter, low_rank_factors
 from rerank_plugin.model.device import onednn_takes
 from rerank_plugin.model.families import family_of
-
-#: The number of rows that weights are packed for; any number can be multiplied.
-PACKED_FOR = 4096
-
-#: oneDNN compiles a product for every new number of rows. In the thousands that takes as long as
-#: the product itself, unless the number is a multiple of this.
-ROW_MULTIPLE = 32
-
-
-class PackedLinear:
-    """The product with the weights of linear layers, side by side, in oneDNN's layout.
-
-    The products of adapters are not part of it: that of the active one is added.
-
-    Args:
-        layers: Linear layers of one input, with or without LoRA adapters.
-        active: The active adapter.
-        rows: The outputs of the layers that are computed.
-    """
-
-    def __init__(
-        self, *layers: nn.Module, active: ActiveAdapter, rows: slice = slice(None)
-    ) -> None:
-        stock: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
-        weight = torch.cat([layer.weight.detach()[rows] for layer in stock])
-        biases = [layer.bias.detach()[rows] for layer in stock if layer.bias is not None]
-        self.bias = torch.cat(biases) if biases else None
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)
-        self.active = active
-        self.additions = additions(layers, rows)
-
-    def __call__(self, x: Tensor, activation: str = "none") -> Tensor:
-        """Return the product, `[tokens, out]`, followed by an exact `gelu` if chosen."""
-        addition = self.addition(x)
-        if addition is not None:
-            out = self._binary(x, addition, "add")
-            return nn.functional.gelu(out) if activation == "gelu" else out
-        algorithm = "none" if activation == "gelu" else ""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.weight, self.bias, activation, [], algorithm
-        )
-        return product
-
-    def combine(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
-        """Return the product plus (`add`) or times (`mul`) another tensor, `[tokens, out]`."""
-        addition = self.addition(x)
-        if addition is None:
-            return self._binary(x, other, operation)
-        if operation == "add":
-            return self._binary(x, addition + other, operation)
-        return self._binary(x, addition, "add") * other
-
-    def addition(self, x: Tensor) -> Tensor | None:
-        """Return the product of the active adapter, `[tokens, out]`, if it has one."""
-        factors = self.additions.get(self.active.name) if self.active.name else None
-        return None if factors is None else x @ factors[0] @ factors[1]
-
-    def _binary(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, other, self.weight, self.bias, operation
-        )
-        return out
-
-
-def additions(layers: Sequence[nn.Module], rows: slice) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the factors of each adapter for layers side by side, by PEFT's names of adapters.
-
-    The first factor is `[in, ranks]`, those of all layers side by side, the second `[ranks, out]`,
-    zero between the ranks of one layer and the outputs of another.
-    """
-    by_layer = [low_rank_factors(layer) or {} for layer in layers]
-    counts: list[Any] = [layer.out_features for layer in layers]
-    widths = [len(range(count)[rows]) for count in counts]
-    factors = {}
-    for name in dict.fromkeys(name for layer_factors in by_layer for name in layer_factors):
-        adapter = [layer_factors.get(name) for layer_factors in by_layer]
-        downs = [pair[0] for pair in adapter if pair]
-        ups = [
-            pair[1][rows] if pair else downs[0].new_zeros(width, 0)
-            for pair, width in zip(adapter, widths, strict=True)
-        ]
-        first = torch.cat(downs).detach().T.contiguous()
-        second = torch.block_diag(*ups).detach().T.contiguous()
-        factors[name] = first, second.to(first.dtype)
-    return factors
 
 
 class FusedBertLayer(nn.Module):
@@ -113,10 +29,12 @@ class FusedBertLayer(nn.Module):
     Args:
         layer: The stock layer with the weights.
         active: The active adapter.
+        activation: That of the feed-forward network.
     """
 
-    def __init__(self, layer: Any, active: ActiveAdapter) -> None:
+    def __init__(self, layer: Any, active: ActiveAdapter, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         attention = layer.attention
         self.scale = float(attention.self.scaling)
         self.head_size = int(attention.self.attention_head_size)
@@ -135,7 +53,7 @@ class FusedBertLayer(nn.Module):
         qkv = self.qkv(x).view(x.shape[0], 3, -1, self.head_size)
         context = attend(boundaries, *qkv.unbind(1), scale=self.scale).reshape(x.shape[0], -1)
         x = self.attention_norm(self.attention_out.combine(context, x, "add"))
-        out: Tensor = self.norm(self.down.combine(self.up(x, "gelu"), x, "add"))
+        out: Tensor = self.norm(self.down.combine(self.up(x, self.activation), x, "add"))
         return out[None]
 
 
@@ -145,10 +63,12 @@ class FusedModernBertLayer(nn.Module):
     Args:
         layer: The stock layer with the weights.
         active: The active adapter.
+        activation: That of the feed-forward network.
     """
 
-    def __init__(self, layer: Any, active: ActiveAdapter) -> None:
+    def __init__(self, layer: Any, active: ActiveAdapter, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         self.attention_type = layer.attention_type
         self.head_size = int(layer.attn.head_dim)
         self.window = int(layer.attn.sliding_window or 0)
@@ -177,8 +97,102 @@ class FusedModernBertLayer(nn.Module):
         context = attend(boundaries, query, key, qkv[:, 2], scale=scale, window=self.window)
         x = self.attention_out.combine(context.reshape(x.shape[0], -1), x, "add")
         y = self.norm(x)
-        x = self.down.combine(self.gate.combine(y, self.up(y, "gelu"), "mul"), x, "add")
+        up = self.up(y, self.activation)
+        x = self.down.combine(self.gate.combine(y, up, "mul"), x, "add")
         return x[None]
+
+
+class FusedLlamaLayer(nn.Module):
+    """A layer of Llama, Mistral, Qwen2, Qwen3 or Gemma, for packed rows alone.
+
+    Args:
+        layer: The stock layer with the weights.
+        active: The active adapter.
+        activation: That of the feed-forward network.
+    """
+
+    def __init__(self, layer: Any, active: ActiveAdapter, activation: Activation) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.activation = activation
+        self.head_size = int(attention.head_dim)
+        self.key_heads = attention.k_proj.out_features // self.head_size
+        self.scale = float(attention.scaling)
+        self.window = sliding_window(attention)
+        self.attention_norm = RmsNorm(layer.input_layernorm)
+        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj, active=active)
+        self.head_norms = [
+            RmsNorm(getattr(attention, name))
+            for name in ("q_norm", "k_norm")
+            if hasattr(attention, name)
+        ]
+        self.attention_out = PackedLinear(attention.o_proj, active=active)
+        self.norm = RmsNorm(layer.post_attention_layernorm)
+        self.gate = PackedLinear(mlp.gate_proj, active=active)
+        self.up = PackedLinear(mlp.up_proj, active=active)
+        self.down = PackedLinear(mlp.down_proj, active=active)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *_: Any,
+        position_embeddings: tuple[Tensor, Tensor],
+        boundaries: Boundaries,
+        **__: Any,
+    ) -> Tensor:
+        """Apply the layer, `[1, tokens, hidden]` to the same."""
+        x = hidden_states[0]
+        qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, self.head_size)
+        query, key, value = self._rotated(qkv, position_embeddings)
+        context = attend(
+            boundaries, query, key, value, scale=self.scale, window=self.window, causal=True
+        )
+        x = self.attention_out.combine(context.reshape(x.shape[0], -1), x, "add")
+        y = self.norm(x)
+        gate = self.gate(y, self.activation)
+        x = self.down.combine(self.up.combine(y, gate, "mul"), x, "add")
+        return x[None]
+
+    def _rotated(
+        self, qkv: Tensor, position_embeddings: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, the first two normed (if they are) and rotated."""
+        rotated, value = qkv[:, : -self.key_heads], qkv[:, -self.key_heads :]
+        if self.head_norms:
+            query, key = rotated[:, : -self.key_heads], rotated[:, -self.key_heads :]
+            query_norm, key_norm = self.head_norms
+            rotated = torch.cat([query_norm(query), key_norm(key)], dim=1)
+        rotated = rotate(rotated[:, None], *position_embeddings)[:, 0]
+        return rotated[:, : -self.key_heads], rotated[:, -self.key_heads :], value
+
+
+class RmsNorm(nn.Module):
+    """The norm of the root mean square (Zhang and Sennrich 2019, arXiv:1910.07467), in float32.
+
+    Args:
+        norm: The stock norm with the weight; Gemma adds 1 to it.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        weight = norm.weight.detach().float()
+        self.weight = weight + 1 if type(norm).__name__.startswith("Gemma") else weight
+        self.epsilon = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the norm to `[..., size]`."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = torch.rsqrt(norm.square() / x.shape[-1] + self.epsilon)
+        out: Tensor = x * inverse * self.weight
+        return out.to(x.dtype)
+
+
+def sliding_window(attention: Any) -> int:
+    """Return the window of a layer's attention; 0 if it has none."""
+    window = getattr(attention, "sliding_window", None)
+    if attention.config.model_type == "mistral":
+        window = attention.config.sliding_window
+    return int(window or 0)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -195,7 +209,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return out
 
 
-FUSED = {"bert": FusedBertLayer, "modernbert": FusedModernBertLayer}
+FUSED = {"bert": FusedBertLayer, "modernbert": FusedModernBertLayer, "llama": FusedLlamaLayer}
 
 
 def fuse_layers(model: PreTrainedModel, active: ActiveAdapter) -> bool:
@@ -205,8 +219,9 @@ def fuse_layers(model: PreTrainedModel, active: ActiveAdapter) -> bool:
     """
     config = model.config
     kind = family_of(config).layers
-    activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
-    if kind is None or activation != "gelu" or platform.machine() not in ("x86_64", "AMD64"):
+    name = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
+    activation = ACTIVATIONS.get(str(name))
+    if kind is None or activation is None or platform.machine() not in ("x86_64", "AMD64"):
         return False
     lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     # The model's dtype may be that of its head, which is float32.
@@ -218,7 +233,7 @@ def fuse_layers(model: PreTrainedModel, active: ActiveAdapter) -> bool:
         return False
     for layers in lists:
         for index, layer in enumerate(layers):
-            layers[index] = FUSED[kind](layer, active).eval()
+            layers[index] = FUSED[kind](layer, active, activation).eval()
     return True
 
 

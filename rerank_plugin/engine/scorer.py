@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from rerank_plugin.engine.distinct import EncodedPairs
 from rerank_plugin.engine.encoder import PairEncoder
-from rerank_plugin.engine.fused_layers import ROW_MULTIPLE, fuse_layers
+from rerank_plugin.engine.fused_layers import fuse_layers
+from rerank_plugin.engine.packed_linear import ROW_MULTIPLE
 from rerank_plugin.engine.packing import Inputs, equal_batches, pack, pair_costs, prepare_packing
 from rerank_plugin.engine.padding import batches_by_length, pad
 from rerank_plugin.engine.schedule import Schedule

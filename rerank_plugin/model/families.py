@@ -25,7 +25,8 @@ class Family:
     #: Whether a token sees only those before it, and the last one of a pair is scored.
     causal: bool = False
     #: The kind of its layers, if `fused_layers` has a faster one: "bert" (norms after attention and
-    #: feed-forward) or "modernbert" (norms before, rotary positions, gated).
+    #: feed-forward), "modernbert" (norms before, rotary positions, gated) or "llama" (the same,
+    #: causal).
     layers: str | None = None
     #: Whether the logit of a pair does not depend on padding. Otherwise the pairs of a batch have
     #: equal length, or a score would depend on the other pairs.
@@ -58,7 +59,7 @@ FAMILIES = {
     "flaubert": Family(),
     "fnet": Family(masks_padding=False, float32_only=True),
     "funnel": Family(masks_padding=False),
-    "gemma": Family(last_module="", causal=True),
+    "gemma": Family(last_module="", causal=True, layers="llama"),
     "gte": Family(),
     "ibert": Family(positions_after_padding=True),
     "jina_embeddings_v3": Family(),
@@ -66,12 +67,12 @@ FAMILIES = {
     "layoutlmv2": Family(refused=PAGES),
     "layoutlmv3": Family(refused=PAGES),
     "lilt": Family(refused=PAGES),
-    "llama": Family(last_module="", causal=True),
+    "llama": Family(last_module="", causal=True, layers="llama"),
     "longformer": Family(positions_after_padding=True),
     "luke": Family(positions_after_padding=True),
     "markuplm": Family(refused=PAGES),
     "megatron-bert": Family(),
-    "mistral": Family(last_module="", causal=True),
+    "mistral": Family(last_module="", causal=True, layers="llama"),
     "mobilebert": Family(),
     "modernbert": Family(last_module="", layers="modernbert"),
     "mpnet": Family(positions_after_padding=True),
@@ -79,8 +80,8 @@ FAMILIES = {
     "nomic_bert": Family(),
     "nystromformer": Family(refused="its attention averages over a fixed number of tokens"),
     "perceiver": Family(refused="it reads bytes, not the tokens of pairs"),
-    "qwen2": Family(last_module="", causal=True),
-    "qwen3": Family(last_module="", causal=True),
+    "qwen2": Family(last_module="", causal=True, layers="llama"),
+    "qwen3": Family(last_module="", causal=True, layers="llama"),
     "reformer": Family(refused="it hashes tokens at random, so equal pairs get different scores"),
     "rembert": Family(),
     "roberta": Family(positions_after_padding=True, last_module="encoder", layers="bert"),

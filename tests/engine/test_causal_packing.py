@@ -19,12 +19,16 @@ from transformers import (
 
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
+from rerank_plugin.engine.fused_layers import fuse_layers
 from rerank_plugin.engine.layout import Layout
 from rerank_plugin.engine.packing import pack, prepare_packing
 from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.finetune.training.lora import backbone_products
+from rerank_plugin.model.adapters import ActiveAdapter
 from rerank_plugin.model.causal import pool_last_token
+from rerank_plugin.model.device import onednn_takes
 from rerank_plugin.model.families import FAMILIES
+from rerank_plugin.model.head import cast_backbone, run_head_in_float32
 
 from .test_packing import assert_same_gradients, gradients
 
@@ -253,3 +257,51 @@ def test_causal_attention_in_bfloat16(size: int, window: int, heads: tuple[int, 
         assert tensor.grad is not None and reference.grad is not None
         difference = (tensor.grad.float() - reference.grad).norm()
         assert difference < 6e-3 * reference.grad.norm()
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh", "gelu"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fused_layers_give_the_stock_logits(name: str, activation: str) -> None:
+    config = deepcopy(CONFIGS[name])
+    config.hidden_act = activation
+    model, stock, pairs = build_packed(config), build(config), make_pairs(ROWS)
+    assert fuse_layers(model, ActiveAdapter())
+    with torch.inference_mode():
+        expected = stock_logits(stock, pairs)
+        assert expected.std() > 1e-2
+        torch.testing.assert_close(packed_logits(model, pairs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not onednn_takes(torch.bfloat16), reason="oneDNN refuses bfloat16 here")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fused_layers_in_bfloat16(name: str) -> None:
+    model, stock, pairs = build_packed(CONFIGS[name]), build(CONFIGS[name]), make_pairs(ROWS)
+    cast_backbone(model, torch.bfloat16)
+    run_head_in_float32(model)
+    assert fuse_layers(model, ActiveAdapter())
+    with torch.inference_mode():
+        expected = stock_logits(stock, pairs)
+        logits = packed_logits(model, pairs, multiple=32)
+        torch.testing.assert_close(logits, expected, atol=0.05 * float(expected.std()), rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma"])
+def test_fused_layers_add_the_active_adapter(name: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, stock, pairs = build_packed(CONFIGS[name]), build(CONFIGS[name]), make_pairs(ROWS)
+    base = stock_logits(stock, pairs)
+    for wrapped in (model, stock):
+        torch.manual_seed(1)
+        targets = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+        get_peft_model(
+            wrapped, LoraConfig(target_modules=targets, init_lora_weights=False), adapter_name="a"
+        ).eval()
+    active = ActiveAdapter("a")
+    assert fuse_layers(model, active)
+    with torch.inference_mode():
+        adapted = packed_logits(model, pairs)
+        torch.testing.assert_close(adapted, stock_logits(stock, pairs), atol=1e-5, rtol=1e-5)
+        assert (adapted - base).abs().max() > 0.1
+        active.name = None
+        torch.testing.assert_close(packed_logits(model, pairs), base, atol=1e-5, rtol=1e-5)
