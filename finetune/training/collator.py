@@ -74,7 +74,7 @@ class GroupCollator:
         pairs = [(sample.query, text) for sample in samples for text in sample.documents]
         encoded = iter(self.scorer.encoder.encode(pairs))
         groups = [[next(encoded) for _ in sample.documents] for sample in samples]
-        costs = [sum(self.scorer.costs(group)) for group in groups]
+        costs = [self.scorer.cost(group) for group in groups]
         return {
             "micro_batches": [
                 self.micro_batch([(samples[i], groups[i]) for i in sorted(indices)])

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rerank_plugin.engine.attention import ATTENTION
 from rerank_plugin.engine.boundaries import Boundaries
-from rerank_plugin.engine.layout import Layout
+from rerank_plugin.engine.layout import Layout, by_prefix
 from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.model.causal import LastTokenClassifier
 from rerank_plugin.model.families import family_of
@@ -24,14 +24,23 @@ Inputs = dict[str, Any]
 ATTENTION_RATE = 2.5
 
 
-def pair_costs(lengths: Sequence[int], hidden_size: int) -> "np.typing.NDArray[np.float64]":
+def pair_costs(
+    lengths: Sequence[int], hidden_size: int, *, before: Sequence[int] | int = 0
+) -> "np.typing.NDArray[np.float64]":
     """Return the costs of pairs, in tokens of a very short pair, float64 `[pairs]`.
 
     A layer multiplies each token with 12 H^2 weights (24 H^2 operations), and with the L tokens of
-    its pair twice (4 L H operations).
+    its pair, and those of a shared prefix before them, twice (4 L H operations).
     """
-    tokens = np.asarray(lengths, np.float64)
-    return tokens * (1 + ATTENTION_RATE * tokens / (6 * hidden_size))
+    tokens, prefix = np.asarray(lengths, np.float64), np.asarray(before, np.float64)
+    return tokens * (1 + ATTENTION_RATE * (tokens + prefix) / (6 * hidden_size))
+
+
+def row_cost(layout: Layout, hidden_size: int) -> float:
+    """Return the cost of a packed row, in the same tokens."""
+    lengths = [len(segment) for segment in layout.segments]
+    before = [segment.position for segment in layout.segments]
+    return float(pair_costs(lengths, hidden_size, before=before).sum())
 
 
 def equal_batches(costs: Sequence[float], budget: float) -> list[list[int]]:
@@ -55,6 +64,26 @@ def equal_batches(costs: Sequence[float], budget: float) -> list[list[int]]:
             sums = dict((number, cost) for cost, number in heap)
             return [batches[n] for n in sorted(sums, key=lambda n: (-sums[n], n))]
         count += ceil(count / 50)
+
+
+def prefix_batches(
+    pairs: Sequence[EncodedPair], budget: float, hidden_size: int
+) -> list[list[int]]:
+    """Return indices of pairs as `equal_batches` does, those of a prefix together if they fit.
+
+    A batch above the budget has a single pair.
+    """
+    pieces: list[list[int]] = []
+    for shared, indices in by_prefix(pairs):
+        rests = [len(pairs[index]) - shared for index in indices]
+        costs = pair_costs(rests, hidden_size, before=shared).tolist()
+        room = budget - float(pair_costs([shared], hidden_size)[0])
+        batches = equal_batches(costs, max(room, 1)) if shared else [[i] for i in range(len(rests))]
+        pieces += [[indices[i] for i in batch] for batch in batches]
+    layouts = (Layout.with_shared_prefixes([pairs[i] for i in piece]) for piece in pieces)
+    costs = [row_cost(layout, hidden_size) for layout in layouts]
+    batches = equal_batches(costs, budget)
+    return [[index for piece in batch for index in pieces[piece]] for batch in batches]
 
 
 def pack(

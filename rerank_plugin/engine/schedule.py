@@ -28,8 +28,8 @@ class BatchScorer(Protocol):
         """Return the maximum cost of a batch in tokens."""
         ...
 
-    def costs(self, pairs: Sequence[EncodedPair]) -> list[float]:
-        """Return the cost of each pair."""
+    def cost(self, pairs: Sequence[EncodedPair]) -> float:
+        """Return the cost of pairs in one batch."""
         ...
 
     def batches(self, pairs: Sequence[EncodedPair]) -> list[list[int]]:
@@ -131,9 +131,8 @@ class Schedule:
         """Cut windows of encoded pairs, all by default, into batches within the budget."""
         indices = range(len(encoded.windows)) if indices is None else indices
         windows = [encoded.windows[index] for index in indices]
-        costs = self._scorer.costs(windows)
         return deque(
-            Batch([indices[i] for i in batch], sum(costs[i] for i in batch))
+            Batch([indices[i] for i in batch], self._scorer.cost([windows[i] for i in batch]))
             for batch in self._scorer.batches(windows)
         )
 

@@ -16,8 +16,17 @@ from transformers import PreTrainedModel
 from rerank_plugin.engine.distinct import EncodedPairs
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.fused_layers import fuse_layers
+from rerank_plugin.engine.layout import Layout
 from rerank_plugin.engine.packed_linear import ROW_MULTIPLE
-from rerank_plugin.engine.packing import Inputs, equal_batches, pack, pair_costs, prepare_packing
+from rerank_plugin.engine.packing import (
+    Inputs,
+    equal_batches,
+    pack,
+    pair_costs,
+    prefix_batches,
+    prepare_packing,
+    row_cost,
+)
 from rerank_plugin.engine.padding import batches_by_length, pad
 from rerank_plugin.engine.schedule import Schedule
 from rerank_plugin.engine.scores import Logits
@@ -127,12 +136,18 @@ class Scorer:
         if not self.packs:
             lengths = [len(pair) for pair in pairs]
             return list(batches_by_length(lengths, self.token_budget, equal=not self.pads))
-        return equal_batches(self.costs(pairs), self.token_budget)
+        if self.causal:
+            return prefix_batches(pairs, self.token_budget, self.hidden_size)
+        return equal_batches(self._costs(pairs).tolist(), self.token_budget)
 
-    def costs(self, pairs: Sequence[EncodedPair]) -> list[float]:
-        """Return the cost of each pair, in the tokens that a budget counts."""
-        costs = pair_costs([len(pair) for pair in pairs], self.hidden_size)
-        return [float(cost) for cost in costs]
+    def cost(self, pairs: Sequence[EncodedPair]) -> float:
+        """Return the cost of pairs in one batch, in the tokens that a budget counts."""
+        if self.packs and self.causal:
+            return row_cost(Layout.with_shared_prefixes(pairs), self.hidden_size)
+        return float(self._costs(pairs).sum())
+
+    def _costs(self, pairs: Sequence[EncodedPair]) -> "np.typing.NDArray[np.float64]":
+        return pair_costs([len(pair) for pair in pairs], self.hidden_size)
 
     def inputs(self, pairs: Sequence[EncodedPair]) -> Inputs:
         """Return the model's inputs for one batch, on the CPU."""

@@ -21,7 +21,7 @@ from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.fused_layers import fuse_layers
 from rerank_plugin.engine.layout import Layout
-from rerank_plugin.engine.packing import pack, prepare_packing
+from rerank_plugin.engine.packing import pack, prefix_batches, prepare_packing, row_cost
 from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.finetune.training.lora import backbone_products
 from rerank_plugin.model.adapters import ActiveAdapter
@@ -305,3 +305,23 @@ def test_fused_layers_add_the_active_adapter(name: str) -> None:
         assert (adapted - base).abs().max() > 0.1
         active.name = None
         torch.testing.assert_close(packed_logits(model, pairs), base, atol=1e-5, rtol=1e-5)
+
+
+@given(row_lengths, st.integers(1, 600))
+def test_prefix_batches_hold_every_pair_once_within_the_budget(
+    rows: list[tuple[int, list[int]]], budget: int
+) -> None:
+    pairs = make_pairs(rows)
+    batches = prefix_batches(pairs, budget, 384)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(pairs)))
+    for batch in batches:
+        cost = row_cost(Layout.with_shared_prefixes([pairs[i] for i in batch]), 384)
+        assert cost <= budget + 1e-6 or len(batch) == 1
+
+
+def test_pairs_of_a_prefix_are_in_one_batch_if_they_fit() -> None:
+    pairs = make_pairs([(100, [20, 30, 40])] * 6)
+    batches = prefix_batches(pairs, 450, 384)
+    prefixes = [{pairs[i].ids[:100].tobytes() for i in batch} for batch in batches]
+    assert [len(batch) for batch in batches] == [6, 6, 6]
+    assert [len(prefix) for prefix in prefixes] == [2, 2, 2]
