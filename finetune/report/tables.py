@@ -59,7 +59,7 @@ def print_comparison(
         names: The titles of both columns.
     """
     # Without lines between columns, an interval fits into a terminal of 80 characters.
-    table = Table(title=f"{after['queries']} queries", box=SIMPLE_HEAD)
+    table = Table(title=f"{after['queries']} queries", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = escape(names[0]), escape(names[1])
     for title in ("metric", *names, "difference", "95% interval", "p", "won, lost"):
         table.add_column(title, justify="left" if title == "metric" else "right")

@@ -201,7 +201,7 @@ def test_compare_writes_a_report_and_figures(tmp_path: Path, capsys: Any) -> Non
     assert "The calibration that b carries has an expected calibration error of" in page.text
     assert len(record["per_query"]["ndcg@10"]) == 30
     assert main(["compare", str(models[0]), "--data_path", str(data)]) == 2
-    assert "the following options are required: --model_dir" in capsys.readouterr().err
+    assert "expected 2 models" in capsys.readouterr().err
     one = ["evaluate", "--model_dir", str(models[0]), "--data_path", str(data)]
     assert main([*one, "--report", str(report)]) == 2
     assert "--report: requires --baseline" in capsys.readouterr().err
