@@ -33,7 +33,9 @@ def hub_id(model: str) -> str | None:
     return None if folder.is_absolute() or folder.exists() else model
 
 
-def model_card(folder: Path, settings: RerankSettings, *, name: str, labels: int) -> ModelCard:
+def model_card(
+    folder: Path, settings: RerankSettings, *, name: str, labels: int, is_modular: bool = False
+) -> ModelCard:
     """Return the card of a trained folder, with metadata and results for the Hub.
 
     Args:
@@ -41,10 +43,11 @@ def model_card(folder: Path, settings: RerankSettings, *, name: str, labels: int
         settings: Its `rerank.json`.
         name: The name of the model, for the title, the usage and the `model-index`.
         labels: The number of labels of its head.
+        is_modular: Whether it, or the base of its adapter, is a modular reranker.
     """
     metrics, calibration = settings.metrics, settings.calibration
     card: ModelCard = ModelCard.from_template(
-        card_data(folder, settings, name),
+        card_data(folder, settings, name, is_modular=is_modular),
         template_path=str(TEMPLATE),
         name=name,
         base=settings.base_model,
@@ -54,6 +57,7 @@ def model_card(folder: Path, settings: RerankSettings, *, name: str, labels: int
         has_curves=(folder / "training_curves.png").is_file(),
         is_adapter=is_adapter(folder),
         labels=labels,
+        is_modular=is_modular,
         max_length=settings.max_length,
         score=SCORES[settings.normalize],
         calibration=describe_calibration(calibration) if calibration else None,
@@ -62,9 +66,12 @@ def model_card(folder: Path, settings: RerankSettings, *, name: str, labels: int
     return card
 
 
-def card_data(folder: Path, settings: RerankSettings, name: str) -> ModelCardData:
+def card_data(
+    folder: Path, settings: RerankSettings, name: str, *, is_modular: bool
+) -> ModelCardData:
     """Return the metadata of a card, with the test metrics as its `model-index`."""
     metrics = settings.metrics.get("after", {})
+    library = "sentence-transformers" if is_modular else "transformers"
     results = [
         EvalResult(
             task_type=HUB_TASK,
@@ -78,7 +85,7 @@ def card_data(folder: Path, settings: RerankSettings, name: str) -> ModelCardDat
     ]
     return ModelCardData(
         base_model=settings.base_model,
-        library_name="peft" if is_adapter(folder) else "transformers",
+        library_name="peft" if is_adapter(folder) else library,
         pipeline_tag=HUB_TASK,
         tags=["reranker", "cross-encoder", "rerank-plugin"],
         model_name=name,

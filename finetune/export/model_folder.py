@@ -15,6 +15,7 @@ from rerank_plugin.io.versions import with_versions
 from rerank_plugin.model.head import keep_one_label, last_layer
 from rerank_plugin.model.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.model.loading import load_model
+from rerank_plugin.model.modular import ModularClassifier
 from rerank_plugin.model.settings import RerankSettings
 
 from .model_card import model_card
@@ -103,17 +104,25 @@ def fold_calibration(
     save_model(loaded, folder)
 
 
-def write_records(folder: Path, settings: RerankSettings, *, name: str, labels: int) -> None:
+def write_records(
+    folder: Path, settings: RerankSettings, *, name: str, loaded: LoadedModel
+) -> None:
     """Write `rerank.json`, `metrics.json` and the model card beside the weights.
 
     Args:
         folder: The folder of the model.
         settings: The contents of `rerank.json`; `metrics.json` has its metrics.
         name: The name of the model, for the card.
-        labels: The number of labels of its head.
+        loaded: The model, or the base of an adapter.
     """
     settings.write(folder)
     if settings.metrics:
         write_json(folder / "metrics.json", with_versions(settings.metrics))
-    card = model_card(folder, settings, name=name, labels=labels)
+    card = model_card(
+        folder,
+        settings,
+        name=name,
+        labels=int(loaded.model.config.num_labels or 1),
+        is_modular=isinstance(loaded.model, ModularClassifier),
+    )
     write_text(folder / "README.md", f"{card}\n")

@@ -52,11 +52,6 @@ class TrainableModel:
     #: Identifies the base weights, for `rerank.json`.
     base_fingerprint: str
 
-    @property
-    def labels(self) -> int:
-        """Return the number of labels of the head."""
-        return int(self.loaded.model.config.num_labels or 1)
-
 
 def prepare_model(config: FinetuneConfig, run_dir: RunDir, device: torch.device) -> TrainableModel:
     """Load the model of a run and prepare it for training; its weights are still on the CPU.

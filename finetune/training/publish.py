@@ -78,7 +78,7 @@ def publish(
             write_report(report, folder)
             if model.loaded.prompt and not is_adapter(folder):
                 write_prompt_files(folder, model.loaded.prompt, model.loaded.tokenizer)
-            write_records(folder, settings, name=name, labels=model.labels)
+            write_records(folder, settings, name=name, loaded=model.loaded)
             run_dir.publish(folder)
     wait_for_everyone()
 
