@@ -70,5 +70,6 @@ def mixed(numbers: Hashes) -> Hashes:
 
 def sides(queries: Hashes, second: Hashes) -> Sides:
     """Return the indices of groups whose queries are not in `second`, and of those whose are."""
-    is_second = np.isin(queries, second)
+    # By a table, numpy 2.0 overflows with numbers of 64 bits.
+    is_second = np.isin(queries, second, kind="sort")
     return np.flatnonzero(~is_second), np.flatnonzero(is_second)

@@ -4,14 +4,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from rerank_plugin.io.jsonl import SkippedLines
 
 from ..config import FinetuneConfig
 from ..data.dataset import GroupDataset
 from ..data.index_cache import cache_folder
-from ..data.splits import FEW_QUERIES, halves, split_by_query
+from ..data.splits import FEW_QUERIES, halves, sides, split_by_query
 from ..losses import make_loss
 from .distributed import main_process_first
 from .run_dir import RunDir
@@ -90,12 +88,12 @@ def validation_and_test(
 
 def warn_of_overlap(option: str, groups: GroupDataset, others: GroupDataset, split: str) -> None:
     """Log how many queries of an evaluation file are in another split, too."""
-    repeated = int(np.isin(groups.query_hashes, others.query_hashes).sum())
-    if repeated:
+    _, repeated = sides(groups.query_hashes, others.query_hashes)
+    if len(repeated):
         logger.warning(
             "--%s: %d of %d queries are %s queries too, so its metrics will be too high",
             option,
-            repeated,
+            len(repeated),
             len(groups),
             split,
         )
