@@ -1,6 +1,5 @@
 """Attention inside the pairs of a packed row, with the interface of transformers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from rerank_plugin.engine.boundaries import Boundaries, Segments
-from rerank_plugin.engine.cpu_attention import CpuAttention, is_supported
+from rerank_plugin.engine.cpu_attention import CpuAttention, Sizes, is_supported
 
 #: Its name in transformers. No mask function has this name, so that models build no mask.
 ATTENTION = "rerank_packed"
@@ -96,10 +95,10 @@ def attend(
         keys = boundaries.keys
         key, value = boundaries.keys.select(key), boundaries.keys.select(value)
     scores = Scores(scale, window if window < keys.longest else 0, causal)
-    if is_supported(query) and not causal:
-        offsets, longest = boundaries.offsets, boundaries.longest
-        apply: Callable[..., Tensor] = CpuAttention.apply
-        return apply(query, key, value, offsets, longest, scores.window, scale)
+    if is_supported(query):
+        sizes = Sizes(boundaries.offsets, keys.offsets, keys.longest, scores.window, causal, scale)
+        out: Tensor = CpuAttention.apply(query, key, value, sizes)
+        return out
     if takes_rows_of_pairs(query):
         if has_flash(query):
             return varlen(query, key, value, boundaries, keys, scores)

@@ -9,6 +9,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 #: The compiled library, which setuptools puts into the package.
 MODULE = "rerank_plugin.engine._packed_attention"
 
-HEAD_SIZES = (32, 64)
+#: The sizes of heads for which it is faster than torch's kernels.
+HEAD_SIZES = (32, 64, 128)
 
 #: The instructions that the C file is compiled for, by torch's names.
 INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16", "fma3")
@@ -54,9 +56,13 @@ class Work(ctypes.Structure):
         *((name, Rows) for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")),
         ("lse", ctypes.c_void_p),
         ("bounds", ctypes.c_void_p),
+        ("key_bounds", ctypes.c_void_p),
         *(
             (name, ctypes.c_int32)
-            for name in ("pairs", "heads", "dim", "tokens", "longest", "window")
+            for name in (
+                *("segments", "heads", "key_heads", "dim"),
+                *("tokens", "longest", "window", "causal"),
+            )
         ),
         ("scale", ctypes.c_float),
         ("failed", ctypes.c_int32),
@@ -118,25 +124,39 @@ def is_supported(query: Tensor) -> bool:
     )
 
 
-def call(kernel: Kernel, bounds: Tensor, *, longest: int, window: int, **values: Any) -> None:
+@dataclass(frozen=True)
+class Sizes:
+    """What a kernel is told about the segments of a row, and about scores."""
+
+    #: The start of each segment's queries and of its keys, and the end; int32 `[segments + 1]`.
+    bounds: Tensor
+    key_bounds: Tensor
+    #: The keys of the segment that has most.
+    longest: int
+    #: A token sees tokens less than this distance away; 0 for all.
+    window: int
+    causal: bool
+    #: The factor of the scores.
+    scale: float
+
+
+def call(kernel: Kernel, sizes: Sizes, lse: Tensor | None, **tensors: Tensor) -> None:
     """Fill in the sizes and run a kernel."""
-    query = values["q"]
-    tokens, heads, dim = query.shape
-    rows = {
-        name: Rows.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)
-    }
-    lse = rows.pop("lse", None)
+    tokens, heads, dim = tensors["q"].shape
     work = Work(
-        **rows,
-        lse=lse.data if lse is not None else None,
-        bounds=bounds.data_ptr(),
-        pairs=len(bounds) - 1,
+        **{name: Rows.from_tensor(tensor) for name, tensor in tensors.items()},
+        lse=None if lse is None else lse.data_ptr(),
+        bounds=sizes.bounds.data_ptr(),
+        key_bounds=sizes.key_bounds.data_ptr(),
+        segments=len(sizes.bounds) - 1,
         heads=heads,
+        key_heads=tensors["k"].shape[1],
         dim=dim,
         tokens=tokens,
-        longest=longest,
-        window=window,
-        scale=values["scale"],
+        longest=sizes.longest,
+        window=sizes.window,
+        causal=sizes.causal,
+        scale=sizes.scale,
     )
     if kernel(ctypes.byref(work), parallel(), torch.get_num_threads()):
         raise MemoryError("no memory for the attention of a packed row")
@@ -148,42 +168,29 @@ def inner_contiguous(tensor: Tensor) -> Tensor:
 
 
 class CpuAttention(torch.autograd.Function):
-    """Attention inside the pairs of a packed row, bfloat16 `[tokens, heads, head size]`."""
+    """Attention inside the segments of a packed row, bfloat16 `[tokens, heads, head size]`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bounds: Tensor,
-        longest: int,
-        window: int,
-        scale: float,
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, sizes: Sizes) -> Tensor:
         """Return the output of every token, contiguous.
 
         Args:
             ctx: Keeps the tensors of the backward pass.
-            query: As `key` and `value` `[tokens, heads, head size]`.
-            key: See above.
+            query: `[tokens, heads, head size]`.
+            key: `[keys, key heads, head size]`; so is `value`.
             value: See above.
-            bounds: The start of each pair, and the end; int32 `[pairs + 1]` on the CPU.
-            longest: The number of tokens of the longest pair.
-            window: A token sees tokens less than this distance away; 0 for all.
-            scale: The factor of the scores.
+            sizes: The segments.
         """
         compiled = kernels()
         assert compiled is not None
         query, key, value = (inner_contiguous(tensor) for tensor in (query, key, value))
         out = torch.empty(query.shape, dtype=query.dtype)
-        out[bounds[-1] :] = 0
+        out[sizes.bounds[-1] :] = 0
         training = any(ctx.needs_input_grad[:3])
         lse = torch.empty(query.shape[1], query.shape[0]) if training else None
-        sizes: dict[str, Any] = {"longest": longest, "window": window, "scale": scale}
-        call(compiled[0], bounds, q=query, k=key, v=value, out=out, lse=lse, **sizes)
+        call(compiled[0], sizes, lse, q=query, k=key, v=value, out=out)
         if training:
-            ctx.save_for_backward(query, key, value, out, lse, bounds)
+            ctx.save_for_backward(query, key, value, out, lse)
             ctx.sizes = sizes
         return out
 
@@ -192,23 +199,19 @@ class CpuAttention(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         compiled = kernels()
         assert compiled is not None
-        query, key, value, out, lse, bounds = ctx.saved_tensors
+        query, key, value, out, lse = ctx.saved_tensors
+        dq, dk, dv = empty_gradients(query, key)
+        dq[ctx.sizes.bounds[-1] :] = 0
+        dk[ctx.sizes.key_bounds[-1] :] = 0
+        dv[ctx.sizes.key_bounds[-1] :] = 0
+        rows = {"q": query, "k": key, "v": value, "out": out, "dq": dq, "dk": dk, "dv": dv}
+        call(compiled[1], ctx.sizes, lse, **rows, dout=inner_contiguous(gradients[0]))
+        return dq, dk, dv, None
+
+
+def empty_gradients(query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors for the gradients of query, key and value."""
+    if query.shape == key.shape:
         # Side by side: if the three are one product, its gradient is one tensor already.
-        grads = torch.empty(query.shape[0], 3, *query.shape[1:], dtype=query.dtype)
-        grads[bounds[-1] :] = 0
-        dq, dk, dv = grads.unbind(1)
-        call(
-            compiled[1],
-            bounds,
-            q=query,
-            k=key,
-            v=value,
-            out=out,
-            dout=inner_contiguous(gradients[0]),
-            dq=dq,
-            dk=dk,
-            dv=dv,
-            lse=lse,
-            **ctx.sizes,
-        )
-        return dq, dk, dv, None, None, None, None
+        return torch.empty(query.shape[0], 3, *query.shape[1:], dtype=query.dtype).unbind(1)
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(key)

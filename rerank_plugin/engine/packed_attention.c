@@ -1,4 +1,7 @@
-/* Attention inside the pairs of a packed row, forward and backward, in bfloat16 on AVX512-BF16.
+/* Attention inside the segments of a packed row, forward and backward, in bfloat16 on AVX512-BF16.
+ *
+ * A segment has queries and keys: the tokens of a pair, or the rest of a pair and its prefix before
+ * it. Its last query is at the last of its keys. A head of keys serves one or more heads of queries.
  *
  * The fused attention of torch spends most of its time around its products when pairs have a few
  * hundred tokens and heads 32 or 64 numbers; here every product is a tile of 12 rows by 32 columns
@@ -45,11 +48,11 @@ typedef struct {
 typedef struct {
     Rows q, k, v, out, dout, dq, dk, dv;
     float *lse; /* [heads, tokens]: log2 of the sum of exp2 of the scaled scores */
-    const int32_t *bounds;
-    int32_t pairs, heads, dim, tokens, longest, window;
+    const int32_t *bounds, *key_bounds;
+    int32_t segments, heads, key_heads, dim, tokens, longest, window, causal;
     float scale;
     int32_t failed;
-    int64_t next; /* the next (pair, head) that a thread takes */
+    int64_t next; /* the next (segment, head of keys) that a thread takes */
 } Work;
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
@@ -172,6 +175,13 @@ INLINE int low_edge(int token, int window) {
     return low > 0 ? low : 0;
 }
 
+/* The keys that a token at a position of its segment sees: [*low, *high) of m. */
+INLINE void keys_of(const Work *w, int position, int m, int *low, int *high) {
+    *low = w->window > 0 ? low_edge(position, w->window) : 0;
+    *high = w->causal ? position + 1 : w->window > 0 ? position + w->window : m;
+    if (*high > m) *high = m;
+}
+
 /* Columns of the 16 that start at `start` which lie in [from, to). */
 INLINE __mmask16 columns_in(int start, int from, int to) {
     int low = from - start, high = to - start;
@@ -180,39 +190,35 @@ INLINE __mmask16 columns_in(int start, int from, int to) {
     return (__mmask16)(below & ~before);
 }
 
-static void forward_one(Work *w, int pair, int head, char *space) {
-    const int first = w->bounds[pair], n = w->bounds[pair + 1] - first, dim = w->dim;
-    const int ld = padded(n);
-    bf16x2 *keys = (bf16x2 *)space;                        /* [dim / 2][ld] */
-    bf16x2 *values = keys + (int64_t)(dim / 2) * ld;       /* [ld / 2][dim] */
-    float *scores = (float *)(values + (int64_t)ld / 2 * dim); /* [ROWS][ld] */
+static void forward_head(Work *w, int segment, int head, bf16x2 *keys, bf16x2 *values,
+                         char *space) {
+    const int first = w->bounds[segment], n = w->bounds[segment + 1] - first, dim = w->dim;
+    const int m = w->key_bounds[segment + 1] - w->key_bounds[segment], ld = padded(m);
+    const int before = m - n; /* keys before the first query */
+    float *scores = (float *)space;                        /* [ROWS][ld] */
     bf16 *weights = (bf16 *)(scores + (int64_t)ROWS * ld); /* [ROWS][ld] */
     const __m512 scale = _mm512_set1_ps(w->scale * LOG2E);
-    pack_numbers(&w->k, head, first, n, dim, keys, ld);
-    pack_tokens(&w->v, head, first, n, dim, values);
     for (int t = 0; t < n; t += ROWS) {
         const bf16 *a[ROWS];
         __m512 acc[ROWS][2];
-        /* Under a sliding window a tile looks at the columns that any of its rows sees. */
-        int from = 0, to = n, last = t + ROWS < n ? t + ROWS : n;
-        if (w->window > 0) {
-            from = low_edge(t, w->window) / COLUMNS * COLUMNS;
-            if (last - 1 + w->window < to) to = last - 1 + w->window;
-        }
+        /* A tile looks at the columns [from, to) that any of its rows sees; all of them see
+         * [all_from, all_to). */
+        int from, to, all_from, all_to, low, high, last = t + ROWS < n ? t + ROWS : n;
+        keys_of(w, before + t, m, &from, &all_to);
+        keys_of(w, before + last - 1, m, &all_from, &to);
+        from = from / COLUMNS * COLUMNS;
         const int end = padded(to);
         tile_rows(a, &w->q, head, first, t, n);
         for (int j = from; j < end; j += COLUMNS) {
             product(acc, ROWS, a, dim / 2, keys + j, ld);
+            const int whole = j >= all_from && j + COLUMNS <= all_to;
             for (int r = 0; r < ROWS; r++) {
-                int low = 0, high = n;
-                if (w->window > 0) {
-                    low = low_edge(t + r, w->window);
-                    if (t + r + w->window < high) high = t + r + w->window;
-                }
+                if (!whole) keys_of(w, before + t + r, m, &low, &high);
                 for (int c = 0; c < 2; c++) {
-                    __mmask16 seen = columns_in(j + 16 * c, low, high);
                     __m512 s = _mm512_mul_ps(acc[r][c], scale);
-                    s = _mm512_mask_blend_ps(seen, _mm512_set1_ps(FAR_BELOW), s);
+                    if (!whole)
+                        s = _mm512_mask_blend_ps(columns_in(j + 16 * c, low, high),
+                                                 _mm512_set1_ps(FAR_BELOW), s);
                     _mm512_storeu_ps(scores + (int64_t)r * ld + j + 16 * c, s);
                 }
             }
@@ -249,7 +255,18 @@ static void forward_one(Work *w, int pair, int head, char *space) {
     }
 }
 
-/* Bytes that `forward_one` needs for the longest pair. */
+static void forward_one(Work *w, int segment, int key_head, char *space) {
+    const int first = w->key_bounds[segment], m = w->key_bounds[segment + 1] - first;
+    const int dim = w->dim, ld = padded(m), group = w->heads / w->key_heads;
+    bf16x2 *keys = (bf16x2 *)space;                  /* [dim / 2][ld] */
+    bf16x2 *values = keys + (int64_t)(dim / 2) * ld; /* [ld / 2][dim] */
+    pack_numbers(&w->k, key_head, first, m, dim, keys, ld);
+    pack_tokens(&w->v, key_head, first, m, dim, values);
+    for (int head = key_head * group; head < (key_head + 1) * group; head++)
+        forward_head(w, segment, head, keys, values, (char *)(values + (int64_t)ld / 2 * dim));
+}
+
+/* Bytes that `forward_one` needs for the longest segment. */
 static size_t forward_space(const Work *w) {
     size_t ld = padded(w->longest);
     return ld * w->dim * 4 + ROWS * ld * 6;
@@ -269,9 +286,12 @@ INLINE void add_tile(float *to, int ld, __m512 acc[][2], int rows, int fresh) {
 /* Everything is transposed: rows are keys j, columns are queries i. P^T and dS^T come out of their
  * tiles as rows over i, which is how dV and dK need them, and dS^T in pairs of j, which is how dQ
  * needs it: nothing is computed twice and no tile is turned around. */
-static void backward_one(Work *w, int pair, int head, char *space) {
-    const int first = w->bounds[pair], n = w->bounds[pair + 1] - first, dim = w->dim;
-    const int ld = padded(n), rows_end = (n + ROWS - 1) / ROWS * ROWS;
+static void backward_one(Work *w, int segment, int key_head, char *space) {
+    const int first = w->bounds[segment], n = w->bounds[segment + 1] - first, dim = w->dim;
+    const int first_key = w->key_bounds[segment], m = w->key_bounds[segment + 1] - first_key;
+    const int before = m - n; /* keys before the first query */
+    const int ld = padded(m), rows_end = (m + ROWS - 1) / ROWS * ROWS;
+    const int group = w->heads / w->key_heads;
     float *dk = (float *)space;                        /* [rows_end][dim] */
     float *dv = dk + (int64_t)rows_end * dim;          /* [rows_end][dim] */
     float *dqt = dv + (int64_t)rows_end * dim;         /* [dim][BLOCK] */
@@ -289,20 +309,23 @@ static void backward_one(Work *w, int pair, int head, char *space) {
 
     for (int t = 0; t < ld; t += 16) /* K^T, zero behind the last token */
         for (int c = 0; c < dim / 2; c += 16) {
-            __m512i m[16];
+            __m512i x[16];
             for (int i = 0; i < 16; i++)
-                m[i] = t + i < n ? _mm512_loadu_si512(row(&w->k, first + t + i, head) + 2 * c)
-                                 : _mm512_setzero_si512();
-            transpose(m);
+                x[i] = t + i < m
+                           ? _mm512_loadu_si512(row(&w->k, first_key + t + i, key_head) + 2 * c)
+                           : _mm512_setzero_si512();
+            transpose(x);
             for (int i = 0; i < 16; i++) {
                 bf16 *to = kt + (int64_t)2 * (c + i) * ld + t;
-                _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(m[i]));
+                _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(x[i]));
                 _mm256_storeu_si256((void *)(to + ld),
-                                    _mm512_cvtepi32_epi16(_mm512_srli_epi32(m[i], 16)));
+                                    _mm512_cvtepi32_epi16(_mm512_srli_epi32(x[i], 16)));
             }
         }
     int touched_from = rows_end, touched_to = 0; /* rows of dK and dV that hold something */
-    for (int i0 = 0; i0 < n; i0 += BLOCK) {
+    const int blocks = (n + BLOCK - 1) / BLOCK;
+    for (int block = 0; block < group * blocks; block++) {
+        const int head = key_head * group + block / blocks, i0 = block % blocks * BLOCK;
         const int count = n - i0 < BLOCK ? n - i0 : BLOCK, columns = padded(count);
         pack_numbers(&w->q, head, first + i0, count, dim, q_numbers, BLOCK);
         pack_numbers(&w->dout, head, first + i0, count, dim, do_numbers, BLOCK);
@@ -318,27 +341,38 @@ static void backward_one(Work *w, int pair, int head, char *space) {
             /* So far above any score that behind the last token P is 0. */
             lse[i] = i < count ? w->lse[(int64_t)head * w->tokens + first + i0 + i] : -FAR_BELOW;
         }
-        int from = 0, to = rows_end;
-        if (w->window > 0) {
-            from = low_edge(i0, w->window) / ROWS * ROWS;
-            int last = i0 + count - 1 + w->window;
-            if (last < to) to = (last + ROWS - 1) / ROWS * ROWS;
-        }
+        int from, to, edge;
+        keys_of(w, before + i0, m, &from, &edge);
+        keys_of(w, before + i0 + count - 1, m, &edge, &to);
+        from = from / ROWS * ROWS;
+        to = (to + ROWS - 1) / ROWS * ROWS;
         for (int j = from; j < to; j += ROWS) {
             const bf16 *k[ROWS], *v[ROWS], *a[ROWS];
             __m512 s[ROWS][2], dp[ROWS][2];
-            tile_rows(k, &w->k, head, first, j, n);
-            tile_rows(v, &w->v, head, first, j, n);
-            for (int i = 0; i < columns; i += COLUMNS) {
+            tile_rows(k, &w->k, key_head, first_key, j, m);
+            tile_rows(v, &w->v, key_head, first_key, j, m);
+            /* Columns before the first query that sees any of these keys. */
+            int start = w->causal ? j - before - i0 : 0;
+            start = start > 0 ? start / COLUMNS * COLUMNS : 0;
+            for (int r = 0; r < ROWS; r += 2)
+                memset(ds_pairs + (int64_t)(j + r) / 2 * BLOCK, 0, start * sizeof *ds_pairs);
+            for (int i = start; i < columns; i += COLUMNS) {
+                /* Whether some query of the tile does not see some key of it. */
+                const int position = before + i0 + i;
+                const int masked =
+                    (w->causal && position < j + ROWS - 1) ||
+                    (w->window > 0 && (position + COLUMNS - j > w->window ||
+                                       (!w->causal && j + ROWS - position > w->window)));
                 product(s, ROWS, k, dim / 2, q_numbers + i, BLOCK);
                 for (int r = 0; r < ROWS; r++)
                     for (int c = 0; c < 2; c++) {
                         __m512 low = _mm512_loadu_ps(lse + i + 16 * c);
                         __m512 p = exp2_ps(_mm512_fmsub_ps(s[r][c], to_log2, low));
-                        if (w->window > 0) {
-                            int low_i = low_edge(j + r, w->window) - i0;
-                            __mmask16 seen =
-                                columns_in(i + 16 * c, low_i, j + r + w->window - i0);
+                        if (masked) {
+                            const int low_i = w->causal ? j + r : low_edge(j + r, w->window);
+                            const int high_i = w->window > 0 ? j + r + w->window : m;
+                            __mmask16 seen = columns_in(16 * c, low_i - position,
+                                                        high_i - position);
                             p = _mm512_maskz_mov_ps(seen, p);
                         }
                         s[r][c] = p;
@@ -372,11 +406,12 @@ static void backward_one(Work *w, int pair, int head, char *space) {
             /* Rows that no block of queries has reached yet hold nothing to add to. */
             const int fresh = j >= touched_to || j < touched_from;
             for (int c = 0; c < dim; c += COLUMNS) {
-                for (int r = 0; r < ROWS; r++) a[r] = pt + r * BLOCK;
-                product(s, ROWS, a, columns / 2, do_tokens + c, dim);
+                const int pairs = (columns - start) / 2, skipped = start / 2 * dim;
+                for (int r = 0; r < ROWS; r++) a[r] = pt + r * BLOCK + start;
+                product(s, ROWS, a, pairs, do_tokens + skipped + c, dim);
                 add_tile(dv + (int64_t)j * dim + c, dim, s, ROWS, fresh);
-                for (int r = 0; r < ROWS; r++) a[r] = dst + r * BLOCK;
-                product(s, ROWS, a, columns / 2, q_tokens + c, dim);
+                for (int r = 0; r < ROWS; r++) a[r] = dst + r * BLOCK + start;
+                product(s, ROWS, a, pairs, q_tokens + skipped + c, dim);
                 add_tile(dk + (int64_t)j * dim + c, dim, s, ROWS, fresh);
             }
         }
@@ -404,35 +439,39 @@ static void backward_one(Work *w, int pair, int head, char *space) {
                                _mm512_castsi512_ps(m[r]));
             }
     }
-    for (int j = 0; j < n; j++)
+    for (int j = 0; j < m; j++)
         for (int c = 0; c < dim; c += 16) {
-            store_bf16((bf16 *)row(&w->dk, first + j, head) + c,
-                       _mm512_loadu_ps(dk + (int64_t)j * dim + c));
-            store_bf16((bf16 *)row(&w->dv, first + j, head) + c,
-                       _mm512_loadu_ps(dv + (int64_t)j * dim + c));
+            const __m512 zero = _mm512_setzero_ps();
+            /* Under a window, no query may see the first keys of a prefix. */
+            const int seen = j >= touched_from && j < touched_to;
+            store_bf16((bf16 *)row(&w->dk, first_key + j, key_head) + c,
+                       seen ? _mm512_loadu_ps(dk + (int64_t)j * dim + c) : zero);
+            store_bf16((bf16 *)row(&w->dv, first_key + j, key_head) + c,
+                       seen ? _mm512_loadu_ps(dv + (int64_t)j * dim + c) : zero);
         }
 }
 
-/* Bytes that `backward_one` needs for the longest pair. */
+/* Bytes that `backward_one` needs for the longest segment. */
 static size_t backward_space(const Work *w) {
     size_t ld = padded(w->longest), rows = w->longest + ROWS, dim = w->dim;
     return rows * dim * 8 + dim * BLOCK * 4 + BLOCK * 8 + dim * BLOCK * 8 + ROWS * BLOCK * 4 +
            rows * BLOCK * 2 + dim * ld * 2;
 }
 
-/* What every thread does: take the next pair and head until none is left. */
+/* What every thread does: take the next segment and head of keys until none is left. */
 INLINE void share(Work *w, size_t bytes, void (*one)(Work *, int, int, char *)) {
     char *space = aligned_alloc(64, (bytes + 127) / 64 * 64);
     if (!space) {
         __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
         return;
     }
-    const int64_t all = (int64_t)w->pairs * w->heads;
+    const int64_t all = (int64_t)w->segments * w->key_heads;
     for (;;) {
         int64_t item = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED);
         if (item >= all) break;
-        int pair = (int)(item / w->heads);
-        if (w->bounds[pair + 1] > w->bounds[pair]) one(w, pair, (int)(item % w->heads), space);
+        int segment = (int)(item / w->key_heads);
+        if (w->bounds[segment + 1] > w->bounds[segment])
+            one(w, segment, (int)(item % w->key_heads), space);
     }
     free(space);
 }
