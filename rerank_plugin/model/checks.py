@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.paths import expanded
+from rerank_plugin.model.files import stored_files
 from rerank_plugin.model.formats import ModelFormat
 from rerank_plugin.model.head import head_names
 from rerank_plugin.model.loaded import PICKLED
@@ -77,8 +78,8 @@ def check_stored(folder: Path) -> None:
     Raises:
         InputError: one is, as git without git-lfs does not fetch large files.
     """
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".model", ".txt") and path.is_file():
+    for path in stored_files(folder):
+        if path.suffix in (".safetensors", ".json", ".model", ".txt"):
             with path.open("rb") as file:
                 start = file.read(len(LFS_POINTER))
             if start == LFS_POINTER:

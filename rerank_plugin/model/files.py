@@ -4,13 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers.utils.hub import cached_file
-
 from rerank_plugin.errors import InputError
+
+#: The folders of modules, as sentence-transformers names them.
+MODULE_FOLDERS = "[0-9]*_*"
+
+
+def stored_files(folder: Path) -> list[Path]:
+    """Return the files in a model folder and in those of its modules, in a fixed order."""
+    paths = [*folder.glob("*"), *folder.glob(f"{MODULE_FOLDERS}/*")]
+    return sorted(path for path in paths if path.is_file())
 
 
 def model_file(source: str, name: str, revision: str | None) -> Path | None:
     """Return the path of a model's file; None if there is no such file."""
+    # Importing it takes a second, which the files of a folder do not need.
+    from transformers.utils.hub import cached_file
+
     path = cached_file(
         source,
         name,

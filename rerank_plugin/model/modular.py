@@ -60,6 +60,10 @@ class ModularClassifier(PreTrainedModel):
         self.classifier = nn.Sequential(*modules)
         self.pooling = pooling
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
+        pooler = getattr(encoder, "pooler", None)
+        if isinstance(pooler, nn.Module):
+            # No score depends on it: it has no gradients, which other processes would wait for.
+            pooler.requires_grad_(False)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any

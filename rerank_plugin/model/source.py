@@ -16,6 +16,7 @@ from rerank_plugin.arguments import (
 )
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.paths import expanded
+from rerank_plugin.model.files import stored_files
 from rerank_plugin.model.settings import ADAPTER, read_object
 
 #: The options in a model's identity; the token budget changes no score.
@@ -101,8 +102,8 @@ def file_states(name: str) -> Hashable:
     folder = expanded(name)
     if not folder.is_dir():
         return name
-    files = [file for file in folder.iterdir() if file.suffix in MODEL_SUFFIXES and file.is_file()]
-    stats = sorted((file.name, file.stat()) for file in files)
+    files = [file for file in stored_files(folder) if file.suffix in MODEL_SUFFIXES]
+    stats = [(str(file.relative_to(folder)), file.stat()) for file in files]
     return str(folder.resolve()), tuple(
         (name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats
     )

@@ -278,6 +278,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: (folder / "4_Dense/model.safetensors").unlink(),
         "4_Dense/model.safetensors not found",
     ),
+    "no git-lfs": (
+        lambda folder: (folder / "4_Dense/model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
+        ),
+        "4_Dense/model.safetensors: a Git LFS pointer",
+    ),
     "another head": (
         weights("model.safetensors", lambda w: w | {"classifier.weight": torch.ones(1, 32)}),
         "not used",
@@ -319,3 +325,10 @@ def test_a_head_that_is_not_understood_is_refused(folder: Path, name: str) -> No
     with pytest.raises(InputError, match=expected) as error:
         Reranker(folder, device="cpu")
     assert "\n" not in str(error.value)
+
+
+def test_a_head_that_was_replaced_makes_another_model(folder: Path) -> None:
+    reranker = Reranker(folder, device="cpu")
+    assert Reranker(folder, device="cpu").identity == reranker.identity
+    weights("4_Dense/model.safetensors", lambda w: {name: 2 * w[name] for name in w})(folder)
+    assert Reranker(folder, device="cpu").identity != reranker.identity

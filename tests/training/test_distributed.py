@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from hypothesis import given
@@ -32,7 +33,7 @@ from rerank_plugin.finetune.training.distributed import (
 )
 from rerank_plugin.model.loading import load_model
 
-from ..factories import easy_groups, write_lines
+from ..factories import build_modular, easy_groups, write_lines
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
@@ -233,6 +234,24 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
     assert moved > 10
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
     assert metrics[0]["before"] == metrics[1]["before"]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", ["", "FSDP"], ids=["checkpointing", "FSDP"])
+def test_a_modular_reranker_in_two_processes(tmp_path: Path, sharded: str) -> None:
+    model = build_modular(tmp_path / "model", "bert", pooling="mean")
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(24))
+    options = {} if sharded else {"gradient_checkpointing": True}
+    assert main(train_options(model, data, tmp_path / "one", batch_size=8)) == 0
+    train_in_two_processes(model, data, tmp_path / "two", batch_size=4, sharded=sharded, **options)
+    files = [path.relative_to(model) for path in model.rglob("*.safetensors")]
+    assert len(files) == 4
+    for file in files:
+        one, two = load_file(tmp_path / "one" / file), load_file(tmp_path / "two" / file)
+        assert one.keys() == two.keys()
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.distributed
