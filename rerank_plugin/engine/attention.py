@@ -1,5 +1,6 @@
 """Attention inside the pairs of a packed row, with the interface of transformers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -97,8 +98,8 @@ def attend(
     scores = Scores(scale, window if window < keys.longest else 0, causal)
     if is_supported(query):
         sizes = Sizes(boundaries.offsets, keys.offsets, keys.longest, scores.window, causal, scale)
-        out: Tensor = CpuAttention.apply(query, key, value, sizes)
-        return out
+        apply: Callable[..., Tensor] = CpuAttention.apply
+        return apply(query, key, value, sizes)
     if takes_rows_of_pairs(query):
         if has_flash(query):
             return varlen(query, key, value, boundaries, keys, scores)

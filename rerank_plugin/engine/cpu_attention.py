@@ -70,9 +70,23 @@ class Work(ctypes.Structure):
     )
 
 
+class RowsWork(ctypes.Structure):
+    """The arguments of `packed_rows`, with the layout of `RowsWork` in its C file."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("token", ctypes.c_int64),
+        ("head", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("out", "weight", "cosine", "sine")),
+        *((name, ctypes.c_int32) for name in ("tokens", "heads", "size")),
+        ("epsilon", ctypes.c_float),
+        ("next", ctypes.c_int64),
+    )
+
+
 @cache
-def kernels() -> tuple[Kernel, Kernel] | None:
-    """Return the forward and the backward kernel; None if this machine cannot run them.
+def library() -> ctypes.CDLL | None:
+    """Return the compiled library; None if there is none, or this machine cannot run it.
 
     None too if `ATEN_CPU_CAPABILITY` keeps torch itself from using AVX-512.
     """
@@ -82,17 +96,26 @@ def kernels() -> tuple[Kernel, Kernel] | None:
     if spec is None or spec.origin is None:
         return None
     try:
-        library = ctypes.CDLL(spec.origin)
-        size = library.packed_attention_work_size()
+        compiled = ctypes.CDLL(spec.origin)
+        sizes = compiled.packed_attention_work_size(), compiled.packed_rows_work_size()
     except (OSError, AttributeError) as error:
         logger.warning(
             "%s cannot be loaded, attention is slower without it: %s", spec.origin, error
         )
         return None
-    if size != ctypes.sizeof(Work):
+    if sizes != (ctypes.sizeof(Work), ctypes.sizeof(RowsWork)):
         logger.warning("%s was built for another version: reinstall the package", spec.origin)
         return None
-    functions = library.packed_attention_forward, library.packed_attention_backward
+    return compiled
+
+
+@cache
+def kernels() -> tuple[Kernel, Kernel] | None:
+    """Return the forward and the backward kernel of attention; None if there is no library."""
+    compiled = library()
+    if compiled is None:
+        return None
+    functions = compiled.packed_attention_forward, compiled.packed_attention_backward
     for function in functions:
         function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
         function.restype = ctypes.c_int

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
+from rerank_plugin.engine.cpu_rows import norm_and_rotate
 from rerank_plugin.engine.packed_linear import ACTIVATIONS, Activation, PackedLinear
 from rerank_plugin.model.adapters import ActiveAdapter, low_rank_factors
 from rerank_plugin.model.device import onednn_takes
@@ -92,7 +93,8 @@ class FusedModernBertLayer(nn.Module):
         """Apply the layer, `[1, tokens, hidden]` to the same."""
         x = hidden_states[0]
         qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], 3, -1, self.head_size)
-        query, key = rotate(qkv[:, :2], *position_embeddings).unbind(1)
+        rotated = norm_and_rotate(qkv[:, :2].flatten(1, 2), angles=position_embeddings)
+        query, key = rotated.unflatten(1, (2, -1)).unbind(1)
         scale = self.head_size**-0.5
         context = attend(boundaries, query, key, qkv[:, 2], scale=scale, window=self.window)
         x = self.attention_out.combine(context.reshape(x.shape[0], -1), x, "add")
@@ -121,11 +123,13 @@ class FusedLlamaLayer(nn.Module):
         self.window = sliding_window(attention)
         self.attention_norm = RmsNorm(layer.input_layernorm)
         self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj, active=active)
-        self.head_norms = [
-            RmsNorm(getattr(attention, name))
-            for name in ("q_norm", "k_norm")
-            if hasattr(attention, name)
-        ]
+        #: The weight and the epsilon of the norm of queries and keys.
+        self.head_norm: tuple[Tensor | None, float] = (None, 0.0)
+        if hasattr(attention, "q_norm"):
+            heads = attention.q_proj.out_features // self.head_size
+            norms = [attention.q_norm] * heads + [attention.k_norm] * self.key_heads
+            norm = RmsNorm(*norms)
+            self.head_norm = norm.weight, norm.epsilon
         self.attention_out = PackedLinear(attention.o_proj, active=active)
         self.norm = RmsNorm(layer.post_attention_layernorm)
         self.gate = PackedLinear(mlp.gate_proj, active=active)
@@ -143,7 +147,9 @@ class FusedLlamaLayer(nn.Module):
         """Apply the layer, `[1, tokens, hidden]` to the same."""
         x = hidden_states[0]
         qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, self.head_size)
-        query, key, value = self._rotated(qkv, position_embeddings)
+        rotated = norm_and_rotate(qkv[:, : -self.key_heads], *self.head_norm, position_embeddings)
+        query, key = rotated[:, : -self.key_heads], rotated[:, -self.key_heads :]
+        value = qkv[:, -self.key_heads :]
         context = attend(
             boundaries, query, key, value, scale=self.scale, window=self.window, causal=True
         )
@@ -153,38 +159,23 @@ class FusedLlamaLayer(nn.Module):
         x = self.down.combine(self.up.combine(y, gate, "mul"), x, "add")
         return x[None]
 
-    def _rotated(
-        self, qkv: Tensor, position_embeddings: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query, key and value, the first two normed (if they are) and rotated."""
-        rotated, value = qkv[:, : -self.key_heads], qkv[:, -self.key_heads :]
-        if self.head_norms:
-            query, key = rotated[:, : -self.key_heads], rotated[:, -self.key_heads :]
-            query_norm, key_norm = self.head_norms
-            rotated = torch.cat([query_norm(query), key_norm(key)], dim=1)
-        rotated = rotate(rotated[:, None], *position_embeddings)[:, 0]
-        return rotated[:, : -self.key_heads], rotated[:, -self.key_heads :], value
-
 
 class RmsNorm(nn.Module):
-    """The norm of the root mean square (Zhang and Sennrich 2019, arXiv:1910.07467), in float32.
+    """The norm of the root mean square.
 
     Args:
-        norm: The stock norm with the weight; Gemma adds 1 to it.
+        norms: The stock norm with the weight, or that of each head; Gemma adds 1 to it.
     """
 
-    def __init__(self, norm: Any) -> None:
+    def __init__(self, *norms: Any) -> None:
         super().__init__()
-        weight = norm.weight.detach().float()
-        self.weight = weight + 1 if type(norm).__name__.startswith("Gemma") else weight
-        self.epsilon = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+        weight = torch.stack([norm.weight.detach().float() for norm in norms])
+        self.weight = weight + 1 if type(norms[0]).__name__.startswith("Gemma") else weight
+        self.epsilon = float(getattr(norms[0], "variance_epsilon", getattr(norms[0], "eps", 0.0)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the norm to `[..., size]`."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = torch.rsqrt(norm.square() / x.shape[-1] + self.epsilon)
-        out: Tensor = x * inverse * self.weight
-        return out.to(x.dtype)
+        """Apply the norm, `[tokens, size]` to the same."""
+        return norm_and_rotate(x[:, None], self.weight, self.epsilon)[:, 0]
 
 
 def sliding_window(attention: Any) -> int:
@@ -193,20 +184,6 @@ def sliding_window(attention: Any) -> int:
     if attention.config.model_type == "mistral":
         window = attention.config.sliding_window
     return int(window or 0)
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Apply rotary positions (Su et al. 2021, arXiv:2104.09864) to `[tokens, 2, heads, head size]`.
-
-    Computed in float32, as in the stock layer; cosine and sine are `[1, tokens, head size]`.
-    """
-    half = x.shape[-1] // 2
-    cosine, sine = (table[0, :, None, None, :half].float() for table in (cosine, sine))
-    first, second = x[..., :half].float(), x[..., half:].float()
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    out[..., :half] = first * cosine - second * sine
-    out[..., half:] = second * cosine + first * sine
-    return out
 
 
 FUSED = {"bert": FusedBertLayer, "modernbert": FusedModernBertLayer, "llama": FusedLlamaLayer}

@@ -1,0 +1,84 @@
+"""Root-mean-square norms and rotary positions of packed rows on a CPU, for scoring."""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rerank_plugin.engine.cpu_attention import RowsWork, library, parallel
+
+#: Cosine and sine of the positions, `[1, tokens, head size]`; both halves of a head are equal.
+Angles = tuple[Tensor, Tensor]
+
+
+@cache
+def kernel() -> Callable[..., Any] | None:
+    """Return the compiled function; None if there is no library."""
+    compiled = library()
+    if compiled is None:
+        return None
+    function: Any = compiled.packed_rows
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+    function.restype = None
+    return function  # type: ignore[no-any-return]
+
+
+def norm_and_rotate(
+    x: Tensor, weight: Tensor | None = None, epsilon: float = 0.0, angles: Angles | None = None
+) -> Tensor:
+    """Return rows `[tokens, heads, size]`, normed and then rotated in float32, contiguous.
+
+    Args:
+        x: The rows.
+        weight: The weight of a root-mean-square norm (Zhang and Sennrich 2019, arXiv:1910.07467),
+            float32 `[heads, size]`; None for no norm.
+        epsilon: Added to the mean square.
+        angles: Rotary positions (Su et al. 2021, arXiv:2104.09864); None for no rotation.
+    """
+    compiled = kernel() if x.dtype == torch.bfloat16 and x.shape[-1] % 32 == 0 else None
+    if compiled is None or x.stride(-1) != 1 or (angles and angles[0].dtype != x.dtype):
+        return plain_norm_and_rotate(x, weight, epsilon, angles)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    cosine, sine = (table[0].contiguous() for table in angles) if angles else (None, None)
+    work = RowsWork(
+        x=x.data_ptr(),
+        token=x.stride(0),
+        head=x.stride(1),
+        out=out.data_ptr(),
+        weight=address(weight),
+        cosine=address(cosine),
+        sine=address(sine),
+        tokens=x.shape[0],
+        heads=x.shape[1],
+        size=x.shape[2],
+        epsilon=epsilon,
+    )
+    compiled(ctypes.byref(work), parallel(), torch.get_num_threads())
+    return out
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return the address of a tensor, if there is one."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def plain_norm_and_rotate(
+    x: Tensor, weight: Tensor | None, epsilon: float, angles: Angles | None
+) -> Tensor:
+    """Compute `norm_and_rotate` by torch's operators."""
+    y = x
+    if weight is not None:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        y = x * torch.rsqrt(norm.square() / x.shape[-1] + epsilon) * weight
+    if angles is None:
+        return y.to(x.dtype)
+    half = x.shape[-1] // 2
+    cosine, sine = (table[0, :, None, :half].float() for table in angles)
+    first, second = y[..., :half].float(), y[..., half:].float()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    out[..., :half] = first * cosine - second * sine
+    out[..., half:] = second * cosine + first * sine
+    return out
