@@ -287,6 +287,7 @@ def build_modular(
 ) -> Path:
     """A modular reranker that sentence-transformers makes: encoder, pooling and head."""
     transformers = pytest.importorskip("sentence_transformers")
+    pytest.importorskip("sentence_transformers.base.modules")
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 

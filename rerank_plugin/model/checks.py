@@ -11,6 +11,7 @@ from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.files import stored_files
 from rerank_plugin.model.formats import ModelFormat
 from rerank_plugin.model.head import head_names
+from rerank_plugin.model.head_modules import encoder_folder
 from rerank_plugin.model.loaded import PICKLED
 from rerank_plugin.model.settings import is_adapter
 
@@ -61,6 +62,8 @@ def check_folder(name: str | Path) -> None:
         return
     if is_adapter(folder):
         return
+    check_stored(folder)
+    folder /= encoder_folder(str(folder), None)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: not a Hugging Face model folder (config.json not found)")
     if not any(folder.glob("*.safetensors")):
@@ -69,7 +72,6 @@ def check_folder(name: str | Path) -> None:
         raise InputError(f"{folder}: model.safetensors not found{how}")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise InputError(f"{folder}: tokenizer.json not found")
-    check_stored(folder)
 
 
 def check_stored(folder: Path) -> None:

@@ -21,6 +21,8 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.model.families import family_of
 from rerank_plugin.model.files import model_object
 from rerank_plugin.model.head_modules import (
+    CROSS_ENCODER_FILE,
+    TRANSFORMER_FILE,
     ListedModule,
     check_transformer,
     read_head,
@@ -102,7 +104,13 @@ def causal_format(source: str, config: PreTrainedConfig, revision: str | None) -
             f"{source}: a causal language model ({', '.join(names) or config.model_type}), of a "
             f"family for which transformers has no sequence classifier: {INSTEAD}"
         )
-    kinds = [module.kind for module in read_modules(source, revision) or []]
+    modules = read_modules(source, revision) or []
+    kinds = [module.kind for module in modules]
+    if modules and modules[0].folder:
+        raise InputError(
+            f"{source}: the language model is in a folder of its own ({modules[0].folder}), which "
+            f"is not supported: {INSTEAD}"
+        )
     if kinds not in ([], ["Transformer"], ["Transformer", "LogitScore"]):
         raise InputError(
             f"{source}: modules.json has {', '.join(kinds)}, of which a language model that scores "
@@ -150,12 +158,8 @@ def format_of_modules(
             f"{source}: modules.json begins with {(kinds or ['nothing'])[0]}, expected a "
             f"Transformer: {INSTEAD}"
         )
-    if modules[0].folder not in ("", "."):
-        raise InputError(
-            f"{source}: the encoder is in a folder of its own, use {source}/{modules[0].folder}"
-        )
     if set(kinds[1:]) <= EMBEDDING_MODULES:
-        check_text_inputs(source, revision)
+        check_text_inputs(source, modules[0], revision)
         return ModelFormat.ENCODER if kinds[1:] else None
     check_modular(source, config, modules, revision)
     return ModelFormat.MODULAR_ENCODER
@@ -169,31 +173,32 @@ def check_modular(
     Raises:
         InputError: they are something else.
     """
-    check_text_inputs(source, revision)
+    check_text_inputs(source, modules[0], revision)
+    settings = model_object(source, modules[0].file(TRANSFORMER_FILE), revision)
     try:
-        check_transformer(source, model_object(source, "sentence_bert_config.json", revision))
+        check_transformer(source, settings)
         read_head(source, modules[1:], int(config.hidden_size), revision)
     except InputError as error:
         raise InputError(f"{error}: {INSTEAD}") from None
-    options = model_object(source, "config_sentence_transformers.json", revision)
+    options = model_object(source, CROSS_ENCODER_FILE, revision)
     kind = options.get("model_type", "SentenceTransformer")
     if kind != "CrossEncoder":
         raise InputError(f"{source}: a {kind}, whose modules give no scores: {INSTEAD}")
 
 
-def check_text_inputs(source: str, revision: str | None) -> None:
+def check_text_inputs(source: str, listed: ListedModule, revision: str | None) -> None:
     """Check that sentence-transformers hands texts to the encoder as they are.
 
     Raises:
         InputError: it puts a prompt before them or around them.
     """
-    transformer = model_object(source, "sentence_bert_config.json", revision)
+    transformer = model_object(source, listed.file(TRANSFORMER_FILE), revision)
     task = transformer.get("transformer_task") or TASKS[0]
     if task not in TASKS:
         raise InputError(f"{source}: a model for the task {task}, which is not supported")
     if "message" in (transformer.get("modality_config") or {}):
         raise prompted(source, "reads pairs as messages of a chat")
-    options = model_object(source, "config_sentence_transformers.json", revision)
+    options = model_object(source, CROSS_ENCODER_FILE, revision)
     if options.get("model_type") == "CrossEncoder":
         name, prompts = options.get("default_prompt_name"), options.get("prompts") or {}
         if name is not None and prompts.get(name):

@@ -18,6 +18,10 @@ from rerank_plugin.model.files import model_json, model_object
 
 MODULE_LIST = "modules.json"
 
+#: The files with the settings of a Transformer, and of all of a `CrossEncoder`.
+TRANSFORMER_FILE = "sentence_bert_config.json"
+CROSS_ENCODER_FILE = "config_sentence_transformers.json"
+
 #: The package whose classes are known; a class of another one may have the same name.
 PACKAGE = "sentence_transformers"
 
@@ -98,6 +102,10 @@ class ListedModule:
     folder: str
     #: Whether sentence-transformers has the class.
     is_known: bool
+
+    def file(self, name: str) -> str:
+        """Return the name of one of its files, from the folder of the model."""
+        return f"{self.folder}/{name}" if self.folder else name
 
 
 class DenseModule(nn.Module):
@@ -258,9 +266,19 @@ def read_modules(source: str, revision: str | None) -> list[ListedModule] | None
         if path.is_absolute() or ".." in path.parts or "\\" in folder:
             raise InputError(f"{source}: {MODULE_LIST} names {folder!r}, which is outside of it")
     return [
-        ListedModule(kind.rpartition(".")[2], folder, kind.startswith(f"{PACKAGE}."))
+        ListedModule(
+            kind.rpartition(".")[2],
+            "" if folder == "." else folder,
+            kind.startswith(f"{PACKAGE}."),
+        )
         for kind, folder in zip(types, folders, strict=True)
     ]
+
+
+def encoder_folder(source: str, revision: str | None) -> str:
+    """Return the folder of a model's encoder, "" for the model's own."""
+    modules = read_modules(source, revision)
+    return modules[0].folder if modules and modules[0].kind == "Transformer" else ""
 
 
 def read_head(
@@ -308,7 +326,7 @@ def module_config(source: str, module: ListedModule, revision: str | None) -> di
     Raises:
         ValueError: it has none.
     """
-    config = model_object(source, f"{module.folder}/config.json", revision)
+    config = model_object(source, module.file("config.json"), revision)
     if not config:
         raise ValueError("has no config.json")
     return config

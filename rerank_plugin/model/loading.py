@@ -33,6 +33,7 @@ from rerank_plugin.model.checks import (
 from rerank_plugin.model.families import family_of, usable_positions
 from rerank_plugin.model.formats import ModelFormat, check_tokenizer, find_format
 from rerank_plugin.model.head import run_head_in_float32
+from rerank_plugin.model.head_modules import encoder_folder
 from rerank_plugin.model.language_models import (
     HEAD,
     LanguageReranker,
@@ -240,7 +241,10 @@ def load_config(
     source = str(folder) if folder.is_dir() else str(name)
     with one_line_errors(source), quiet_transformers():
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
+            source,
+            subfolder=encoder_folder(source, revision),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
         find_format(source, config, revision)
     for option, value in family_of(config).config.items():
@@ -258,7 +262,10 @@ def load_tokenizer(
         check_stored(folder)
     with one_line_errors(source), quiet_transformers():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
+            source,
+            subfolder=encoder_folder(source, revision),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
     return tokenizer
 
@@ -279,6 +286,7 @@ def read_weights(
     with one_line_errors(source), quiet_transformers():
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
+            subfolder=encoder_folder(source, revision),
             config=config,
             dtype=torch.float32,
             use_safetensors=True,

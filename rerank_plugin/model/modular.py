@@ -21,10 +21,13 @@ from rerank_plugin.errors import InputError
 from rerank_plugin.io.atomic import write_json
 from rerank_plugin.model.files import model_file
 from rerank_plugin.model.head_modules import (
+    CROSS_ENCODER_FILE,
     MODULE_LIST,
+    TRANSFORMER_FILE,
     TRANSFORMER_SETTINGS,
     HeadModule,
     ModularHead,
+    encoder_folder,
     read_head,
     read_modules,
 )
@@ -101,8 +104,8 @@ class ModularClassifier(PreTrainedModel):
         encoder = weights_of(weights, self.base_model_prefix)
         self.model.save_pretrained(folder, state_dict=encoder, **options)
         self._save_head(folder, weights)
-        write_json(folder / "sentence_bert_config.json", TRANSFORMER_SETTINGS)
-        write_json(folder / "config_sentence_transformers.json", cross_encoder_config(self.config))
+        write_json(folder / TRANSFORMER_FILE, TRANSFORMER_SETTINGS)
+        write_json(folder / CROSS_ENCODER_FILE, cross_encoder_config(self.config))
 
     def _save_head(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Save the modules after the encoder, and the list of all."""
@@ -155,6 +158,7 @@ def load_modular(
     with one_line_errors(source), quiet_transformers():
         encoder, info = encoder_class.from_pretrained(
             source,
+            subfolder=encoder_folder(source, revision),
             config=config,
             dtype=torch.float32,
             use_safetensors=True,

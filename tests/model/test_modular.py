@@ -23,6 +23,8 @@ from rerank_plugin.model.loading import load_model
 from ..factories import build_modular, sample_texts
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
+# Older versions have no modular rerankers.
+pytest.importorskip("sentence_transformers.base.modules")
 
 Change = Callable[[Path], object]
 
@@ -189,6 +191,8 @@ def all_of(*changes: Change) -> Change:
     return lambda folder: [change(folder) for change in changes]
 
 
+OPTIONS = "config_sentence_transformers.json"
+
 #: Other ways to write down the same model.
 SAME: dict[str, Change] = {
     "older pooling": all_of(
@@ -216,6 +220,15 @@ SAME: dict[str, Change] = {
     "truncation": settings(
         "sentence_bert_config.json", processing_kwargs={"text": {"truncation": "only_second"}}
     ),
+    "an encoder in a folder": all_of(
+        lambda folder: (folder / "0_Transformer").mkdir(),
+        lambda folder: [
+            path.rename(folder / "0_Transformer" / path.name)
+            for path in folder.iterdir()
+            if path.is_file() and path.name not in ("modules.json", OPTIONS)
+        ],
+        listed(0, path="0_Transformer"),
+    ),
     "other names of folders": all_of(
         lambda folder: (folder / "2_Dense").rename(folder / "2_First"), listed(2, path="2_First")
     ),
@@ -226,11 +239,12 @@ SAME: dict[str, Change] = {
 def test_other_ways_to_write_it(modular_model: Path, folder: Path, name: str) -> None:
     SAME[name](folder)
     pairs = some_pairs()
+    expected = expected_logits(folder, pairs)
+    np.testing.assert_allclose(logits_of(folder, pairs), expected, atol=1e-4)
     np.testing.assert_array_equal(logits_of(folder, pairs), logits_of(modular_model, pairs))
 
 
 PROMPTS = {"prompts": {"q": "rank: "}, "default_prompt_name": "q"}
-OPTIONS = "config_sentence_transformers.json"
 
 #: Changes of a good folder, and the error then.
 REFUSED: dict[str, tuple[Change, str]] = {
