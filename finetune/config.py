@@ -92,6 +92,11 @@ class FinetuneConfig:
         help="the maximum length of a pair in tokens, longer documents are truncated; default 512, "
         "or the model's limit if that is lower",
     )
+    instruction: str | None = option(
+        None,
+        help="the instruction of groups without one, for language models; kept in the trained "
+        "folder; default: the base model's",
+    )
     batch_size: int = option(8, help="groups per step and device")
     total_epoch: float = option(1.0, help="epochs: passes over the training groups")
     lr: float | str | None = option(

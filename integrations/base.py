@@ -28,6 +28,7 @@ from rerank_plugin.arguments import (
     text_or_none,
     whole_number,
 )
+from rerank_plugin.inputs import instruction_text
 from rerank_plugin.options import ScoreOptions
 
 from . import model_cache
@@ -53,6 +54,7 @@ Threshold = Annotated[float | str | None, BeforeValidator(score_threshold)]
 Flag = Annotated[bool, BeforeValidator(partial(flag, "trust_remote_code"))]
 Revision = Annotated[str | None, BeforeValidator(partial(text_or_none, "revision"))]
 Adapter = Annotated[str | None, BeforeValidator(partial(text_or_none, "adapter"))]
+Instruction = Annotated[str | None, BeforeValidator(lambda text: instruction_text(text) or None)]
 Folders = Annotated[dict[str, str] | None, BeforeValidator(adapter_folders)]
 
 #: A query and the texts to rank for it.
@@ -98,6 +100,11 @@ class ModelSettings(BaseModel):
     long_documents: Literal["cut", "windows"] = model_field("long_documents")
     normalize: Literal["sigmoid", "none", "calibrated"] | None = model_field("normalize")
     token_budget: TokenBudget = model_field("token_budget")
+    instruction: Instruction = Field(
+        default=None,
+        description="what makes a text relevant, for models that take an instruction; components "
+        "with different ones share the model",
+    )
     revision: Revision = model_field("revision")
     trust_remote_code: Flag = model_field("trust_remote_code")
 
@@ -131,12 +138,14 @@ class ModelSettings(BaseModel):
                 "model: expected a hub id, a folder or a Reranker, not a value of type "
                 f"{type(model).__name__}"
             )
-        # One of several adapters is chosen by a component.
-        names = [n for n in model.options if n != "adapter" or not model.options["adapters"]]
+        # An instruction, and one of several adapters, is chosen by a component.
+        chosen = {"instruction", *(["adapter"] if model.options["adapters"] else [])}
+        names = [name for name in model.options if name not in chosen]
         for name in names:
             if values.get(name, model.options[name]) != model.options[name]:
                 raise ValueError(f"{name}: cannot be set for a Reranker that is loaded already")
         options = {name: model.options[name] for name in names}
+        options["instruction"] = values.get("instruction") or model.options["instruction"]
         return {**values, **options, "model": model_cache.adopt(model)}
 
     def model_post_init(self, context: Any, /) -> None:
@@ -194,13 +203,15 @@ class ModelSettings(BaseModel):
 
     def _loading(self) -> dict[str, Any]:
         options = {name: with_names(getattr(self, name)) for name in LOADING}
-        # With several adapters, each call names one.
-        return {**options, "adapter": None if self.adapters else self.adapter}
+        # An instruction, and one of several adapters, goes with each call.
+        adapter = None if self.adapters else self.adapter
+        return {**options, "adapter": adapter, "instruction": None}
 
     @property
-    def _call_adapter(self) -> str | None:
-        """Return the adapter that calls name."""
-        return self.adapter if self.adapters else None
+    def _call(self) -> dict[str, str | None]:
+        """Return the keyword arguments of every call of the model."""
+        adapter = self.adapter if self.adapters else None
+        return {"adapter": adapter, "instruction": self.instruction}
 
 
 def with_names(value: Any) -> Any:
@@ -225,7 +236,7 @@ class RankingSettings(ModelSettings):
         if not requests:
             return []
         rankings = self.reranker.rank_many(
-            requests, top_n, score_threshold=self.score_threshold, adapter=self._call_adapter
+            requests, top_n, score_threshold=self.score_threshold, **self._call
         )
         return [[(ranked.index, ranked.score) for ranked in ranking] for ranking in rankings]
 
@@ -234,7 +245,7 @@ class RankingSettings(ModelSettings):
         reranker = await self._load()
         query, texts = request
         ranking = await reranker.arank(
-            query, texts, top_n, score_threshold=self.score_threshold, adapter=self._call_adapter
+            query, texts, top_n, score_threshold=self.score_threshold, **self._call
         )
         return [(ranked.index, ranked.score) for ranked in ranking]
 

@@ -238,7 +238,7 @@ class RerankCrossEncoder(BaseCrossEncoder, ModelSettings):
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Return the scores of (query, text) pairs in their order; blank texts get the lowest."""
         pairs = list(text_pairs)
-        return self.reranker.score(pairs, adapter=self._call_adapter).tolist() if pairs else []
+        return self.reranker.score(pairs, **self._call).tolist() if pairs else []
 
 
 def step_input(query: str, documents: Sequence[Document]) -> dict[str, Any]:

@@ -13,6 +13,9 @@ Pair = tuple[str, str] | tuple[str, str, str]
 #: A document: a text, or a mapping that has it under `text`.
 Document = TypeVar("Document", bound="str | Mapping[str, object]")
 
+#: A query with its documents and, for a model that takes one, an instruction.
+DocumentsRequest = tuple[str, Iterable[Document]] | tuple[str, Iterable[Document], str | None]
+
 
 @dataclass(frozen=True)
 class DocumentsToRank(Generic[Document]):
@@ -43,14 +46,19 @@ class DocumentsToRank(Generic[Document]):
         return cls(query, documents, texts, instruction_text(own, where) or instruction)
 
     @property
-    def pairs(self) -> Iterator[Pair]:
-        """Yield the pairs of the query and each text."""
-        return (make_pair(self.query, text, self.instruction) for text in self.texts)
+    def pairs(self) -> list[Pair]:
+        """Return the pairs of the query and each text."""
+        return make_pairs(self.query, self.texts, self.instruction)
 
 
 def make_pair(query: str, document: str, instruction: str = "") -> Pair:
     """Return a pair, which is equal to another one if all its texts are."""
     return (query, document, instruction) if instruction else (query, document)
+
+
+def make_pairs(query: str, documents: Iterable[str], instruction: str = "") -> list[Pair]:
+    """Return the pairs of a query and each document."""
+    return [make_pair(query, document, instruction) for document in documents]
 
 
 def instruction_of(pair: Pair) -> str:
@@ -124,7 +132,7 @@ def query_and_what(value: Any, where: str, what: str) -> tuple[Any, Any, Any]:
 
 
 def instruction_text(instruction: object, where: str = "") -> str:
-    """Return an instruction; "" for None and for a blank text, which mean the default.
+    """Return an instruction; "" for None and for a blank text, which stand for the default.
 
     Raises:
         InputError: not a string, or not valid Unicode.

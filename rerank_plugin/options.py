@@ -152,6 +152,11 @@ class ModelOptions:
         help="cut the end of documents that do not fit, or score overlapping windows and take the "
         "best",
     )
+    instruction: str | None = option(
+        None,
+        help="the instruction of queries without one, for models that take one; default: the one "
+        "of training, else the model's own",
+    )
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps")
     dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
     token_budget: int | None = option(

@@ -27,10 +27,12 @@ from rerank_plugin.engine.scores import (
 from rerank_plugin.errors import InputError
 from rerank_plugin.inputs import (
     Document,
+    DocumentsRequest,
     DocumentsToRank,
     Pair,
     checked_pairs,
     checked_query,
+    instruction_text,
     query_text,
 )
 from rerank_plugin.io.paths import expanded
@@ -75,6 +77,8 @@ class Reranker:
             folder's own, else `sigmoid`.
         long_documents: `cut` the end of documents that do not fit, or score overlapping `windows`
             and take the best.
+        instruction: The instruction of calls and pairs without one, for models that take one;
+            default the one of training, else the model's own.
         token_budget: The maximum cost of a batch in tokens; default by the device.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that comes with the model; off.
@@ -96,6 +100,7 @@ class Reranker:
         max_length: int | None = None,
         normalize: str | None = None,
         long_documents: str = "cut",
+        instruction: str | None = None,
         token_budget: int | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -111,6 +116,7 @@ class Reranker:
             max_length=max_length,
             normalize=normalize,
             long_documents=long_documents,
+            instruction=instruction,
             token_budget=token_budget,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -175,6 +181,7 @@ class Reranker:
             max_length=self.max_length,
             long_documents=self._options["long_documents"],
             prompt=loaded.prompt,
+            instruction=self._default_instruction(None),
         )
         scorer = Scorer(
             loaded.model,
@@ -244,11 +251,33 @@ class Reranker:
             raise InputError(f"adapter: unknown adapter {adapter!r}; the model has none")
         return None
 
+    def _instruction(self, instruction: str | None, adapter: str | None) -> str:
+        """Return the instruction of a call: its own, or the one of loading or training, or ""."""
+        own = instruction_text(instruction)
+        self.check_instruction(own)
+        return own or self._default_instruction(adapter)
+
+    def _default_instruction(self, adapter: str | None) -> str:
+        return instruction_text(self._options["instruction"] or self.settings(adapter).instruction)
+
+    def check_instruction(self, instruction: str, where: str = "") -> None:
+        """Check that the model takes an instruction.
+
+        Args:
+            instruction: The instruction; "" for the default.
+            where: The file and the line that have it, for the error.
+
+        Raises:
+            InputError: it takes none.
+        """
+        self._scorer.encoder.check_instruction(instruction, where)
+
     def logits(
         self,
         pairs: Iterable[Pair],
         progress: Callable[[int], Any] | None = None,
         *,
+        instruction: str | None = None,
         adapter: str | None = None,
     ) -> Logits:
         """Return the raw logits of (query, document) pairs, float32 `[pairs]`, in their order.
@@ -256,32 +285,43 @@ class Reranker:
         Blank documents are scored like others. Equal pairs are scored once.
 
         Args:
-            pairs: The pairs.
+            pairs: The pairs; with a third text, its instruction, for a model that takes one.
             progress: Called, perhaps from another thread, with a number of pairs whenever that
                 many more are scored.
+            instruction: The instruction of pairs without one, here as everywhere.
             adapter: The name of one of `adapters`, here as everywhere.
         """
         adapter = self._known_adapter(adapter)
-        return self._queue.logits(list(checked_pairs(pairs, query_text)), progress, adapter=adapter)
+        checked = checked_pairs(pairs, query_text, self._instruction(instruction, adapter))
+        return self._queue.logits(list(checked), progress, adapter=adapter)
 
-    async def alogits(self, pairs: Iterable[Pair], *, adapter: str | None = None) -> Logits:
+    async def alogits(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        instruction: str | None = None,
+        adapter: str | None = None,
+    ) -> Logits:
         """`logits`, without blocking the event loop; cancelled, the rest is not scored."""
         adapter = self._known_adapter(adapter)
-        checked = await self._queue.beside_loop(list[Pair], checked_pairs(pairs, query_text))
-        return await self._queue.alogits(checked, adapter=adapter)
+        checked = checked_pairs(pairs, query_text, self._instruction(instruction, adapter))
+        return await self._queue.alogits(
+            await self._queue.beside_loop(list[Pair], checked), adapter=adapter
+        )
 
     def stream(
         self,
         pairs: Iterable[Pair],
         progress: Callable[[int], Any] | None = None,
         *,
+        instruction: str | None = None,
         adapter: str | None = None,
     ) -> Iterator[Logits]:
         """Yield the scores of any number of pairs in their order, chunk by chunk, in flat memory.
 
         The pairs are read while the model works, a few thousand ahead.
         """
-        checked = checked_pairs(pairs, checked_query)
+        checked = checked_pairs(pairs, checked_query, self._instruction(instruction, adapter))
         for logits in self._stream_ranking_logits(checked, progress, adapter):
             yield self.normalized(logits, adapter=adapter)
 
@@ -290,25 +330,40 @@ class Reranker:
         pairs: Iterable[Pair],
         progress: Callable[[int], Any] | None = None,
         *,
+        instruction: str | None = None,
         adapter: str | None = None,
     ) -> Iterator[Logits]:
         """`stream` for raw logits, of blank documents too."""
         adapter = self._known_adapter(adapter)
-        yield from self._queue.stream(checked_pairs(pairs, query_text), progress, adapter=adapter)
+        checked = checked_pairs(pairs, query_text, self._instruction(instruction, adapter))
+        yield from self._queue.stream(checked, progress, adapter=adapter)
 
-    def score(self, pairs: Iterable[Pair], *, adapter: str | None = None) -> Logits:
+    def score(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        instruction: str | None = None,
+        adapter: str | None = None,
+    ) -> Logits:
         """Return the scores of (query, document) pairs, float32 `[pairs]`, in their order.
 
         As in a ranking, blank documents are not scored and get the lowest score, and a blank query
         is an error.
         """
-        logits = self._ranking_logits(checked_pairs(pairs, checked_query), adapter)
-        return self.normalized(logits, adapter=adapter)
+        checked = checked_pairs(pairs, checked_query, self._instruction(instruction, adapter))
+        return self.normalized(self._ranking_logits(checked, adapter), adapter=adapter)
 
-    async def ascore(self, pairs: Iterable[Pair], *, adapter: str | None = None) -> Logits:
+    async def ascore(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        instruction: str | None = None,
+        adapter: str | None = None,
+    ) -> Logits:
         """`score`, without blocking the event loop."""
-        checked = await self._queue.beside_loop(list[Pair], checked_pairs(pairs, checked_query))
-        return self.normalized(await self._aranking_logits(checked, adapter), adapter=adapter)
+        checked = checked_pairs(pairs, checked_query, self._instruction(instruction, adapter))
+        listed = await self._queue.beside_loop(list[Pair], checked)
+        return self.normalized(await self._aranking_logits(listed, adapter), adapter=adapter)
 
     def rank(
         self,
@@ -317,6 +372,7 @@ class Reranker:
         top_n: int | None = None,
         *,
         score_threshold: float | str | None = None,
+        instruction: str | None = None,
         adapter: str | None = None,
     ) -> list[Ranked[Document]]:
         """Rank documents by falling logit; ties keep their input order.
@@ -329,29 +385,41 @@ class Reranker:
             top_n: The number of documents to return at most; all by default.
             score_threshold: The lowest score that is returned, before `top_n` counts: a number, or
                 the name of a calibrated threshold such as `precision@0.9`.
+            instruction: What makes a document relevant, for models that take an instruction.
             adapter: The name of one of `adapters`.
 
         Raises:
             InputError: naming the argument, or the index of the document.
         """
         return self.rank_many(
-            [(query, documents)], top_n, score_threshold=score_threshold, adapter=adapter
+            [(query, documents)],
+            top_n,
+            score_threshold=score_threshold,
+            instruction=instruction,
+            adapter=adapter,
         )[0]
 
     def rank_many(
         self,
-        requests: Iterable[tuple[str, Iterable[Document]]],
+        requests: Iterable[DocumentsRequest[Document]],
         top_n: int | None = None,
         *,
         score_threshold: float | str | None = None,
+        instruction: str | None = None,
         adapter: str | None = None,
     ) -> list[list[Ranked[Document]]]:
-        """Rank the documents of many queries at once; faster than one after the other."""
+        """Rank the documents of many queries at once; faster than one after the other.
+
+        A request is a query with its documents, and perhaps its instruction.
+        """
         rank = self._ranker(top_n, score_threshold, adapter)
+        default = self._instruction(instruction, adapter)
         request_list = list(requests)
         checked: deque[DocumentsToRank[Document]] = deque(
             DocumentsToRank.from_request(
-                request, f"requests[{index}]: " if len(request_list) > 1 else ""
+                request,
+                f"requests[{index}]: " if len(request_list) > 1 else "",
+                instruction=default,
             )
             for index, request in enumerate(request_list)
         )
@@ -361,11 +429,12 @@ class Reranker:
 
     def rank_stream(
         self,
-        requests: Iterable[tuple[str, Iterable[Document]]],
+        requests: Iterable[DocumentsRequest[Document]],
         top_n: int | None = None,
         progress: Callable[[int], Any] | None = None,
         *,
         score_threshold: float | str | None = None,
+        instruction: str | None = None,
         adapter: str | None = None,
     ) -> Iterator[RankedDocuments[Document]]:
         """Yield the rankings of any number of queries in their order, in flat memory.
@@ -373,12 +442,14 @@ class Reranker:
         The requests are read while the model works, a few thousand pairs ahead.
         """
         rank = self._ranker(top_n, score_threshold, adapter)
+        default = self._instruction(instruction, adapter)
         # The requests that are read and not ranked yet.
         waiting: deque[DocumentsToRank[Document]] = deque()
 
         def pairs() -> Iterator[Pair]:
             for index, request in enumerate(requests):
-                waiting.append(DocumentsToRank.from_request(request, f"requests[{index}]: "))
+                where = f"requests[{index}]: "
+                waiting.append(DocumentsToRank.from_request(request, where, instruction=default))
                 yield from waiting[-1].pairs
 
         chunks = self._stream_ranking_logits(pairs(), progress, adapter)
@@ -392,12 +463,14 @@ class Reranker:
         top_n: int | None = None,
         *,
         score_threshold: float | str | None = None,
+        instruction: str | None = None,
         adapter: str | None = None,
     ) -> list[Ranked[Document]]:
         """`rank`, without blocking the event loop; cancelled, it stops scoring."""
         rank = self._ranker(top_n, score_threshold, adapter)
+        own = self._instruction(instruction, adapter)
         request: DocumentsToRank[Document] = await self._queue.beside_loop(
-            DocumentsToRank.from_request, (query, documents)
+            DocumentsToRank.from_request, (query, documents, own)
         )
         logits = await self._aranking_logits(request.pairs, adapter)
         return rank(request, logits).ranking

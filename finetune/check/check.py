@@ -33,6 +33,7 @@ def check_groups(
     eval_data_path: DataPath | None = None,
     model_name_or_path: str | PathLike[str] | None = None,
     max_len: int | None = None,
+    instruction: str | None = None,
     fix: str | PathLike[str] | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
@@ -50,6 +51,7 @@ def check_groups(
             characters.
         max_len: The maximum length of a pair in tokens; by default 512, or the model's
             limit if lower.
+        instruction: The instruction of groups without one, for language models.
         fix: A `.jsonl` file for a copy of `data_path` without unusable lines, blank, repeated and
             contradictory passages, repeated groups, and the queries of `eval_data_path`.
         overwrite: Replace an earlier `fix`.
@@ -87,7 +89,9 @@ def check(options: GroupCheckOptions, *, progress: bool) -> CheckResult:
     describe_labels(result, labels)
     if overlap:
         describe_overlap(result, overlap)
-    if lengths and data.groups + eval_data.groups:
+    if lengths and lengths.problem:
+        result.length_problem = lengths.problem
+    elif lengths and data.groups + eval_data.groups:
         describe_lengths(result, lengths)
     if options.fix:
         write_fixed(options, Fixer(labels, overlap), result)
@@ -108,7 +112,7 @@ def inspected(
             where = f"{line.path}:{line.number}"
             labels.add(group, where)
             if lengths:
-                lengths.add(group)
+                lengths.add(group, where)
             yield where, group
             shown.update()
 
@@ -139,7 +143,13 @@ def start_lengths(options: GroupCheckOptions, result: CheckResult) -> Lengths | 
         max_len = resolve_max_length(
             options.max_len, default=default_max_length(prompt), config=config, option="max_len"
         )
-        encoder = PairEncoder(tokenizer, max_length=max_len, option="max_len", prompt=prompt)
+        encoder = PairEncoder(
+            tokenizer,
+            max_length=max_len,
+            option="max_len",
+            prompt=prompt,
+            instruction=options.instruction,
+        )
     except InputError as error:
         result.length_problem = str(error)
         return None

@@ -63,7 +63,8 @@ class Fixer:
         if not group.neg:
             self.counts["groups left out: no negative is left"] += 1
             return None
-        texts = [text_key(group.query), *sorted(group.pos), "", *sorted(group.neg)]
+        question = [text_key(group.query), group.instruction]
+        texts = [*question, *sorted(group.pos), "", *sorted(group.neg)]
         number = digest("\n".join(texts))
         if number in self._seen:
             self.counts["groups left out: they repeat an earlier one"] += 1
@@ -80,7 +81,7 @@ class Fixer:
     def _without_contradictions(self, group: Group) -> Group:
         positives = {text_digest(text) for text in group.pos}
         kept = [
-            text_digest(text) not in positives and not self.labels.is_both(group.query, text)
+            text_digest(text) not in positives and not self.labels.is_both(group, text)
             for text in group.neg
         ]
         self.counts["negatives left out: they are positives of the same query"] += kept.count(False)

@@ -58,6 +58,8 @@ class Inspection:
     negatives: Tally = field(default_factory=Tally)
     #: Groups with two copies of a passage, perhaps in another case or punctuation.
     with_copies: int = 0
+    #: Groups with an instruction.
+    instructed: int = 0
     #: Groups with teacher scores, those in which all are equal, and those whose best is a negative.
     scored: int = 0
     equal_scores: int = 0
@@ -97,6 +99,7 @@ class Inspection:
                 tally.add(number, text)
             has_copies |= len(distinct) < len(texts)
         self.with_copies += has_copies
+        self.instructed += bool(group.instruction)
         if group.pos_scores and group.neg_scores:
             self.scored += 1
             self.equal_scores += len({*group.pos_scores, *group.neg_scores}) == 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ..data.groups import Group
 from ..text.duplicates import Duplicates
-from ..text.normalize import text_digest
+from ..text.normalize import digest, text_digest
 from .examples import Examples, shortened
 
 POSITIVE, NEGATIVE = 1, 2
@@ -32,7 +32,7 @@ class Labels:
 
     def learn(self, group: Group) -> list[str]:
         """Add the labels of one group, and return the texts that first contradict earlier ones."""
-        query, contradicted = text_digest(group.query), []
+        query, contradicted = question_digest(group), []
         for label, texts in ((POSITIVE, group.pos), (NEGATIVE, group.neg)):
             for text in texts:
                 pair = pair_digest(query, text)
@@ -42,10 +42,16 @@ class Labels:
                     contradicted.append(text)
         return contradicted
 
-    def is_both(self, query: str, text: str) -> bool:
-        """Return whether a pair is labelled positive in one group and negative in another."""
-        pair = pair_digest(text_digest(query), text)
+    def is_both(self, group: Group, text: str) -> bool:
+        """Return whether a passage is a positive of a query in one group, a negative in another."""
+        pair = pair_digest(question_digest(group), text)
         return self.pairs.get(pair, 0) == BOTH
+
+
+def question_digest(group: Group) -> int:
+    """Return 64 bits of a query and its instruction, which may make other passages relevant."""
+    query = text_digest(group.query)
+    return query ^ digest(group.instruction) if group.instruction else query
 
 
 def pair_digest(query: int, text: str) -> int:

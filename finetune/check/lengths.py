@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from rerank_plugin.errors import InputError
+from rerank_plugin.inputs import Pair, make_pairs
+
 from ..data.groups import Group
 
 if TYPE_CHECKING:
@@ -26,13 +29,26 @@ class Lengths:
 
     def __init__(self, encoder: "PairEncoder | None", max_len: int | None) -> None:
         self.max_len = max_len
+        #: Why lengths cannot be measured: the model does not take the instruction of a group.
+        self.problem: str | None = None
         self._encoder = encoder
-        self._waiting: list[tuple[str, str]] = []
+        self._waiting: list[Pair] = []
         self._lengths: list[npt.NDArray[np.int32]] = []
 
-    def add(self, group: Group) -> None:
-        """Add the pairs of one group."""
-        self._waiting += [(group.query, document) for document in group.documents]
+    def add(self, group: Group, where: str) -> None:
+        """Add the pairs of one group.
+
+        Args:
+            group: The group.
+            where: Its file and line.
+        """
+        try:
+            if self._encoder:
+                self._encoder.check_instruction(group.instruction, where)
+        except InputError as error:
+            self.problem = self.problem or str(error)
+            return
+        self._waiting += make_pairs(group.query, group.documents, group.instruction)
         if len(self._waiting) >= COUNTED_AT_ONCE:
             self._count()
 
@@ -43,7 +59,7 @@ class Lengths:
 
     def _count(self) -> None:
         if self._encoder is None:
-            lengths = np.array([len(query) + len(text) for query, text in self._waiting], np.int32)
+            lengths = np.array([sum(map(len, pair)) for pair in self._waiting], np.int32)
         else:
             lengths = np.asarray(self._encoder.lengths(self._waiting), np.int32)
         self._lengths.append(lengths)

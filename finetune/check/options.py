@@ -27,6 +27,9 @@ class GroupCheckOptions:
         help="the maximum length of a pair in tokens, as for train; default: 512, or the model's "
         "if less",
     )
+    instruction: str | None = option(
+        None, help="the instruction of groups without one, as for train; its tokens count, too"
+    )
     fix: str | None = option(
         None,
         help="a .jsonl file for a copy of --data_path without unusable lines, blank, repeated and "
@@ -37,10 +40,11 @@ class GroupCheckOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.max_len is not None and self.model_name_or_path is None:
-            raise OptionError(
-                "max_len", "requires --model_name_or_path, whose tokenizer counts tokens"
-            )
+        for name in ("max_len", "instruction"):
+            if getattr(self, name) is not None and self.model_name_or_path is None:
+                raise OptionError(
+                    name, "requires --model_name_or_path, whose tokenizer counts tokens"
+                )
         if self.fix:
             inputs = (self.data_path, self.eval_data_path)
             check_files([Path(self.fix)], inputs, overwrite=self.overwrite, option="fix")

@@ -101,6 +101,11 @@ def describe(result: CheckResult, inspection: Inspection, name: str) -> None:
     if 0 < inspection.scored < inspection.groups:
         unscored = inspection.groups - inspection.scored
         result.note(f"{unscored} groups have no teacher scores, others do")
+    if inspection.instructed:
+        result.note(
+            f"{inspection.instructed} of {inspection.groups} groups have an instruction, which "
+            "only language models take"
+        )
     for side, sizes in inspection.sizes.items():
         low, high = min(sizes), max(sizes)
         result.report.append(f"  {side}: {low} to {high} a group, mostly {most_common(sizes)}")

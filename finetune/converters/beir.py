@@ -36,7 +36,7 @@ def read_beir(
     corpus_file, query_file = (find_file(folder, name) for name in ("corpus", "queries"))
     qrels = find_qrels(folder, split)
     grades = read_grades(qrels, counts)
-    queries = {query.id: query.text for query in read_queries(query_file, counts)}
+    queries = {query.id: query for query in read_queries(query_file, counts)}
     check_match("query", qrels, grades, query_file, queries)
     counts["queries without a judgement in the split"] += len(queries.keys() - grades.keys())
     wanted = {passage for passages in grades.values() for passage in passages}
@@ -53,7 +53,9 @@ def read_beir(
             known = [passage for passage in passages if passage in corpus.positions]
             texts = corpus.texts([corpus.positions[passage] for passage in known])
             labels = [is_relevant(passages[passage], threshold) for passage in known]
-            yield from_labels(queries[query], zip(texts, labels, strict=True), id=query)
+            labelled = zip(texts, labels, strict=True)
+            text, instruction = queries[query].text, queries[query].instruction
+            yield from_labels(text, labelled, id=query, instruction=instruction)
         corpus.close()
 
 

@@ -14,7 +14,7 @@ from .rows import Row, read_rows
 FLAGEMBEDDING_FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
 
 #: Other known fields, which are not misspelt; those for embedding models are left out.
-KNOWN = ("id", "idx", "prompt", "type")
+KNOWN = ("id", "idx", "instruction", "prompt", "type")
 
 
 def read_flagembedding(data_path: DataPath, counts: ReasonCounts) -> Iterator[LabelledQuery]:
@@ -24,7 +24,8 @@ def read_flagembedding(data_path: DataPath, counts: ReasonCounts) -> Iterator[La
             check_name(row, name)
         row.count_others((*FLAGEMBEDDING_FIELDS, "id"), counts)
         sides = scored_passages(row, "pos"), scored_passages(row, "neg")
-        yield LabelledQuery(row.text("query"), *sides, id_text(row.values.get("id")), row.where)
+        id = id_text(row.values.get("id"))
+        yield LabelledQuery(row.text("query"), *sides, id, row.where, row.instruction)
 
 
 def check_name(row: Row, name: str) -> None:

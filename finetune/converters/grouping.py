@@ -32,6 +32,7 @@ class Collected:
     """The passages of a query in all records, by `text_digest`."""
 
     query: str
+    instruction: str = ""
     id: str | None = None
     pos: dict[int, Passage] = field(default_factory=dict)
     neg: dict[int, Passage] = field(default_factory=dict)
@@ -56,7 +57,7 @@ def group(
     seed: int,
     counts: ReasonCounts,
 ) -> Iterator[Group]:
-    """Yield one group for every query text, in the order of their first records.
+    """Yield one group for every query text and instruction, in the order of their first records.
 
     Where there is more text than `BUCKET`, records are first dealt by their query into files, and
     grouped file by file.
@@ -105,16 +106,17 @@ def stored_record(line: str) -> LabelledQuery:
     """Return one record from disk."""
     values = json.loads(line)
     pos, neg = ([Passage(**passage) for passage in values[name]] for name in ("pos", "neg"))
-    return LabelledQuery(values["query"], pos, neg, values["id"], values["where"])
+    return LabelledQuery(**{**values, "pos": pos, "neg": neg})
 
 
 def group_in_memory(
     records: Iterable[LabelledQuery], *, negatives: int, seed: int, counts: ReasonCounts
 ) -> Iterator[Group]:
     """Yield the groups of records, all of them in memory."""
-    collected: dict[str, Collected] = {}
+    collected: dict[tuple[str, str], Collected] = {}
     for record in records:
-        query = collected.setdefault(text_key(record.query), Collected(record.query))
+        key = text_key(record.query), record.instruction
+        query = collected.setdefault(key, Collected(record.query, record.instruction))
         query.add(record, counts)
     texts_by_digest: dict[int, str] = {}
     for query in collected.values():
@@ -144,8 +146,15 @@ def group_in_memory(
             # Partial scores would be taken for complete ones.
             counts["groups of which some passages have no score: without scores"] += 1
             scores = [None, None]
-        texts = [[passage.text for passage in side] for side in (pos, neg)]
-        yield Group(query.query, texts[0], texts[1], scores[0], scores[1], query.id)
+        yield Group(
+            query=query.query,
+            pos=[passage.text for passage in pos],
+            neg=[passage.text for passage in neg],
+            pos_scores=scores[0],
+            neg_scores=scores[1],
+            id=query.id,
+            instruction=query.instruction,
+        )
 
 
 def scores_of(passages: Sequence[Passage]) -> list[float] | None:

@@ -23,16 +23,23 @@ class LabelledQuery:
     id: str | None = None
     #: The row or the line, for messages.
     where: str = ""
+    #: The instruction; "" without one.
+    instruction: str = ""
 
 
 def from_labels(
-    query: str, labelled: Iterable[tuple[str, bool]], *, id: object = None, where: str = ""
+    query: str,
+    labelled: Iterable[tuple[str, bool]],
+    *,
+    id: object = None,
+    where: str = "",
+    instruction: str = "",
 ) -> LabelledQuery:
     """Return a query with passages that are labelled True for positive or False for negative."""
     sides: dict[bool, list[Passage]] = {True: [], False: []}
     for text, is_positive in labelled:
         sides[is_positive].append(Passage(text))
-    return LabelledQuery(query, sides[True], sides[False], id_text(id), where)
+    return LabelledQuery(query, sides[True], sides[False], id_text(id), where, instruction)
 
 
 def id_text(value: object) -> str | None:

@@ -24,4 +24,9 @@ def read_labelled_table(
         label = first_of(row, LABELS, "label")
         row.count_others((query, passage, label), counts)
         positive = is_positive(row, row.number(label), label, threshold)
-        yield from_labels(row.text(query), [(row.text(passage), positive)], where=row.where)
+        yield from_labels(
+            row.text(query),
+            [(row.text(passage), positive)],
+            where=row.where,
+            instruction=row.instruction,
+        )

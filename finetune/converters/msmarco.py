@@ -85,7 +85,13 @@ def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
     if not all(isinstance(flag, int | float) and flag in (0, 1) for flag in selected):
         raise row.error("'is_selected' must be 0 or 1")
     labelled = zip(texts, map(bool, selected), strict=True)
-    return from_labels(row.text("query"), labelled, id=row.values.get("query_id"), where=row.where)
+    return from_labels(
+        row.text("query"),
+        labelled,
+        id=row.values.get("query_id"),
+        where=row.where,
+        instruction=row.instruction,
+    )
 
 
 def fields_of(passages: object) -> set[str]:

@@ -19,6 +19,7 @@ from rerank_plugin.io.jsonl import (
     SUFFIXES,
     DataPath,
     input_files,
+    instruction_field,
     is_unicode,
     json_type,
     read_lines,
@@ -83,10 +84,15 @@ class Row:
             raise self.error(f"{name} is {actual}, expected a text")
         return value
 
+    @property
+    def instruction(self) -> str:
+        """Return the instruction in the column of that name; "" without one."""
+        return instruction_field(self.values, self.where)
+
     def count_others(self, columns: Collection[str], counts: ReasonCounts) -> None:
-        """Count the values of columns that are not read."""
+        """Count the values of columns that are not read; an instruction always is."""
         for name, value in self.values.items():
-            if name not in columns and value is not None:
+            if name not in (*columns, "instruction") and value is not None:
                 counts.add(f"fields {name!r}, left out")
 
     def number(self, column: str) -> float:

@@ -7,7 +7,7 @@ of passages are taken too, as `negatives`.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
@@ -20,8 +20,8 @@ from .rows import DELIMITED, Row, column_names, is_positive, read_rows, table_fi
 #: Columns of labels and scores, as in sentence-transformers.
 LABEL_COLUMNS = ("label", "labels", "score", "scores")
 
-#: Columns of ids, which sentence-transformers takes for texts.
-IGNORED_IDS = ("id", "_id", "idx", "query_id", "qid")
+#: Columns of ids and of our instructions, which sentence-transformers takes for texts.
+OTHER_COLUMNS = ("id", "_id", "idx", "query_id", "qid", "instruction")
 
 #: The pattern of a column name in a file that may lack the line of names.
 HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -39,7 +39,7 @@ def read_sentence_transformers(
             columns = columns or Columns.from_row(row)
             columns.check(row)
             row.count_others((*texts_of(row), *labels_of(row)), counts)
-            yield read_row(row, columns, threshold)
+            yield replace(read_row(row, columns, threshold), instruction=row.instruction)
 
 
 def check_names(path: Path) -> None:
@@ -93,7 +93,8 @@ def labels_of(row: Row) -> list[str]:
 
 def texts_of(row: Row) -> list[str]:
     """Return the columns of texts, in their order."""
-    return [column for column in row.values if column.lower() not in (*LABEL_COLUMNS, *IGNORED_IDS)]
+    others = (*LABEL_COLUMNS, *OTHER_COLUMNS)
+    return [column for column in row.values if column.lower() not in others]
 
 
 def read_row(row: Row, columns: Columns, threshold: float | None) -> LabelledQuery:

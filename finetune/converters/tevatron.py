@@ -25,7 +25,7 @@ def read_tevatron(data_path: DataPath, counts: ReasonCounts) -> Iterator[Labelle
             titled_passages(row, f"{name}_passages", counts) for name in ("positive", "negative")
         )
         id = id_text(row.values.get("query_id"))
-        yield LabelledQuery(row.text("query"), pos, neg, id, row.where)
+        yield LabelledQuery(row.text("query"), pos, neg, id, row.where, row.instruction)
 
 
 def titled_passages(row: Row, column: str, counts: ReasonCounts) -> list[Passage]:

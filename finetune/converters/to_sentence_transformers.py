@@ -46,6 +46,8 @@ def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -
             counts["groups of which some passages have no score: without scores"] += 1
         if group.id is not None:
             counts["ids of groups, for which the format has no column"] += 1
+        if group.instruction:
+            counts["instructions of groups, for which the format has no column"] += 1
         if output_format == "pair":
             counts["negatives, for which pair has no column"] += len(group.neg)
             group = replace(group, neg=[])

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from math import isfinite
 
 from rerank_plugin.errors import InputError
-from rerank_plugin.io.jsonl import DataPath, Line, input_files, json_type, read_lines
+from rerank_plugin.io.jsonl import (
+    DataPath,
+    Line,
+    input_files,
+    instruction_field,
+    json_type,
+    read_lines,
+)
 
 from ..text.normalize import text_key
 from .reason_counts import ReasonCounts
@@ -68,6 +75,8 @@ class Record:
     line: Line
     #: Answers to a query, where the record has some.
     answers: tuple[str, ...] = ()
+    #: The instruction of a query; "" for the default.
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,22 +118,24 @@ def read_queries(
     Raises:
         InputError: a query without an id, two texts with the same, or none that is not blank.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, str]] = {}
     is_empty = True
     for index, (line, record) in enumerate(read_records(data_path)):
         name = id_of(line, record, default=None if by_id else f"{index}")
         text = text_field(line, record, QUERY_TEXTS)
-        if seen.get(name, text) != text:
-            raise line.error(f"duplicate query id {name!r}, with another text")
+        instruction = instruction_field(record, f"{line.path}:{line.number}")
+        if seen.get(name, (text, instruction)) != (text, instruction):
+            field = "text" if seen[name][0] != text else "instruction"
+            raise line.error(f"duplicate query id {name!r}, with another {field}")
         if name in seen:
             counts.add(REPEATED_QUERIES, at(name, line))
             continue
-        seen[name] = text
+        seen[name] = text, instruction
         if not text.strip():
             counts.add(BLANK_QUERIES, at(name, line))
         else:
             is_empty = False
-            yield Record(name, text, line, answers_of(line, record))
+            yield Record(name, text, line, answers_of(line, record), instruction)
     if is_empty:
         raise InputError(f"{data_path}: no query is left ({', '.join(counts.lines())})")
 

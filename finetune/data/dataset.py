@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,14 @@ from .index_cache import IndexCache
 logger = logging.getLogger(__name__)
 
 Indices = npt.NDArray[np.int64]
+
+
+class ChecksInstruction(Protocol):
+    """A model, or an encoder of its pairs, that may take no instruction."""
+
+    def check_instruction(self, instruction: str, where: str = "") -> None:
+        """Raise an `InputError` that names the file and the line in `where`."""
+        ...
 
 
 class GroupDataset:
@@ -127,6 +135,17 @@ class GroupDataset:
                 f"{value} requires teacher scores: {len(without)} of {len(self)} groups have no "
                 f"'pos_scores' or 'neg_scores', the first is {file.where(row)}",
             )
+
+    def check_instructions(self, model: ChecksInstruction) -> None:
+        """Check that a model takes instructions, if a group has one.
+
+        Raises:
+            InputError: with file and line of the first group that has one.
+        """
+        instructed = np.flatnonzero(self._column("instructed"))
+        if len(instructed):
+            file, row = self._find(int(instructed[0]))
+            model.check_instruction(file[row].instruction, file.where(row))
 
     def without_false_negatives(self, margin: float) -> "GroupDataset":
         """Return the groups without negatives that the teacher scores like positives.

@@ -23,8 +23,8 @@ from rerank_plugin.io.jsonl import Line, reading
 from ..text.normalize import text_digest
 from .groups import Group, checked_group, parse_group
 
-#: The index of a line: its offset and length in bytes, its number, `text_digest` of its query, and
-#: `Group.teacher_gap`.
+#: The index of a line: its offset and length in bytes, its number, `text_digest` of its query,
+#: `Group.teacher_gap`, and whether it has an instruction.
 ROW = np.dtype(
     [
         ("offset", "<i8"),
@@ -32,6 +32,7 @@ ROW = np.dtype(
         ("line", "<i8"),
         ("query", "<u8"),
         ("teacher_gap", "<f8"),
+        ("instructed", "?"),
     ]
 )
 
@@ -216,17 +217,17 @@ def blocks(path: Path) -> Iterator[Block]:
 
 def check_block(block: Block) -> tuple[IndexRows, IndexRows]:
     """Return the rows of usable lines and those of bad ones; blank lines have none."""
-    good: list[tuple[int, int, int, int, float]] = []
-    bad: list[tuple[int, int, int, int, float]] = []
+    good: list[tuple[int, int, int, int, float, bool]] = []
+    bad: list[tuple[int, int, int, int, float, bool]] = []
     offset = block.offset
     for number, raw in enumerate(block.raw, block.number):
         if not raw.isspace():
             try:
                 group = parse_group(block.line(number))
             except InputError:
-                bad.append((offset, len(raw), number, 0, nan))
+                bad.append((offset, len(raw), number, 0, nan, False))
             else:
-                query = text_digest(group.query)
-                good.append((offset, len(raw), number, query, group.teacher_gap))
+                query, gap = text_digest(group.query), group.teacher_gap
+                good.append((offset, len(raw), number, query, gap, bool(group.instruction)))
         offset += len(raw)
     return np.array(good, ROW), np.array(bad, ROW)

@@ -8,6 +8,7 @@ from itertools import compress
 from math import nan
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.inputs import instruction_text
 from rerank_plugin.io.jsonl import DataPath, Line, SkippedLines, json_type, read_lines
 
 from ..text.normalize import text_key
@@ -15,7 +16,8 @@ from .other_formats import other_format
 
 #: The fields of a group, as a line spells them.
 QUOTED_FIELDS = tuple(
-    f'"{name}"'.encode() for name in ("query", "pos", "neg", "pos_scores", "neg_scores")
+    f'"{name}"'.encode()
+    for name in ("query", "pos", "neg", "pos_scores", "neg_scores", "instruction")
 )
 
 
@@ -30,6 +32,8 @@ class Group:
     pos_scores: list[float] | None = None
     neg_scores: list[float] | None = None
     id: str | None = None
+    #: What makes a passage relevant, for models that take an instruction; "" for the default.
+    instruction: str = ""
 
     @property
     def documents(self) -> list[str]:
@@ -111,8 +115,8 @@ def find_problems(record: dict[str, object]) -> list[Problem]:
 
 
 def query_problems(record: dict[str, object]) -> list[Problem]:
-    """Return the problems of `query` and `id`."""
-    query, name = record.get("query"), record.get("id")
+    """Return the problems of `query`, `id` and `instruction`."""
+    query, name, instruction = (record.get(field) for field in ("query", "id", "instruction"))
     problems = []
     if "query" not in record:
         message = f"field 'query' is missing, expected a text{other_format(record)}"
@@ -125,6 +129,9 @@ def query_problems(record: dict[str, object]) -> list[Problem]:
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         message = f"field 'id' is {json_type(name)}, expected a text or a whole number"
         problems.append(Problem("wrong type of 'id'", message))
+    if instruction is not None and not isinstance(instruction, str):
+        message = f"field 'instruction' is {json_type(instruction)}, expected a text"
+        problems.append(Problem("wrong type of 'instruction'", message))
     return problems
 
 
@@ -205,8 +212,9 @@ def group_of(record: dict[str, object]) -> Group:
     """Return the group of a record without problems."""
     values = {name: record.get(name) for name in ("query", "pos", "neg")}
     scores = {name: record.get(name) for name in ("pos_scores", "neg_scores")}
-    name = record.get("id")
-    return Group(**values, **scores, id=None if name is None else str(name))  # type: ignore[arg-type]
+    name, instruction = record.get("id"), instruction_text(record.get("instruction"))
+    identifier = None if name is None else str(name)
+    return Group(**values, **scores, id=identifier, instruction=instruction)  # type: ignore[arg-type]
 
 
 def read_groups(data_path: DataPath, skipped: SkippedLines | None = None) -> Iterator[Group]:

@@ -18,6 +18,8 @@ class Sample:
     """A training sample: a query, some of its group's passages, and 1 or 0 for each."""
 
     query: str
+    #: The group's; "" for the default.
+    instruction: str
     documents: list[str]
     labels: list[int]
     #: The teacher's scores of the passages, where the group has them.
@@ -40,6 +42,7 @@ def sample_group(group: Group, *, size: int, seed: int, epoch: int, index: int) 
     documents, teacher = group.documents, group.teacher
     return Sample(
         group.query,
+        group.instruction,
         [documents[i] for i in indices],
         [1] * len(positive) + [0] * len(negative),
         None if teacher is None else [teacher[i] for i in indices],

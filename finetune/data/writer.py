@@ -28,8 +28,8 @@ TRAIN_NAME = re.compile(r"(?<![A-Za-z])train(?![A-Za-z])")
 
 
 def group_line(group: Group) -> str:
-    """Return a group as a line of a jsonl file, without fields that are None."""
-    record = {name: value for name, value in asdict(group).items() if value is not None}
+    """Return a group as a line of a jsonl file, without fields that are None or ""."""
+    record = {name: value for name, value in asdict(group).items() if value not in (None, "")}
     return record_line(record)
 
 

@@ -43,6 +43,7 @@ def evaluate(
     skipped_lines: FilePath | None = None,
     max_length: int | None = None,
     long_documents: str = "cut",
+    instruction: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     token_budget: int | None = None,
@@ -75,6 +76,7 @@ def evaluate(
         skipped_lines: The file for skipped lines, by default `evaluate.skipped_lines.jsonl`.
         max_length: The maximum length of a pair in tokens, by default that of training, else 512.
         long_documents: How longer documents are scored: `cut` or `windows`.
+        instruction: The instruction of queries without one, for models that take one.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: The precision: `auto`, `float32`, `bfloat16` or `float16`.
         token_budget: The maximum cost of a batch in tokens.
@@ -139,6 +141,8 @@ def evaluate_model(
 ) -> Evaluation:
     """Load and evaluate one model."""
     reranker = options.load_reranker(model)
+    if isinstance(judged, GroupDataset):
+        judged.check_instructions(reranker)
     pairs = sum(len(query.labels) for query in graded_queries(judged)) if progress else None
     with bar(Path(model).name, "pair", pairs, shown=progress) as scored:
         return evaluate_groups(

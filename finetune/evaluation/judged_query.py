@@ -22,6 +22,11 @@ class JudgedQuery(GradedQuery, Protocol):
     """A query with graded candidates: a `Group`, or a query of a retriever's run."""
 
     @property
+    def instruction(self) -> str:
+        """The query's instruction; "" for the default."""
+        ...
+
+    @property
     def documents(self) -> list[str]:
         """The candidates."""
         ...

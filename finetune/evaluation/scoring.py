@@ -9,6 +9,7 @@ import torch
 
 from rerank_plugin.engine.scorer import ScoresPairs
 from rerank_plugin.engine.scores import Logits
+from rerank_plugin.inputs import make_pairs
 
 from ..data.batched import batched
 from ..losses.base import Loss, teacher_scores
@@ -85,7 +86,11 @@ def evaluate_groups(
     logits: list[Logits] = []
     loss_sum = 0.0
     for batch in batched(judged, BATCH_QUERIES):
-        pairs = [(query.query, document) for query in batch for document in query.documents]
+        pairs = [
+            pair
+            for query in batch
+            for pair in make_pairs(query.query, query.documents, query.instruction)
+        ]
         flat_logits = scorer.logits(pairs, progress)
         sizes = [len(query.documents) for query in batch]
         if loss:

@@ -46,6 +46,7 @@ class Retrieved:
     documents: list[str]
     labels: list[int]
     missed: list[int]
+    instruction: str = ""
     teacher: None = None
 
 
@@ -78,6 +79,7 @@ class RunCandidates:
     scores: Logits
     labels: list[int]
     missed: list[int]
+    instruction: str = ""
 
 
 class TrecRun:
@@ -102,7 +104,7 @@ class TrecRun:
     def __getitem__(self, index: int) -> Retrieved:
         query = self.candidates[index]
         texts = self._corpus.texts(query.positions.tolist())
-        return Retrieved(query.query, texts, query.labels, query.missed)
+        return Retrieved(query.query, texts, query.labels, query.missed, query.instruction)
 
     def __iter__(self) -> Iterator[Retrieved]:
         return (self[index] for index in range(len(self)))
@@ -219,7 +221,8 @@ class CandidateSelector:
         judged = dict(grades)
         positions = np.array([self.passages.positions[name] for name in ranked], np.int64)
         labels = [judged.pop(name, 0) for name in ranked]
-        return RunCandidates(query.text, positions, scores, labels, list(judged.values()))
+        missed = list(judged.values())
+        return RunCandidates(query.text, positions, scores, labels, missed, query.instruction)
 
     def _is_kept(self, query: Record, name: str, grades: Mapping[str, int]) -> bool:
         position = self.passages.positions.get(name)

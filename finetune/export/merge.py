@@ -95,7 +95,7 @@ def merge_in(work: Path, options: MergeOptions, *, progress: bool) -> None:
             options.base_model or adapter,
             adapter=adapter if options.base_model else None,
             trust_remote_code=options.trust_remote_code,
-        )
+        ).with_instruction(settings.instruction)
         prepare_config(loaded.model.config, settings.normalize)
         if settings.max_length:
             prepare_tokenizer(loaded, settings.max_length)

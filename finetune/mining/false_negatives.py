@@ -66,14 +66,8 @@ def scored_group(
     selection: NegativeSelection, pos_scores: list[float], negatives: list[tuple[str, float]]
 ) -> Group:
     """Return a group with the teacher's scores."""
-    return Group(
-        query=selection.target.query,
-        pos=selection.positives,
-        neg=[text for text, _ in negatives],
-        pos_scores=pos_scores,
-        neg_scores=[score for _, score in negatives],
-        id=selection.target.id,
-    )
+    texts, scores = [text for text, _ in negatives], [score for _, score in negatives]
+    return selection.group(texts, pos_scores, scores)
 
 
 def score_texts(
@@ -84,7 +78,7 @@ def score_texts(
 ) -> list[list[float]]:
     """Return the scores of texts for the query of each selection."""
     pairs = [
-        (selection.target.query, text)
+        selection.pair(text)
         for selection, group in zip(selections, texts, strict=True)
         for text in group
     ]

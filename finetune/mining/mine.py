@@ -53,6 +53,7 @@ def mine_negatives(
     seed: int = 42,
     max_length: int | None = None,
     long_documents: str = "cut",
+    instruction: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     token_budget: int | None = None,
@@ -89,6 +90,7 @@ def mine_negatives(
         seed: The seed of the split and of every draw.
         max_length: The longest pair that `filter_model` reads, in tokens.
         long_documents: How `filter_model` reads longer documents: `cut` or `windows`.
+        instruction: The instruction of `filter_model` for queries without one.
         device: The device of both models: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: The precision of `filter_model`: `auto`, `float32`, `bfloat16` or `float16`.
         token_budget: The maximum cost of a batch of `filter_model` in tokens.

@@ -7,6 +7,8 @@ from itertools import islice
 
 import numpy as np
 
+from rerank_plugin.inputs import Pair, make_pair
+
 from ..data.batched import batched
 from ..data.corpus import Corpus
 from ..data.groups import Group, query_hash
@@ -89,10 +91,30 @@ class NegativeSelection:
                 (positions,) = within_margin([self.target], [positions], self.retriever, margin)
             yield from self.corpus.texts(positions)
 
+    def pair(self, text: str) -> Pair:
+        """Return the pair of the query and a passage."""
+        return make_pair(self.target.query, text, self.target.instruction)
+
     def take(self, count: int) -> Group:
         """Return a group with the first `count` negatives, or as many as there are."""
-        target = self.target
-        return Group(target.query, self.positives, list(islice(self, count)), id=target.id)
+        return self.group(list(islice(self, count)))
+
+    def group(
+        self,
+        negatives: list[str],
+        pos_scores: list[float] | None = None,
+        neg_scores: list[float] | None = None,
+    ) -> Group:
+        """Return the group of the query with some negatives, and perhaps a teacher's scores."""
+        return Group(
+            self.target.query,
+            self.positives,
+            negatives,
+            pos_scores,
+            neg_scores,
+            self.target.id,
+            self.target.instruction,
+        )
 
     def _is_negative(self, text: str, positives: Duplicates) -> bool:
         key = profile(text).key

@@ -1,7 +1,7 @@
 """Queries to mine for, with their positives from judgements or answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.io.jsonl import DataPath
@@ -40,6 +40,13 @@ class Target:
     answers: Answers | None = None
     #: The positions of passages that are the query itself.
     copies: frozenset[int] = frozenset()
+    #: The query's instruction; "" without one.
+    instruction: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Return what is equal for targets of equal queries with one instruction."""
+        return text_key(self.query), self.instruction
 
 
 def judged_targets(
@@ -67,7 +74,9 @@ def judged_targets(
             answers = Answers(query.answers) if query.answers else None
             positions = list(dict.fromkeys(positions))
             copies = own_document(query, corpus) - {*positions}
-            targets.append(Target(query.id, query.text, positions, answers, copies))
+            targets.append(
+                Target(query.id, query.text, positions, answers, copies, query.instruction)
+            )
         elif passages:
             reason = "queries whose positives are not in the corpus, or blank"
             result.queries_left_out.add(reason, repr(query.id))
@@ -108,23 +117,35 @@ def answered_targets(
                     result.add_not_found(query.text)
                 else:
                     copies = own_document(query, corpus) - {position}
-                    targets.append(Target(query.id, query.text, [position], query_answers, copies))
+                    targets.append(
+                        Target(
+                            query.id,
+                            query.text,
+                            [position],
+                            query_answers,
+                            copies,
+                            query.instruction,
+                        )
+                    )
             shown.update(len(batch))
     return targets
 
 
 def merge_same(targets: Sequence[Target], result: MiningResult) -> list[Target]:
-    """Join the targets of equal queries: a positive of one is not a negative of another."""
-    merged: dict[str, Target] = {}
+    """Join the targets of equal queries: a positive of one is not a negative of another.
+
+    With different instructions queries are different ones: other passages are relevant.
+    """
+    merged: dict[tuple[str, str], Target] = {}
     for target in targets:
-        first = merged.setdefault(text_key(target.query), target)
+        first = merged.setdefault(target.key, target)
         if first is target:
             continue
         result.queries_left_out["queries that repeat another, whose positives they join"] += 1
         positions = list(dict.fromkeys([*first.positives, *target.positives]))
         answers = join_answers(first.answers, target.answers)
         copies = (first.copies | target.copies) - {*positions}
-        merged[text_key(target.query)] = Target(first.id, first.query, positions, answers, copies)
+        merged[target.key] = replace(first, positives=positions, answers=answers, copies=copies)
     return list(merged.values())
 
 

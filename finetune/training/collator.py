@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from rerank_plugin.engine.packing import equal_batches
 from rerank_plugin.engine.scorer import Scorer, on_device, pair_logits
 from rerank_plugin.engine.template import EncodedPair
+from rerank_plugin.inputs import make_pairs
 
 from ..data.dataset import GroupDataset
 from ..data.sampling import GroupBatches, GroupIndex, Sample, sample_group
@@ -71,7 +72,11 @@ class GroupCollator:
     def __call__(self, counted: Sequence[Counted]) -> MicroBatch:
         """Return the `micro_batches` of a step and its number of `groups`."""
         samples = [sample for sample, _ in counted]
-        pairs = [(sample.query, text) for sample in samples for text in sample.documents]
+        pairs = [
+            pair
+            for sample in samples
+            for pair in make_pairs(sample.query, sample.documents, sample.instruction)
+        ]
         encoded = iter(self.scorer.encoder.encode(pairs))
         groups = [[next(encoded) for _ in sample.documents] for sample in samples]
         costs = [self.scorer.cost(group) for group in groups]

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.io.jsonl import SkippedLines
 
 from ..config import FinetuneConfig
@@ -131,6 +132,12 @@ def check_unchanged(run_dir: RunDir, files: dict[str, GroupDataset]) -> None:
 def query_ids(groups: GroupDataset) -> list[str]:
     """Return the hashes of the queries as text."""
     return [f"{query:016x}" for query in groups.query_hashes.tolist()]
+
+
+def check_instructions(data: RunData, encoder: PairEncoder) -> None:
+    """Check that the model takes the instructions of groups."""
+    for groups in (data.train, data.validation, data.test):
+        groups.check_instructions(encoder)
 
 
 def check_teacher_scores(config: FinetuneConfig, data: RunData) -> None:

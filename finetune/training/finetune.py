@@ -35,7 +35,7 @@ from .callbacks import (
     tolerate_reporters,
 )
 from .collapse_guard import CollapseGuard, TrainingStoppedError
-from .data import RunData, load_data
+from .data import RunData, check_instructions, load_data
 from .distributed import (
     check_launcher,
     gather,
@@ -105,6 +105,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         stopwatch = Stopwatch()
         data = load_data(config, run_dir)
         model = prepare_model(config, run_dir, device)
+        check_instructions(data, model.scorer.encoder)
         rate = choose_learning_rate(config, run_dir, model, data.train)
         trainer = make_trainer(config, run_dir, data, model, rate, stopwatch)
         callbacks = add_callbacks(trainer, config, run_dir, data)

@@ -11,6 +11,8 @@ from torch import nn
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.scorer import Scorer
 from rerank_plugin.errors import OptionError
+from rerank_plugin.inputs import instruction_text
+from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.adapters import Base
 from rerank_plugin.model.device import warn_of_slow_products
 from rerank_plugin.model.families import usable_dtype
@@ -98,7 +100,17 @@ def load_base_model(config: FinetuneConfig) -> LoadedModel:
         scoring_tokens=scoring_tokens(config.scoring_tokens),
         trust_remote_code=config.trust_remote_code,
     )
-    return replace(loaded, prompt=loaded.prompt and loaded.prompt.as_saved)
+    loaded = replace(loaded, prompt=loaded.prompt and loaded.prompt.as_saved)
+    return loaded.with_instruction(default_instruction(config))
+
+
+def default_instruction(config: FinetuneConfig) -> str | None:
+    """Return the instruction of groups without one: the run's, or the one of the base's training.
+
+    Without either the prompt of the base model has one, or needs none.
+    """
+    base = RerankSettings.read(expanded(config.model_name_or_path))
+    return instruction_text(config.instruction) or base.instruction
 
 
 def scoring_tokens(option: str | None) -> tuple[str, str | None] | None:
@@ -124,7 +136,11 @@ def prepare_encoder(config: FinetuneConfig, loaded: LoadedModel) -> PairEncoder:
         option="max_len",
     )
     encoder = PairEncoder(
-        loaded.tokenizer, max_length=max_length, option="max_len", prompt=loaded.prompt
+        loaded.tokenizer,
+        max_length=max_length,
+        option="max_len",
+        prompt=loaded.prompt,
+        instruction=default_instruction(config),
     )
     prepare_tokenizer(loaded, max_length)
     return encoder

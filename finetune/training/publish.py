@@ -111,6 +111,7 @@ def run_settings(
     fitted = calibration.settings(folded=config.fold_calibration) if calibration else {}
     return RerankSettings(
         max_length=model.max_length,
+        instruction=model.scorer.encoder.instruction or None,
         base_model=hub_id(config.model_name_or_path),
         base_fingerprint=model.base_fingerprint,
         data={

@@ -12,11 +12,11 @@ from rerank_plugin.cli.console import Stdout, bar, say
 from rerank_plugin.errors import OptionError
 from rerank_plugin.io.atomic import move_file, part_file, write_json
 from rerank_plugin.io.disk_errors import naming
-from rerank_plugin.io.jsonl import fingerprint
+from rerank_plugin.io.jsonl import DataPath, fingerprint
 from rerank_plugin.io.locks import locked
 from rerank_plugin.io.outputs import check_output
 from rerank_plugin.io.paths import real_path
-from rerank_plugin.io.requests import read_requests
+from rerank_plugin.io.requests import RerankRequest, read_requests
 from rerank_plugin.io.streams import is_stream, open_stream
 from rerank_plugin.options import ScoreOptions, check_options, option
 
@@ -54,34 +54,58 @@ class RerankOptions(ScoreOptions):
 def main(options: RerankOptions) -> int:
     """Rank every request of the data path, in its order."""
     # All requests are read once before the model loads, so that a bad line is found first.
-    total = sum(len(request.documents) for request in read_requests(options.data_path))
+    contents = Contents.read(options.data_path)
     output = Path(options.output) if options.output else None
     if output is None or is_stream(output):
         with open_stream(output) if output else nullcontext(Stdout()) as file:
-            rank_all(options, file, total)
+            rank_all(options, file, contents)
         return 0
     with Unfinished.open(options) as unfinished:
         with unfinished.writing() as file:
-            rank_all(options, file, total, done=unfinished.lines)
+            rank_all(options, file, contents, done=unfinished.lines)
         unfinished.finish()
     return 0
 
 
-def rank_all(options: RerankOptions, file: IO[str] | Stdout, total: int, *, done: int = 0) -> None:
+@dataclass
+class Contents:
+    """What is known of all requests before the first one is ranked."""
+
+    #: The number of pairs.
+    pairs: int = 0
+    #: The first request with an instruction.
+    instructed: RerankRequest | None = None
+
+    @classmethod
+    def read(cls, data_path: DataPath) -> Self:
+        """Read and check all requests."""
+        contents = cls()
+        for request in read_requests(data_path):
+            contents.pairs += len(request.documents)
+            if request.instruction and contents.instructed is None:
+                contents.instructed = request
+        return contents
+
+
+def rank_all(
+    options: RerankOptions, file: IO[str] | Stdout, contents: Contents, *, done: int = 0
+) -> None:
     """Rank all requests but the first ones, and write the results.
 
     Args:
         options: The options.
         file: The file for the results, a line each.
-        total: The number of pairs.
+        contents: What is known of the requests.
         done: The number of requests that an earlier run has ranked.
     """
     reranker = options.load_reranker(options.model_dir)
+    if contents.instructed:
+        reranker.check_instruction(contents.instructed.instruction, contents.instructed.where)
     requests = read_requests(options.data_path)
     pairs = sum(len(request.documents) for request in islice(requests, done))
-    with bar("ranking", "pair", total, initial=pairs) as progress:
+    with bar("ranking", "pair", contents.pairs, initial=pairs) as progress:
         for ranked in reranker.rank_stream(
-            ((request.query, request.documents) for request in requests),
+            ((request.query, request.documents, request.instruction) for request in requests),
             options.top_n,
             progress.update,
             score_threshold=options.score_threshold,

@@ -93,11 +93,31 @@ class PairEncoder:
             OptionError: the model takes no instruction, or there is no room for a document.
         """
         instruction = instruction or self.instruction
-        if instruction not in self._templates:
-            if len(self._templates) == TEMPLATES:
+        template = self._templates.get(instruction)
+        if template is None:
+            template = self._read_template(instruction)
+            # Other threads may clear and fill it at the same time.
+            if len(self._templates) >= TEMPLATES:
                 self._templates.clear()
-            self._templates[instruction] = self._read_template(instruction)
-        return self._templates[instruction]
+            self._templates[instruction] = template
+        return template
+
+    def check_instruction(self, instruction: str, where: str = "") -> None:
+        """Check that pairs can have an instruction.
+
+        Args:
+            instruction: The instruction; "" for the default.
+            where: The file and the line that have it; without them it is an option.
+
+        Raises:
+            InputError: the model takes no instruction, or there is no room for a document.
+        """
+        try:
+            self.template(instruction)
+        except OptionError as error:
+            if where and error.option == "instruction":
+                raise InputError(f"{where}: field 'instruction': {error.problem}") from None
+            raise
 
     def _read_template(self, instruction: str) -> PairTemplate:
         name = self.tokenizer.name_or_path
@@ -146,8 +166,11 @@ class PairEncoder:
     def lengths(self, pairs: Sequence[Pair]) -> Ids:
         """Return the lengths of pairs before anything is cut, int32 `[pairs]`."""
         texts, ids = self._tokenize(pairs)
-        special = self.template().special_tokens
-        lengths = [len(ids[query]) + len(ids[document]) + special for query, document in texts]
+        prompts = [self.template(instruction_of(pair)).special_tokens for pair in pairs]
+        lengths = [
+            len(ids[query]) + len(ids[document]) + prompt
+            for (query, document), prompt in zip(texts, prompts, strict=True)
+        ]
         return np.array(lengths, np.int32)
 
     def _encode(self, pairs: Sequence[Pair], *, first_only: bool) -> list[list[EncodedPair]]:

@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory, gettempdir
 import orjson
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.inputs import instruction_text
 from rerank_plugin.io.file_formats import HEAD, first_line_problem, foreign_format
 from rerank_plugin.io.paths import expanded
 
@@ -142,6 +143,23 @@ def is_unicode(value: object) -> bool:
         elif isinstance(node, dict):
             unchecked.extend((*node, *node.values()))
     return True
+
+
+def instruction_field(record: Mapping[str, object], where: str) -> str:
+    """Return the instruction in a record; "" if it is missing, null or blank.
+
+    Args:
+        record: A request, a query or a row.
+        where: The file and the line, for errors.
+
+    Raises:
+        InputError: not a string.
+    """
+    instruction = record.get("instruction")
+    if instruction is not None and not isinstance(instruction, str):
+        problem = f"field 'instruction' is {json_type(instruction)}, expected a text"
+        raise InputError(f"{where}: {problem}")
+    return instruction_text(instruction)
 
 
 def input_files(data_path: DataPath) -> list[Path]:

@@ -12,6 +12,7 @@ from rerank_plugin.io.jsonl import (
     DataPath,
     Repeated,
     input_files,
+    instruction_field,
     is_unicode,
     json_type,
     object_of,
@@ -25,10 +26,13 @@ SPELLINGS = ("documents", "kowndges", "passages", "texts")
 
 @dataclass(frozen=True)
 class RerankRequest:
-    """A query and the documents to rank for it."""
+    """A query, the documents to rank for it, and an instruction, "" for the default."""
 
     query: str
     documents: list[str | dict[str, object]]
+    instruction: str
+    #: The file and the line, for errors.
+    where: str
 
 
 def read_requests(data_path: DataPath) -> Iterator[RerankRequest]:
@@ -103,7 +107,7 @@ def parse_request(record: object, where: str) -> RerankRequest:
         if not isinstance(text, str):
             problem = f"{names[0]}[{index}] is neither a text nor an object with a 'text'"
             raise InputError(f"{where}: {problem}")
-    return RerankRequest(query, documents)
+    return RerankRequest(query, documents, instruction_field(record, where), where)
 
 
 def query_of(record: dict[str, object], where: str) -> str:

@@ -3,7 +3,8 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -55,6 +56,12 @@ class LoadedModel:
     derived_weights: tuple[str, ...] = ()
     #: Whether it is a reranker: a language model may be no more than a base for one.
     is_reranker: bool = True
+
+    def with_instruction(self, instruction: str | None) -> Self:
+        """Return the model with another default instruction in its prompt, if it has one."""
+        if not instruction or self.prompt is None:
+            return self
+        return replace(self, prompt=replace(self.prompt, instruction=instruction))
 
     @property
     def has_new_head(self) -> bool:

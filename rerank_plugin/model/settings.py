@@ -80,6 +80,7 @@ def is_text(value: object) -> bool:
 ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "max_length": (is_length, "a whole number above 0"),
     "normalize": (lambda value: value in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
+    "instruction": (is_text, "a string"),
     "calibration": (is_calibration, "numbers 'scale', above 0, and 'bias'"),
     "thresholds": (are_thresholds, "names with finite numbers"),
     "base_model": (is_text, "a string"),
@@ -98,6 +99,8 @@ class RerankSettings:
     max_length: int | None = None
     #: The normalisation of logits to scores.
     normalize: str = "sigmoid"
+    #: The instruction of queries that had none in training; None for the model's own.
+    instruction: str | None = None
     #: `scale` and `bias` of calibrated scores; the share of relevant documents that they assume
     #: (`prior`), the numbers of queries and documents of the fit, and its calibration error.
     calibration: dict[str, float] | None = None

@@ -15,6 +15,7 @@ from rerank_plugin.arguments import (
     whole_number,
 )
 from rerank_plugin.errors import InputError
+from rerank_plugin.inputs import instruction_text
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.files import stored_files
 from rerank_plugin.model.settings import ADAPTER, read_object
@@ -26,6 +27,7 @@ IDENTIFYING = (
     "max_length",
     "normalize",
     "long_documents",
+    "instruction",
     "revision",
     "trust_remote_code",
 )
@@ -47,6 +49,7 @@ def loading_options(
     max_length: int | None,
     normalize: str | None,
     long_documents: str,
+    instruction: str | None,
     token_budget: int | None,
     revision: str | None,
     trust_remote_code: bool,
@@ -68,6 +71,7 @@ def loading_options(
         "max_length": whole_number("max_length", max_length),
         "normalize": normalize,
         "long_documents": long_documents,
+        "instruction": instruction_text(instruction) or None,
         "token_budget": whole_number("token_budget", token_budget),
         "revision": text_or_none("revision", revision),
         "trust_remote_code": flag("trust_remote_code", trust_remote_code),

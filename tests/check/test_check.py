@@ -182,6 +182,34 @@ def test_repaired_lines_do_not_contradict_others(tmp_path: Path) -> None:
     assert result.is_usable and not result.warnings
 
 
+def test_other_instructions_are_other_questions(tmp_path: Path) -> None:
+    a, b = TEXTS[:2]
+    fares, dogs = {"instruction": "Find the fares."}, {"instruction": "Find the dogs."}
+    lines = [
+        group("q", [a], [b]) | fares,
+        group("Q", [b], [a]) | dogs,
+        group("q", [a], [b]) | dogs,
+        group("q", [a], [b]),
+    ]
+    train = write_lines(tmp_path / "train.jsonl", lines)
+    dev = write_lines(tmp_path / "dev.jsonl", [group("q", [a], [b])])
+    result = check_groups(data_path=train, eval_data_path=dev)
+    out = "\n".join(result.lines())
+    # The query alone decides whether data leaks.
+    assert "1 evaluation queries are training queries" in out
+    assert "2 pairs are labelled positive in one place and negative in another" in out
+    assert f"{train}:3" in out and f"{train}:2" not in out
+    assert "3 of 4 groups have an instruction" in out
+    fixed = tmp_path / "fixed.jsonl"
+    write_lines(train, [lines[0], group("q", [a], [b]) | dogs, lines[3], lines[0]])
+    check_groups(data_path=train, fix=fixed)
+    assert [json.loads(line) for line in fixed.read_text("utf-8").splitlines()] == [
+        lines[0],
+        group("q", [a], [b]) | dogs,
+        lines[3],
+    ]
+
+
 def test_copies_in_a_group_are_noted(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [group("q", [TEXTS[0]], ["a dog", "A dog."])])
     report = check_groups(data_path=path).report

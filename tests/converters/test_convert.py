@@ -678,3 +678,52 @@ def test_expressions_in_a_csv_are_not_evaluated(tmp_path: Path) -> None:
         )
     path.write_text("query,passages\nq,\"{'passage_text': array(['p'], dtype=object)}\"\n")
     assert "; numpy printed it: save the data as Parquet or JSON" in refused("msmarco", path)
+
+
+@pytest.mark.parametrize(
+    ("source", "record"),
+    [
+        ("flagembedding", {"query": "q", "pos": ["p"], "neg": ["n"]}),
+        ("msmarco", RECORD),
+        ("sentence-transformers", {"anchor": "q", "positive": "p", "negative": "n"}),
+        ("table", {"query": "q", "passage": "p", "label": 1}),
+        (
+            "tevatron",
+            {
+                "query": "q",
+                "positive_passages": [{"text": "p"}],
+                "negative_passages": [{"text": "n"}],
+            },
+        ),
+    ],
+)
+def test_instructions_are_kept(source: str, record: dict[str, Any], tmp_path: Path) -> None:
+    others = [{"query": "other", "passage": text, "label": 0} for text in "no"]
+    instructed = [record | {"instruction": text} for text in ("Find fares.", None, "Find dogs.")]
+    lines = [*instructed, *(others if source == "table" else [])]
+    file = write_lines(tmp_path / "a.jsonl", lines)
+    groups = converted(source, file)
+    assert [group.get("instruction") for group in groups] == ["Find fares.", None, "Find dogs."]
+    assert len({group["query"] for group in groups}) == 1
+    assert "'instruction'" not in counted(source, file)
+    file = write_lines(tmp_path / "bad.jsonl", [record | {"instruction": 3}])
+    assert "a.jsonl" not in refused(source, file)
+    assert "field 'instruction' is a number, expected a text" in refused(source, file)
+
+
+def test_instructions_of_a_beir_folder_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    write_lines(folder / "corpus.jsonl", [{"_id": name, "text": name * 3} for name in "pno"])
+    queries = [{"_id": "a", "text": "q", "instruction": "Find fares."}, {"_id": "b", "text": "q"}]
+    write_lines(folder / "queries.jsonl", queries)
+    qrels = "query-id\tcorpus-id\tscore\na\tp\t1\na\tn\t0\nb\tn\t1\nb\tp\t0\n"
+    (folder / "qrels" / "train.tsv").write_text(qrels)
+    groups = converted("beir", folder)
+    assert [(group.get("instruction"), group["pos"]) for group in groups] == [
+        ("Find fares.", ["ppp"]),
+        (None, ["nnn"]),
+    ]
+    groups_file = write_lines(tmp_path / "groups.jsonl", groups)
+    count = counted("groups", groups_file, to="sentence-transformers")
+    assert "1 × instructions of groups, for which the format has no column" in count

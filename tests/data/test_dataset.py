@@ -54,6 +54,7 @@ RECORDS = st.fixed_dictionaries(
         "id": st.integers() | TEXTS,
         "pos_scores": st.lists(st.floats() | st.integers(), max_size=3),
         "neg_scores": st.lists(st.floats() | st.integers(), max_size=3),
+        "instruction": st.none() | TEXTS,
         "more": st.none() | st.floats() | TEXTS,
     },
 )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.finetune.data.groups import Group, find_problems, read_groups
+from rerank_plugin.finetune.data.writer import group_line
 from rerank_plugin.finetune.text.normalize import text_key
 from rerank_plugin.io.jsonl import SkippedLines
 
@@ -26,6 +27,18 @@ def test_reads_groups_of_different_sizes(tmp_path: Path) -> None:
     assert second.labels == [1, 1, 0]
     assert second.documents == ["p", "o", "n"]
     assert (third.pos_scores, third.neg_scores, third.id) == ([2], [0.5, -1], "7")
+
+
+def test_a_group_may_have_an_instruction(tmp_path: Path) -> None:
+    given = ["Find the fares.", " ", None]
+    path = write_lines(tmp_path / "a.jsonl", [{**GOOD, "instruction": text} for text in given])
+    groups = list(read_groups(path))
+    assert [group.instruction for group in groups] == ["Find the fares.", "", ""]
+    assert [json.loads(group_line(group)) for group in groups] == [
+        {**GOOD, "instruction": "Find the fares."},
+        GOOD,
+        GOOD,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +68,8 @@ def test_reads_groups_of_different_sizes(tmp_path: Path) -> None:
         ({"id": True}, "field 'id' is a boolean"),
         ({"pos": ["p", "\ud800"]}, "a text has an unpaired surrogate"),
         ({"id": [1]}, "field 'id' is a list"),
+        ({"instruction": ["i"]}, "field 'instruction' is a list, expected a text"),
+        ({"instruction": "\ud800"}, "a text has half a surrogate pair"),
     ],
 )
 def test_a_bad_line_names_file_line_and_field(
@@ -132,7 +147,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=5,
 )
-NAMES = st.sampled_from(["query", "pos", "neg", "pos_scores", "neg_scores", "id"])
+NAMES = st.sampled_from(["query", "pos", "neg", "pos_scores", "neg_scores", "id", "instruction"])
 
 
 @given(st.dictionaries(NAMES, VALUES))

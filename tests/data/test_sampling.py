@@ -1,13 +1,18 @@
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rerank_plugin.finetune.data.dataset import GroupDataset
 from rerank_plugin.finetune.data.groups import Group
+from rerank_plugin.finetune.data.index_cache import cache_folder
 from rerank_plugin.finetune.data.sampling import GroupBatches, sample_group
 from rerank_plugin.finetune.data.splits import Hashes, halves, held_out_count, split_by_query
 from rerank_plugin.finetune.text.normalize import text_digest, text_key
+
+from ..factories import write_lines
 
 GROUPS = st.builds(
     lambda pos, neg: Group("q", [f"p{i}" for i in pos], [f"n{i}" for i in neg]),
@@ -66,6 +71,21 @@ def test_no_query_is_in_both_splits(queries: list[str], seed: int) -> None:
     assert sorted(train + held_out) == list(range(len(queries)))
     assert train and held_out
     assert not {text_key(queries[i]) for i in train} & {text_key(queries[i]) for i in held_out}
+
+
+def test_a_query_with_two_instructions_is_in_one_split(tmp_path: Path) -> None:
+    lines = [
+        {"query": f"q{i}", "pos": ["p"], "neg": ["n"], "instruction": text}
+        for i in range(40)
+        for text in ("Find fares.", "Find dogs.")
+    ]
+    path = write_lines(tmp_path / "groups.jsonl", lines)
+    groups = GroupDataset.build(path, cache_folder(), None)
+    train, held_out = split_by_query(groups.query_hashes, wanted=10, seed=0)
+    assert len(held_out) == 20
+    assert not {groups[i].query for i in train} & {groups[i].query for i in held_out}
+    halved = halves(groups.query_hashes, seed=0)
+    assert not {groups[i].query for i in halved[0]} & {groups[i].query for i in halved[1]}
 
 
 def test_adding_a_group_leaves_the_others_in_their_split() -> None:

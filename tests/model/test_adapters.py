@@ -197,7 +197,10 @@ def test_scores_that_round_to_the_same_number_change_nothing(
     best = [int(index) for index in np.argsort(-logits, kind="stable")]
     middle = float(logits[best[1:3]].astype(float).mean())
     calibration = {"scale": 2.0, "bias": 1.0}
-    RerankSettings(None, "none", calibration, {"best": middle}).write(folder)
+    settings = RerankSettings(
+        normalize="none", calibration=calibration, thresholds={"best": middle}
+    )
+    settings.write(folder)
     options = {"model": folder, "normalize": normalize, "dtype": "float32", "top_n": None}
     assert order(kit.rank(kit.build(**options), QUERY, TEXTS)) == best
     kept = kit.build(**options, score_threshold="best")
