@@ -7,15 +7,30 @@ from typing import TYPE_CHECKING, Any
 from rerank_plugin.errors import InputError, RerankError
 
 if TYPE_CHECKING:
+    from rerank_plugin.info.model_info import model_info
+    from rerank_plugin.info.result import ModelInfo
     from rerank_plugin.ranking import Ranked
     from rerank_plugin.reranker import Reranker
 
-__all__ = ["InputError", "Ranked", "RerankError", "Reranker", "__version__"]
+__all__ = [
+    "InputError",
+    "ModelInfo",
+    "Ranked",
+    "RerankError",
+    "Reranker",
+    "__version__",
+    "model_info",
+]
 
 __version__ = version("rerank-plugin")
 
 #: torch and transformers load with the first model, not with the package.
-MODULES = {"Ranked": "rerank_plugin.ranking", "Reranker": "rerank_plugin.reranker"}
+MODULES = {
+    "ModelInfo": "rerank_plugin.info.result",
+    "Ranked": "rerank_plugin.ranking",
+    "Reranker": "rerank_plugin.reranker",
+    "model_info": "rerank_plugin.info.model_info",
+}
 
 
 def __getattr__(name: str) -> Any:

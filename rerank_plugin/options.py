@@ -137,7 +137,20 @@ def invalid_number(text: str, words: Sequence[str]) -> str:
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
+class DeviceOptions:
+    """Options of where a model comes from and runs, also for commands that do not score."""
+
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps")
+    dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
+    revision: str | None = option(None, help="branch, tag or commit of a hub id")
+    trust_remote_code: bool = option(False, help="run code that comes with the model")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(kw_only=True)
+class ModelOptions(DeviceOptions):
     """Options of loading a model: all that its logits and the speed of scoring depend on."""
 
     max_length: int | None = option(
@@ -157,16 +170,9 @@ class ModelOptions:
         help="the instruction of queries without one, for models that take one; default: the one "
         "of training, else the model's own",
     )
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps")
-    dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
     token_budget: int | None = option(
         None, minimum=1, help="the maximum cost of a batch in tokens; default: by the device"
     )
-    revision: str | None = option(None, help="branch, tag or commit of a hub id")
-    trust_remote_code: bool = option(False, help="run code that comes with the model")
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     @property
     def loading(self) -> dict[str, Any]:

@@ -28,10 +28,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
-#: Options of other programs: pip, torchrun and the benchmarks.
+#: Options of other programs: pip, torchrun, vLLM and the benchmarks.
 FOREIGN = {
     *("config", "constraint", "editable", "help", "debug", "report_to"),
     *("nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"),
+    *("chat", "runner"),
     *("rows", "models", "epochs", "knowledge_distillation"),
 }
 

@@ -84,6 +84,12 @@ COMMANDS = {
         "rerank_plugin.finetune.commands.trainer_options:TRAINER_OPTIONS",
     ),
     "rerank": Command("rank documents with a model", "rerank_plugin.cli.rerank", "RerankOptions"),
+    "info": Command(
+        "describe a model without reading its weights",
+        "rerank_plugin.cli.info",
+        "InfoOptions",
+        positional=("model_dir",),
+    ),
     "evaluate": Command(
         "measure a model on groups, beside a baseline",
         "rerank_plugin.finetune.commands.evaluate",

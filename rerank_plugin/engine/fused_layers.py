@@ -194,24 +194,40 @@ def fuse_layers(model: PreTrainedModel, active: ActiveAdapter) -> bool:
 
     For a model on the CPU that takes packed rows, is not trained any more and is not saved.
     """
-    config = model.config
-    kind = family_of(config).layers
-    name = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
-    activation = ACTIVATIONS.get(str(name))
-    if kind is None or activation is None or platform.machine() not in ("x86_64", "AMD64"):
+    activation = activation_of(model)
+    if activation is None or not takes_fused_layers(model):
         return False
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    fused = FUSED[str(family_of(model.config).layers)]
+    for layers in layer_lists(model):
+        for index, layer in enumerate(layers):
+            layers[index] = fused(layer, active, activation).eval()
+    return True
+
+
+def takes_fused_layers(model: PreTrainedModel) -> bool:
+    """Return whether the layers of a model that takes packed rows can be fused on this CPU."""
+    if family_of(model.config).layers is None or activation_of(model) is None:
+        return False
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    lists = layer_lists(model)
     # The model's dtype may be that of its head, which is float32.
     precisions = {weight.dtype for layers in lists for weight in layers.parameters()}
-    if not all(map(onednn_takes, precisions)):
-        return False
-    if any(low_rank_factors(layer) is None for layer in linear_layers(lists)):
-        # The adapter is more than a low-rank product.
-        return False
-    for layers in lists:
-        for index, layer in enumerate(layers):
-            layers[index] = FUSED[kind](layer, active, activation).eval()
-    return True
+    # An adapter may be more than a low-rank product.
+    adapted = (low_rank_factors(layer) is not None for layer in linear_layers(lists))
+    return all(map(onednn_takes, precisions)) and all(adapted)
+
+
+def activation_of(model: PreTrainedModel) -> Activation | None:
+    """Return the activation function of a model's layers, if fused layers have it."""
+    config = model.config
+    name = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
+    return ACTIVATIONS.get(str(name))
+
+
+def layer_lists(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """Return the lists of layers of a model's backbone."""
+    return [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
 
 
 def linear_layers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:

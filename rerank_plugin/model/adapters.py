@@ -1,7 +1,7 @@
 """LoRA adapters: check their folders, merge one into its base, or load many on one base."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -68,11 +68,7 @@ class Base:
         Raises:
             InputError: not an adapter, an adapter for another base, or one without a scoring head.
         """
-        if not is_adapter(folder):
-            raise InputError(f"{folder}: not a LoRA adapter folder ({ADAPTER} not found)")
-        if not (folder / WEIGHTS).is_file():
-            raise InputError(f"{folder}: {WEIGHTS} not found")
-        check_stored(folder)
+        check_adapter_folder(folder)
         trained_for, expected = base_of(folder), RerankSettings.read(folder).base_fingerprint
         same_name = Path(trained_for).name == Path(self.name).name
         # An adapter of another library has only the name or the folder of its base.
@@ -85,13 +81,7 @@ class Base:
                 f"{folder}: the adapter was trained for {trained_for}, not for {self.name} "
                 f"(if they are the same model, edit {ADAPTER})"
             )
-        saved = weight_names(folder)
-        # The head of a plain encoder is random, and so would be the scores.
-        for weight in self.new_weights:
-            if not any(key.endswith(f".{weight}") for key in saved):
-                raise InputError(
-                    f"{folder}: neither the adapter nor its base {self.name} has {weight}"
-                )
+        check_has_weights(folder, self.new_weights, self.name)
 
     def _fingerprint_of(self, other: str, load: LoadBase) -> str | None:
         """Return the fingerprint of a base in another folder; None if there is no such folder."""
@@ -102,6 +92,31 @@ class Base:
         if base.is_dir() and base.samefile(folder):
             return self.fingerprint
         return type(self).from_model(load(folder), folder).fingerprint
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Check that a folder has the files of an adapter.
+
+    Raises:
+        InputError: one is missing, or a pointer of git-lfs.
+    """
+    if not is_adapter(folder):
+        raise InputError(f"{folder}: not a LoRA adapter folder ({ADAPTER} not found)")
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder}: {WEIGHTS} not found")
+    check_stored(folder)
+
+
+def check_has_weights(folder: Path, needed: Sequence[str], base: str) -> None:
+    """Check that an adapter has the weights that its base lacks.
+
+    Raises:
+        InputError: one is missing. The head of a plain encoder is random, and so would be scores.
+    """
+    saved = weight_names(folder)
+    for weight in needed:
+        if not any(key.endswith(f".{weight}") for key in saved):
+            raise InputError(f"{folder}: neither the adapter nor its base {base} has {weight}")
 
 
 def weight_names(folder: Path) -> set[str]:

@@ -16,8 +16,17 @@ def stored_files(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
-def model_file(source: str, name: str, revision: str | None) -> Path | None:
-    """Return the path of a model's file; None if there is no such file."""
+def model_file(
+    source: str, name: str, revision: str | None, *, local_files_only: bool = False
+) -> Path | None:
+    """Return the path of a model's file; None if there is no such file.
+
+    Args:
+        source: A hub id or a folder.
+        name: The name of the file.
+        revision: Branch, tag or commit of a hub id.
+        local_files_only: Download nothing.
+    """
     # Importing it takes a second, which the files of a folder do not need.
     from transformers.utils.hub import cached_file
 
@@ -25,6 +34,7 @@ def model_file(source: str, name: str, revision: str | None) -> Path | None:
         source,
         name,
         revision=revision,
+        local_files_only=local_files_only,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

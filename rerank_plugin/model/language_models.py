@@ -226,10 +226,12 @@ def set_head(
     Raises:
         InputError: the checkpoint has no output layer.
     """
+    head: Any = model.get_submodule("score")
+    if head.weight.is_meta:
+        return  # there are no weights
     ids = [tokens.true] if tokens.false is None else [tokens.true, tokens.false]
     rows = output_rows(model, ids, source, revision).float()
     row = rows[:1] if tokens.false is None else rows[:1] - rows[1:]
-    head: Any = model.get_submodule("score")
     with torch.no_grad():
         head.weight.copy_(row)
 

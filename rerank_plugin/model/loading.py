@@ -4,7 +4,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -16,10 +18,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.io.paths import expanded
-from rerank_plugin.model.adapters import base_of, merge_into_base
+from rerank_plugin.model.adapters import (
+    base_of,
+    check_adapter_folder,
+    check_has_weights,
+    merge_into_base,
+)
 from rerank_plugin.model.causal import pool_last_token
 from rerank_plugin.model.checks import (
     check_folder,
@@ -31,6 +39,7 @@ from rerank_plugin.model.checks import (
     no_head,
 )
 from rerank_plugin.model.families import family_of, usable_positions
+from rerank_plugin.model.files import model_file
 from rerank_plugin.model.formats import ModelFormat, check_tokenizer, find_format
 from rerank_plugin.model.head import run_head_in_float32
 from rerank_plugin.model.head_modules import encoder_folder
@@ -42,7 +51,7 @@ from rerank_plugin.model.language_models import (
     set_head,
 )
 from rerank_plugin.model.loaded import LoadedModel, one_line_errors, quiet_transformers
-from rerank_plugin.model.modular import load_modular
+from rerank_plugin.model.modular import load_modular, modular_structure
 from rerank_plugin.model.prompts import Prompt
 from rerank_plugin.model.settings import is_adapter
 
@@ -61,6 +70,7 @@ def load_model(
     scoring_tokens: tuple[str, str | None] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    structure_only: bool = False,
 ) -> LoadedModel:
     """Load a cross-encoder with one score a pair; an adapter is merged into its base.
 
@@ -74,6 +84,9 @@ def load_model(
             reranker yet, the second may be None; default `SCORING_TOKENS`.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that comes with the model.
+        structure_only: Describe the model, which cannot score then: its weights are on torch's meta
+            device, and an adapter is not merged. Weights are compared with those in the folder or
+            the hub's cache, and never downloaded.
 
     Raises:
         InputError: no such model, a format that is not supported, no safetensors weights, weights
@@ -89,7 +102,12 @@ def load_model(
         with base_errors(folder):
             base = base_of(folder)
             check_folder(base)
-        return load_model(base, adapter=folder, trust_remote_code=trust_remote_code)
+        return load_model(
+            base,
+            adapter=folder,
+            trust_remote_code=trust_remote_code,
+            structure_only=structure_only,
+        )
     source = str(folder) if folder.is_dir() else str(name)
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     model_format = find_format(source, config, revision)
@@ -108,10 +126,18 @@ def load_model(
     )
     if model_format in (ModelFormat.ENCODER, ModelFormat.LANGUAGE_MODEL):
         config.num_labels = 1
-    model, info = read_weights(source, config, model_format, revision, trust_remote_code)
+    read = partial(
+        read_structure if structure_only else read_weights,
+        source,
+        config,
+        model_format,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    model, info = read()
     if not config.architectures and lacks_head(model, info) and config.num_labels != 1:
         config.num_labels = 1
-        model, info = read_weights(source, config, model_format, revision, trust_remote_code)
+        model, info = read()
     check_weights(source, model, info)
     check_vocabulary(source, model, tokenizer)
     run_head_in_float32(model)
@@ -119,7 +145,8 @@ def load_model(
     if reranker is not None:
         loaded = as_language_reranker(loaded, reranker, source, revision)
     if adapter is not None:
-        return with_adapter(loaded, expanded(adapter), name, trust_remote_code=trust_remote_code)
+        add = with_adapter_files if structure_only else with_adapter
+        return add(loaded, expanded(adapter), name, trust_remote_code=trust_remote_code)
     if loaded.has_new_head and not new_head:
         raise no_head(source, loaded.new_weights)
     return loaded
@@ -130,12 +157,26 @@ def with_adapter(
 ) -> LoadedModel:
     """Return a base, loaded by its name, with an adapter merged, and the adapter's tokenizer."""
     merged = merge_into_base(loaded, folder, name, load_base)
+    return with_tokenizer(merged, folder, trust_remote_code=trust_remote_code)
+
+
+def with_adapter_files(
+    loaded: LoadedModel, folder: Path, name: str | Path, *, trust_remote_code: bool
+) -> LoadedModel:
+    """Return a base, loaded by its name, with the tokenizer of an adapter that is not merged."""
+    check_adapter_folder(folder)
+    check_has_weights(folder, loaded.new_weights, str(name))
+    return with_tokenizer(loaded, folder, trust_remote_code=trust_remote_code)
+
+
+def with_tokenizer(loaded: LoadedModel, folder: Path, *, trust_remote_code: bool) -> LoadedModel:
+    """Return a model with the tokenizer and the prompt in an adapter's folder, if there are any."""
     if not (folder / "tokenizer_config.json").is_file():
-        return merged
+        return loaded
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    check_vocabulary(str(folder), merged.model, tokenizer)
-    prompt = saved_prompt(str(folder), tokenizer) if merged.prompt else None
-    return replace(merged, tokenizer=tokenizer, prompt=prompt or merged.prompt)
+    check_vocabulary(str(folder), loaded.model, tokenizer)
+    prompt = saved_prompt(str(folder), tokenizer) if loaded.prompt else None
+    return replace(loaded, tokenizer=tokenizer, prompt=prompt or loaded.prompt)
 
 
 def with_prompt_of(loaded: LoadedModel, adapters: Sequence[Path]) -> LoadedModel:
@@ -274,15 +315,22 @@ def read_weights(
     source: str,
     config: PreTrainedConfig,
     model_format: ModelFormat,
+    *,
     revision: str | None,
-    trust_remote_code: bool,
+    **options: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return a model with its weights in float32, and transformers' report of its loading."""
+    """Return a model with its weights in float32, and transformers' report of its loading.
+
+    Args:
+        source: A hub id or a folder.
+        config: Its config.
+        model_format: Its format.
+        revision: Branch, tag or commit of a hub id.
+        **options: Other options of `from_pretrained`.
+    """
     if model_format == ModelFormat.MODULAR_ENCODER:
-        return load_modular(source, config, revision=revision, trust_remote_code=trust_remote_code)
-    labels = int(config.num_labels or 1)
-    if labels > 2:
-        raise InputError(f"{source}: a classifier with {labels} labels; a reranker has one or two")
+        return load_modular(source, config, revision=revision, **options)
+    check_labels(source, config)
     with one_line_errors(source), quiet_transformers():
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
@@ -294,9 +342,54 @@ def read_weights(
             # We raise that error: transformers' own refers to a report that is switched off.
             ignore_mismatched_sizes=True,
             revision=revision,
-            trust_remote_code=trust_remote_code,
+            **options,
         )
     return model, info
+
+
+def read_structure(
+    source: str,
+    config: PreTrainedConfig,
+    model_format: ModelFormat,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model on the meta device, and the report of its loading; nothing is downloaded.
+
+    The weights are read, if only for their names and shapes, where accelerate is not installed.
+    """
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if has_weights(source, revision):
+        unread = {"device_map": "meta"} if find_spec("accelerate") else {}
+        return read_weights(source, config, model_format, **options, **unread)
+    check_labels(source, config)
+    with torch.device("meta"), one_line_errors(source), quiet_transformers():
+        if model_format == ModelFormat.MODULAR_ENCODER:
+            model: PreTrainedModel = modular_structure(source, config, **options)
+        else:
+            model = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+    return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+
+
+def has_weights(source: str, revision: str | None) -> bool:
+    """Return whether the weights of a model are in its folder, or in the hub's cache."""
+    folder = encoder_folder(source, revision)
+    files = [str(PurePosixPath(folder, n)) for n in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
+    return any(model_file(source, file, revision, local_files_only=True) for file in files)
+
+
+def check_labels(source: str, config: PreTrainedConfig) -> None:
+    """Check that a classifier has one or two labels.
+
+    Raises:
+        InputError: it has more.
+    """
+    labels = int(config.num_labels or 1)
+    if labels > 2:
+        raise InputError(f"{source}: a classifier with {labels} labels; a reranker has one or two")
 
 
 @contextmanager

@@ -146,9 +146,16 @@ def load_modular(
     *,
     encoder_class: Any = AutoModel,
     revision: str | None = None,
-    trust_remote_code: bool = False,
+    **options: Any,
 ) -> tuple[ModularClassifier, dict[str, Any]]:
     """Return a modular reranker in float32, and transformers' report of loading its encoder.
+
+    Args:
+        source: A hub id or a folder.
+        config: Its config.
+        encoder_class: The class of the encoder.
+        revision: Branch, tag or commit of a hub id.
+        **options: Options of `from_pretrained` for the encoder.
 
     Raises:
         InputError: the head has other weights than its modules.
@@ -165,12 +172,22 @@ def load_modular(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             revision=revision,
-            trust_remote_code=trust_remote_code,
+            **options,
         )
         for module, folder in zip(head.modules, head.folders, strict=True):
             load_module(module, source, folder, revision)
         model = ModularClassifier(encoder, head.pooling, list(head.modules))
     return model, report(model, info)
+
+
+def modular_structure(
+    source: str, config: PreTrainedConfig, *, revision: str | None, trust_remote_code: bool
+) -> ModularClassifier:
+    """Return a modular reranker without weights; raises as `load_modular`."""
+    head = modular_head(source, config, revision)
+    config.num_labels = 1
+    encoder = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    return ModularClassifier(encoder, head.pooling, list(head.modules))
 
 
 def modular_head(source: str, config: PreTrainedConfig, revision: str | None) -> ModularHead:

@@ -1,0 +1,1 @@
+"""Describe models without reading their weights."""
