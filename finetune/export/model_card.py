@@ -34,7 +34,13 @@ def hub_id(model: str) -> str | None:
 
 
 def model_card(
-    folder: Path, settings: RerankSettings, *, name: str, labels: int, is_modular: bool = False
+    folder: Path,
+    settings: RerankSettings,
+    *,
+    name: str,
+    labels: int,
+    is_modular: bool = False,
+    has_prompt: bool = False,
 ) -> ModelCard:
     """Return the card of a trained folder, with metadata and results for the Hub.
 
@@ -44,6 +50,7 @@ def model_card(
         name: The name of the model, for the title, the usage and the `model-index`.
         labels: The number of labels of its head.
         is_modular: Whether it, or the base of its adapter, is a modular reranker.
+        has_prompt: Whether it is a language model.
     """
     metrics, calibration = settings.metrics, settings.calibration
     card: ModelCard = ModelCard.from_template(
@@ -58,6 +65,7 @@ def model_card(
         is_adapter=is_adapter(folder),
         labels=labels,
         is_modular=is_modular,
+        has_prompt=has_prompt,
         max_length=settings.max_length,
         score=SCORES[settings.normalize],
         calibration=describe_calibration(calibration) if calibration else None,

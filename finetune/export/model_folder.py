@@ -16,6 +16,7 @@ from rerank_plugin.model.head import keep_one_label, last_layer
 from rerank_plugin.model.loaded import LoadedModel, quiet_transformers
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.modular import ModularClassifier
+from rerank_plugin.model.prompts import Prompt
 from rerank_plugin.model.settings import RerankSettings
 
 from .model_card import model_card
@@ -44,9 +45,32 @@ def prepare_tokenizer(loaded: LoadedModel, max_length: int) -> None:
     clear_truncation_and_padding(tokenizer)
     tokenizer.model_max_length = max_length
     # An encoder made of a language model may have one; pairs do not use it.
-    tokenizer.chat_template = loaded.prompt.chat_template if loaded.prompt else None
-    if loaded.prompt:
+    prompt = prompt_to_save(loaded)
+    tokenizer.chat_template = prompt.chat_template if prompt else None
+    if prompt:
+        add_no_special_tokens(tokenizer)
         prepare_padding(loaded.model.config, tokenizer)
+
+
+def prompt_to_save(loaded: LoadedModel) -> Prompt | None:
+    """Return the prompt of a language model, with its default instruction in the template.
+
+    Some libraries, such as vLLM, read no instruction but that.
+    """
+    prompt = loaded.prompt
+    if prompt is None or not prompt.instruction:
+        return prompt
+    return prompt.with_instruction(prompt.instruction, loaded.tokenizer)
+
+
+def add_no_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a plain call of a tokenizer add nothing to a rendered prompt, which has all tokens."""
+    text = "a"
+    if tokenizer(text).input_ids == tokenizer(text, add_special_tokens=False).input_ids:
+        return
+    for name in ("add_bos_token", "add_eos_token"):
+        setattr(tokenizer, name, False)
+        tokenizer.init_kwargs[name] = False
 
 
 def prepare_padding(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,8 +94,9 @@ def save_plain(loaded: LoadedModel, folder: Path) -> None:
     keep_one_label(loaded.model)
     save_model(loaded, folder)
     loaded.tokenizer.save_pretrained(folder)
-    if loaded.prompt:
-        write_prompt_files(folder, loaded.prompt, loaded.tokenizer)
+    prompt = prompt_to_save(loaded)
+    if prompt:
+        write_prompt_files(folder, prompt, loaded.tokenizer)
 
 
 def merge_adapter(folder: Path, *, trust_remote_code: bool = False) -> None:
@@ -124,5 +149,6 @@ def write_records(
         name=name,
         labels=int(loaded.model.config.num_labels or 1),
         is_modular=isinstance(loaded.model, ModularClassifier),
+        has_prompt=loaded.prompt is not None,
     )
     write_text(folder / "README.md", f"{card}\n")

@@ -8,16 +8,13 @@ from transformers import PreTrainedTokenizerBase
 from rerank_plugin.io.atomic import write_json
 from rerank_plugin.model.prompts import Prompt
 
-#: The name of the default instruction in `config_sentence_transformers.json`.
-PROMPT_NAME = "instruction"
-
 TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 
 
 def write_prompt_files(folder: Path, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the files of a `CrossEncoder` that reads pairs as messages of a chat.
 
-    The chat template itself is saved with the tokenizer.
+    The chat template itself is saved with the tokenizer, and has the default instruction.
 
     Args:
         folder: A plain model folder, a sequence classifier on a language model.
@@ -37,12 +34,9 @@ def write_prompt_files(folder: Path, prompt: Prompt, tokenizer: PreTrainedTokeni
     if prompt.options:
         transformer["processing_kwargs"] = {"chat_template": dict(prompt.options)}
     write_json(folder / "sentence_bert_config.json", transformer)
-    instruction = prompt.instruction
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {
-            "model_type": "CrossEncoder",
-            "prompts": {PROMPT_NAME: instruction} if instruction else {},
-            "default_prompt_name": PROMPT_NAME if instruction else None,
-        },
-    )
+    options: dict[str, Any] = {
+        "model_type": "CrossEncoder",
+        "prompts": {},
+        "default_prompt_name": None,
+    }
+    write_json(folder / "config_sentence_transformers.json", options)

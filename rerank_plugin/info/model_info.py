@@ -75,6 +75,7 @@ def describe(
     source = absolute(base_of(folder)) if is_adapter(folder) else name
     recognition = recognize(source, config, revision)
     settings = RerankSettings.read(folder)
+    loaded = loaded.with_instruction(settings.instruction)
     encoder = pair_encoder(loaded, settings)
     packs = takes_packed_rows(loaded.model)
     return ModelInfo(

@@ -25,6 +25,13 @@ READ_ROLE = (
     '| map(attribute="content") | first | default({default}, true) -%}}'
 )
 
+#: Adds a message to a template, before the others, if there is no system message. Templates are
+#: rendered without the line feed after a block.
+ADD_MESSAGE = (
+    '{{%- if messages[0]["role"] != "system" -%}}{{%- set messages = [{message}] + messages -%}}'
+    "{{%- endif %}}\n"
+)
+
 
 class NoRolesError(InputError):
     """A chat template leaves a query or a document out."""
@@ -80,11 +87,24 @@ class Prompt:
             OptionError: the prompt has no room for an instruction.
         """
         instruction = instruction or self.instruction
+        if instruction and not self.takes_instruction(tokenizer):
+            raise OptionError("instruction", "the model's prompt has no room for one")
         if self.pieces is not None:
             return from_pieces(self.pieces, instruction)
-        if instruction and not self.takes_instruction(tokenizer):
-            raise OptionError("instruction", "the model's chat template has no room for one")
         return from_rendering(*self._rendered(tokenizer, instruction), tokenizer)
+
+    def with_instruction(self, instruction: str, tokenizer: PreTrainedTokenizerBase) -> "Prompt":
+        """Return the prompt with an instruction in its template, for pairs without another one.
+
+        Raises:
+            OptionError: the prompt has no room for an instruction.
+        """
+        self.texts(tokenizer, instruction)
+        is_flat = self.message_format(tokenizer) == "flat"
+        content = instruction if is_flat else [{"type": "text", "text": instruction}]
+        message = json.dumps({"role": "system", "content": content}, ensure_ascii=False)
+        template = ADD_MESSAGE.format(message=message) + self.chat_template
+        return replace(self, chat_template=template, instruction=None, pieces=None)
 
     def has_roles(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Return whether the template has both a query and a document in what it renders."""
