@@ -134,6 +134,7 @@ def default_arguments(config: FinetuneConfig, steps: Steps, device: torch.device
         "warmup_steps": WARMUP if steps.run * WARMUP >= 1 else 0,
         "dataloader_pin_memory": device.type == "cuda",
         **plateau(config),
+        **sharding(config),
     }
 
 
@@ -182,6 +183,15 @@ def product_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
     resolved = resolve_dtype(config.dtype, device)
     refused = [dtype for name, dtype in HALF.items() if trainer.get(name) is False]
     return torch.float32 if resolved in refused else resolved
+
+
+def sharding(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the settings of `--fsdp`: FSDP 2, which is the default of newer transformers only."""
+    strategy = config.trainer.get("fsdp")
+    if not strategy:
+        return {}
+    reshards = "shard_grad_op" not in str(strategy)
+    return {"fsdp_config": {"version": 2, "reshard_after_forward": reshards}}
 
 
 def plateau(config: FinetuneConfig) -> dict[str, Any]:

@@ -204,6 +204,10 @@ class PlateauWarmup(TrainerCallback):
                 group["lr"] = rate * (state.global_step + 1) / self.steps
 
 
+class NoStepLeftError(Exception):
+    """A resumed run had been interrupted after its last step."""
+
+
 class LastStep(TrainerCallback):
     """Stops the training clock at the last step, and has its model evaluated.
 
@@ -217,8 +221,15 @@ class LastStep(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """End a run that was interrupted after its last step."""
-        control.should_training_stop |= state.global_step >= state.max_steps
+        """End a run that was interrupted after its last step, or out of patience.
+
+        transformers checks for the end after a step only.
+
+        Raises:
+            NoStepLeftError: it was.
+        """
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            raise NoStepLeftError
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

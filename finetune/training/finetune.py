@@ -29,6 +29,7 @@ from .arguments import plateau_warmup_steps, training_arguments
 from .callbacks import (
     History,
     LastStep,
+    NoStepLeftError,
     PlateauWarmup,
     ProgressLine,
     Stopwatch,
@@ -271,6 +272,8 @@ def train_steps(trainer: RerankTrainer, callbacks: Callbacks, run_dir: RunDir) -
     try:
         with callbacks.interruption.listening():
             trainer.train(resume_from_checkpoint=checkpoint)
+    except NoStepLeftError:
+        return True
     except (ScoringError, TrainingStoppedError) as error:
         if callbacks.selection.step is None:
             raise

@@ -66,9 +66,6 @@ class RerankTrainer(Trainer):
         guard: Gets the figures of every step.
     """
 
-    # The loss is divided by the groups of the whole optimizer step, not once per micro-batch.
-    loss_is_scaled_for_ga = True
-
     def __init__(
         self,
         *,
@@ -108,6 +105,8 @@ class RerankTrainer(Trainer):
                 eval_dataset=eval_groups,
                 processing_class=scorer.encoder.tokenizer,
             )
+        # The loss is divided by the groups of the whole optimizer step, not once per micro-batch.
+        self.model_accepts_loss_kwargs = True
         check_checkpointing(model, args)
         if self.is_fsdp_enabled:
             wrap_layers(model)
@@ -123,6 +122,18 @@ class RerankTrainer(Trainer):
     def pairs_per_second(self) -> float:
         """Return the training speed so far; all processes have about as many pairs."""
         return self.train_pairs * process_count() / self.stopwatch.seconds
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator, and let the guard have the norm of every gradient it clips."""
+        super().create_accelerator_and_postprocess()
+        clip = self.accelerator.clip_grad_norm_
+
+        def clip_and_record(*arguments: Any, **named: Any) -> Any:
+            norm = clip(*arguments, **named)
+            self.guard.gradient_norm = None if norm is None else float(norm)
+            return norm
+
+        self.accelerator.clip_grad_norm_ = clip_and_record
 
     def get_train_dataloader(self) -> GroupLoader:
         """Return the batches of this process; accelerate's sharding would repeat or drop groups."""
@@ -172,12 +183,6 @@ class RerankTrainer(Trainer):
         with freed_memory_kept():
             return super().train(*arguments, **named)
 
-    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
-        # A run that was interrupted after its last step has nothing left to do, and transformers
-        # checks for the end after a step only.
-        if not self.control.should_training_stop:
-            super()._run_epoch(*arguments, **named)  # type: ignore[no-untyped-call]
-
     def training_step(
         self,
         model: nn.Module,
@@ -197,6 +202,8 @@ class RerankTrainer(Trainer):
             with nullcontext() if number == len(batches) else self._no_sync(model):
                 weighted = {**batch, "weight": weight}
                 losses.append(super().training_step(model, weighted, num_items_in_batch))
+        if self.accelerator.sync_gradients:
+            self.guard.latest = self._step_record()
         return torch.stack(losses).sum()
 
     def _no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
@@ -238,14 +245,11 @@ class RerankTrainer(Trainer):
         spread = sum(group.std(correction=0) for group in logits.split(list(sizes)))
         self._sums += torch.stack([loss, chance, torch.as_tensor(spread), lowest]).cpu()
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        # All processes have to stop at the same step.
+    def _step_record(self) -> StepRecord:
+        """Return the figures of the step, those of all processes: they have to stop together."""
         sums = torch.stack(gather(self._sums)).sum(0) / self._step_groups
         self._sums = torch.zeros(4)
-        self.guard.latest = StepRecord(*sums.tolist())
-        self.guard.gradient_norm = None if norm is None else float(norm)
-        return norm
+        return StepRecord(*sums.tolist())
 
     def evaluate(
         self,
