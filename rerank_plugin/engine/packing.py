@@ -171,7 +171,7 @@ def rotates_by_length(config: PreTrainedConfig) -> bool:
 def pooling(model: PreTrainedModel) -> Callable[[Tensor, Boundaries], Tensor]:
     """Return the function that reduces the tokens of a packed row to one for each pair."""
     if family_of(model.config).causal:
-        return last_tokens
+        return last_token_of_pairs
     # The config of a modular reranker is that of its encoder, which may have had another head.
     default = getattr(model.config, "classifier_pooling", "cls")
     return means if getattr(model, "pooling", default) == "mean" else first_tokens
@@ -197,7 +197,7 @@ def first_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
     return hidden.index_select(0, boundaries.offsets64[:-1])
 
 
-def last_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
+def last_token_of_pairs(hidden: Tensor, boundaries: Boundaries) -> Tensor:
     """Return the last token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
     assert boundaries.last is not None
     return hidden.index_select(0, boundaries.last)

@@ -60,10 +60,10 @@ def model_info(
     )
     precision = usable_dtype(wanted, loaded.model.config)
     cast_backbone(loaded.model, precision)
-    return describe(name, loaded, target, precision, revision)
+    return info_of(name, loaded, target, precision, revision)
 
 
-def describe(
+def info_of(
     name: str,
     loaded: LoadedModel,
     device: torch.device,

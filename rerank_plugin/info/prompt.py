@@ -22,7 +22,7 @@ def prompt_info(source: str, loaded: LoadedModel, revision: str | None) -> Promp
         text=readable(loaded.prompt.texts(loaded.tokenizer)),
         source=prompt_source(source, loaded, revision),
         takes_instruction=loaded.prompt.takes_instruction(loaded.tokenizer),
-        instruction=default_instruction(loaded),
+        instruction=prompt_instruction(loaded),
     )
 
 
@@ -41,7 +41,7 @@ def prompt_source(source: str, loaded: LoadedModel, revision: str | None) -> str
     return f"the prompts of makers ({maker})" if maker else "its base"
 
 
-def default_instruction(loaded: LoadedModel) -> str | None:
+def prompt_instruction(loaded: LoadedModel) -> str | None:
     """Return the instruction of pairs without one: what is in the place of another."""
     prompt, tokenizer = loaded.prompt, loaded.tokenizer
     if prompt is None or not prompt.takes_instruction(tokenizer):
