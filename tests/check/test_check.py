@@ -197,7 +197,7 @@ def test_other_instructions_are_other_questions(tmp_path: Path) -> None:
     out = "\n".join(result.lines())
     # The query alone decides whether data leaks.
     assert "1 evaluation queries are training queries" in out
-    assert "2 pairs are labelled positive in one place and negative in another" in out
+    assert "2 pairs are labelled positive in one group and negative in another" in out
     assert f"{train}:3" in out and f"{train}:2" not in out
     assert "3 of 4 groups have an instruction" in out
     fixed = tmp_path / "fixed.jsonl"
