@@ -181,7 +181,7 @@ class Reranker:
             max_length=self.max_length,
             long_documents=self._options["long_documents"],
             prompt=loaded.prompt,
-            instruction=self._default_instruction(None),
+            instruction=self._options["instruction"] or self._settings[None].instruction,
         )
         scorer = Scorer(
             loaded.model,
