@@ -21,7 +21,7 @@ from rerank_plugin.cli.main import COMMANDS
 from rerank_plugin.model.settings import RerankSettings
 from rerank_plugin.sample import sample_path
 
-from .factories import build_model, easy_groups, write_lines
+from .factories import build_language_model, build_model, easy_groups, write_lines
 from .training.test_lora import drawn_adapter
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,7 @@ CONSOLE = [block for block in blocks() if block.language == "console" and block.
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the files that the blocks name."""
     folder = tmp_path_factory.mktemp("docs")
+    build_language_model(folder / "Qwen" / "Qwen3-0.6B", max_position_embeddings=1024)
     base = build_model(folder / "BAAI" / "bge-reranker-base", max_position_embeddings=512)
     model = shutil.copytree(base, folder / "saved_model" / "mine")
     RerankSettings(

@@ -37,8 +37,8 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finet
         "eval_data_path": folder / "train.jsonl",
         "test_data_path": write_lines(folder / "test.jsonl", easy_groups(8, start=100)),
     }
-    target = folder / "deep" / "out"
-    return train_on_easy_groups(tiny_model, target, total_epoch=3, **files)
+    files["finetune_model_dir"] = folder / "deep" / "out"
+    return train_on_easy_groups(tiny_model, folder / "out", total_epoch=3, **files)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
