@@ -69,7 +69,7 @@ def test_a_group_may_have_an_instruction(tmp_path: Path) -> None:
         ({"pos": ["p", "\ud800"]}, "a text has an unpaired surrogate"),
         ({"id": [1]}, "field 'id' is a list"),
         ({"instruction": ["i"]}, "field 'instruction' is a list, expected a text"),
-        ({"instruction": "\ud800"}, "a text has half a surrogate pair"),
+        ({"instruction": "\ud800"}, "a text has an unpaired surrogate"),
     ],
 )
 def test_a_bad_line_names_file_line_and_field(

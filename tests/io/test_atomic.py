@@ -164,15 +164,13 @@ def unwritable(folder: Path, kind: str) -> Path:
         (folder / "all").write_bytes(bytes(4096))
     elif kind == "long name":
         return folder / ("é" * 126)
-    elif kind == "missing folder":
-        return folder / "missing" / "a.jsonl"
     elif kind == "below a file":
         (folder / "file").touch()
         return folder / "file" / "a.jsonl"
     return folder / "a.jsonl"
 
 
-UNWRITABLE = ["read-only disk", "full disk", "long name", "missing folder", "below a file"]
+UNWRITABLE = ["read-only disk", "full disk", "long name", "below a file"]
 
 
 @pytest.mark.parametrize("kind", UNWRITABLE)
