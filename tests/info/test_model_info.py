@@ -1,4 +1,4 @@
-"""What is said of a model is what holds when it scores, and is said without its weights."""
+"""`model_info` agrees with the loaded model, and reads no weights."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -38,8 +39,12 @@ def converted(folder: Path) -> Path:
     return folder / "converted"
 
 
+def built(family: str) -> Callable[[Path], Path]:
+    return lambda path: build_model(path / "m", family)
+
+
 BUILT: dict[str, Callable[[Path], Path]] = {
-    **{family: lambda path, family=family: build_model(path / "m", family) for family in FAMILIES},
+    **{family: built(family) for family in FAMILIES},
     "two labels": lambda path: build_model(path / "m", labels=2),
     "padded": lambda path: build_model(path / "m", "deberta-v2"),
     "equal length": lambda path: build_model(path / "m", "canine"),
@@ -124,7 +129,7 @@ def test_the_prompt_is_readable(
     text = info.prompt.text.replace("{query}", "who?").replace("{document}", "me")
     pair = Reranker(folder, device="cpu")._scorer.encoder.encode([("who?", "me")])[0]
     spaces = str.maketrans("", "", " \u2581\n")
-    decoded = AutoTokenizer.from_pretrained(folder).decode(pair.ids)
+    decoded = str(AutoTokenizer.from_pretrained(folder).decode(pair.ids))
     assert text.translate(spaces) == decoded.translate(spaces)
     assert "  | " in str(info)
 
@@ -197,6 +202,11 @@ def test_the_weights_of_a_hub_id_are_not_needed(tmp_path: Path, build: str) -> N
 
 def test_arguments_are_checked_as_those_of_reranker(tiny_model: Path) -> None:
     assert isinstance(model_info(tiny_model), ModelInfo)
-    for options in ({"device": "gpu"}, {"dtype": "bf17"}, {"trust_remote_code": "no"}):
+    wrong: list[dict[str, Any]] = [
+        {"device": "gpu"},
+        {"dtype": "bf17"},
+        {"trust_remote_code": "no"},
+    ]
+    for options in wrong:
         with pytest.raises(InputError, match=next(iter(options))):
             model_info(tiny_model, **options)
