@@ -126,9 +126,10 @@ def start_lengths(options: GroupCheckOptions, result: CheckResult) -> Lengths | 
     if model is None:
         return Lengths(None, None)
     from rerank_plugin.engine.encoder import PairEncoder
+    from rerank_plugin.model.formats import find_format
+    from rerank_plugin.model.language_models import language_reranker
     from rerank_plugin.model.loading import (
         default_max_length,
-        find_prompt,
         load_config,
         load_tokenizer,
         resolve_max_length,
@@ -138,7 +139,8 @@ def start_lengths(options: GroupCheckOptions, result: CheckResult) -> Lengths | 
     try:
         config = load_config(model, trust_remote_code=trust)
         tokenizer = load_tokenizer(model, trust_remote_code=trust)
-        reranker = find_prompt(model, config, tokenizer, is_base=True)
+        model_format = find_format(model, config)
+        reranker = language_reranker(model, config, tokenizer, model_format, is_base=True)
         prompt = reranker.prompt if reranker else None
         max_len = resolve_max_length(
             options.max_len, default=default_max_length(prompt), config=config, option="max_len"

@@ -6,9 +6,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rerank_plugin.io.atomic import write_json
+from rerank_plugin.model.head_modules import CROSS_ENCODER_FILE, MODULE_LIST, TRANSFORMER_FILE
+from rerank_plugin.model.modular import CROSS_ENCODER, entry
 from rerank_plugin.model.prompts import Prompt
-
-TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 
 
 def write_prompt_files(folder: Path, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -21,7 +21,7 @@ def write_prompt_files(folder: Path, prompt: Prompt, tokenizer: PreTrainedTokeni
         prompt: The model's prompt.
         tokenizer: Its tokenizer.
     """
-    write_json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": TRANSFORMER}])
+    write_json(folder / MODULE_LIST, [entry(0, "Transformer", "")])
     logits = {"method": "forward", "method_output_name": "logits"}
     transformer: dict[str, Any] = {
         "transformer_task": "sequence-classification",
@@ -33,10 +33,5 @@ def write_prompt_files(folder: Path, prompt: Prompt, tokenizer: PreTrainedTokeni
     }
     if prompt.options:
         transformer["processing_kwargs"] = {"chat_template": dict(prompt.options)}
-    write_json(folder / "sentence_bert_config.json", transformer)
-    options: dict[str, Any] = {
-        "model_type": "CrossEncoder",
-        "prompts": {},
-        "default_prompt_name": None,
-    }
-    write_json(folder / "config_sentence_transformers.json", options)
+    write_json(folder / TRANSFORMER_FILE, transformer)
+    write_json(folder / CROSS_ENCODER_FILE, CROSS_ENCODER)

@@ -69,7 +69,7 @@ def main(options: RerankOptions) -> int:
 
 @dataclass
 class Contents:
-    """What is known of all requests before the first one is ranked."""
+    """The facts about all requests that are known before the first one is ranked."""
 
     #: The number of pairs.
     pairs: int = 0

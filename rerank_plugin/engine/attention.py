@@ -57,7 +57,7 @@ def packed_attention(
 
 @dataclass(frozen=True)
 class Scores:
-    """How the scores of a query and the keys of its segment are computed."""
+    """The settings of the scores of a query and the keys of its segment."""
 
     scale: float
     #: Keys less than this distance away are seen; all if it is 0.

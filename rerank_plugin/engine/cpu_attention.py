@@ -149,7 +149,7 @@ def is_supported(query: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a kernel is told about the segments of a row, and about scores."""
+    """The sizes of the segments of a row, and of their scores, for a kernel."""
 
     #: The start of each segment's queries and of its keys, and the end; int32 `[segments + 1]`.
     bounds: Tensor

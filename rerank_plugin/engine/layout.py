@@ -1,4 +1,4 @@
-"""Which tokens of pairs are where in a packed row: prefixes that pairs share, and their rests."""
+"""The order of tokens in a packed row: each shared prefix, then the rests of its pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What decides the format of a model: a file, or its name."""
+"""Recognize the format of a model, by a file or by its name."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 from rerank_plugin.info.result import HeadInfo
 from rerank_plugin.model.formats import ModelFormat, architectures, find_format
 from rerank_plugin.model.head_modules import DenseModule, HeadModule, ModularHead, read_modules
+from rerank_plugin.model.language_models import language_reranker
 from rerank_plugin.model.loaded import LoadedModel
-from rerank_plugin.model.loading import find_prompt
 from rerank_plugin.model.modular import modular_head
 from rerank_plugin.model.prompts import MAKERS, maker_of
 
@@ -50,11 +50,14 @@ def maker_name(source: str, config: PreTrainedConfig) -> str | None:
 def head_info(source: str, loaded: LoadedModel, revision: str | None) -> HeadInfo:
     """Return the head of a model that is no adapter folder."""
     config, tokens, modules = loaded.model.config, None, None
-    reranker = find_prompt(source, config, loaded.tokenizer, revision=revision, is_base=True)
+    model_format = find_format(source, config, revision)
+    reranker = language_reranker(
+        source, config, loaded.tokenizer, model_format, revision=revision, is_base=True
+    )
     if reranker and reranker.tokens:
         ids = [reranker.tokens.true, reranker.tokens.false]
         tokens = [str(loaded.tokenizer.decode([i])) for i in ids if i is not None]
-    if find_format(source, config, revision) == ModelFormat.MODULAR_ENCODER:
+    if model_format == ModelFormat.MODULAR_ENCODER:
         modules = list(described_modules(modular_head(source, config, revision)))
     return HeadInfo(int(config.num_labels or 1), tokens, modules)
 

@@ -36,7 +36,7 @@ class PromptInfo:
 
 @dataclass(frozen=True)
 class HeadInfo:
-    """How a score is computed from the output of the last layer."""
+    """The head of a model, which turns the output of the last layer into a score."""
 
     labels: int
     #: The tokens whose logits make the score, the second one's is subtracted; None for other heads.

@@ -12,11 +12,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.model.files import model_file, model_json, model_object
 from rerank_plugin.model.formats import INSTEAD, ModelFormat, architectures, logit_score
-from rerank_plugin.model.head_modules import read_modules
+from rerank_plugin.model.head_modules import CROSS_ENCODER_FILE, TRANSFORMER_FILE, read_modules
 from rerank_plugin.model.loaded import one_line_errors
 from rerank_plugin.model.prompts import MAKERS, Prompt, chat_template, maker_of, rendered
 
@@ -101,8 +102,8 @@ def language_reranker(
     revision: str | None = None,
     scoring_tokens: tuple[str, str | None] | None = None,
     is_base: bool = False,
-) -> LanguageReranker:
-    """Return the prompt and the scoring tokens of a language model.
+) -> LanguageReranker | None:
+    """Return the prompt and the scoring tokens of a language model; None for an encoder.
 
     Args:
         source: A hub id or a folder.
@@ -110,13 +111,17 @@ def language_reranker(
         tokenizer: Its tokenizer.
         model_format: Its format.
         revision: Branch, tag or commit of a hub id.
-        scoring_tokens: The tokens of a model that is no reranker yet.
+        scoring_tokens: The tokens of a base model that is not a reranker.
         is_base: Whether it is trained, or gets an adapter: any language model will do.
 
     Raises:
         InputError: the prompt or the tokens are not known.
-        OptionError: `scoring_tokens` are not tokens, or the model has its own.
+        OptionError: `scoring_tokens` are not tokens, or the model has its own or needs none.
     """
+    if not model_format.is_causal:
+        if scoring_tokens is not None:
+            raise OptionError("scoring_tokens", f"{source} is an encoder, which has none")
+        return None
     maker = maker_of(source, config.model_type)
     prompt = saved_prompt(source, tokenizer, revision)
     if prompt is None and maker is not None:
@@ -132,14 +137,13 @@ def language_reranker(
         if prompt is None:
             raise unknown_prompt(source, config)
         return LanguageReranker(prompt, checked_tokens(source, score, tokenizer))
-    if maker is not None and prompt is not None:
-        names = scoring_tokens or maker.tokens
-        return LanguageReranker(prompt, ScoringTokens.from_texts(tokenizer, names))
-    if not is_base:
+    if maker is None and not is_base:
         raise unknown_prompt(source, config)
-    names = scoring_tokens or SCORING_TOKENS
+    names = scoring_tokens or (maker.tokens if maker else SCORING_TOKENS)
     tokens = ScoringTokens.from_texts(tokenizer, names)
-    return LanguageReranker(prompt or new_prompt(tokenizer, names), tokens, is_trained=False)
+    return LanguageReranker(
+        prompt or new_prompt(tokenizer, names), tokens, is_trained=maker is not None
+    )
 
 
 def unknown_prompt(source: str, config: PreTrainedConfig) -> InputError:
@@ -159,9 +163,9 @@ def saved_prompt(
     template = tokenizer.chat_template
     if not isinstance(template, str) or not template:
         return None
-    transformer = model_object(source, "sentence_bert_config.json", revision)
+    transformer = model_object(source, TRANSFORMER_FILE, revision)
     options = (transformer.get("processing_kwargs") or {}).get("chat_template") or {}
-    saved = model_object(source, "config_sentence_transformers.json", revision)
+    saved = model_object(source, CROSS_ENCODER_FILE, revision)
     instruction = (saved.get("prompts") or {}).get(saved.get("default_prompt_name"))
     prompt = Prompt(
         template,
@@ -261,8 +265,7 @@ def output_rows(
 
 def checkpoint_file(source: str, name: str, revision: str | None) -> Path | None:
     """Return the file of a checkpoint that would have a weight."""
-    index = model_json(source, "model.safetensors.index.json", revision)
-    file = "model.safetensors"
+    index, file = model_json(source, SAFE_WEIGHTS_INDEX_NAME, revision), SAFE_WEIGHTS_NAME
     if isinstance(index, dict):
         file = index.get("weight_map", {}).get(name)
         if file is None:

@@ -4,14 +4,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rerank_plugin.errors import InputError, RerankError
+from rerank_plugin.model.head_modules import encoder_folder
 from rerank_plugin.model.prompts import Prompt
 
 #: The errors of transformers, peft and safetensors for a model that they cannot load.
@@ -78,6 +80,34 @@ def one_line_errors(source: str) -> Iterator[None]:
         if isinstance(error, RerankError):
             raise
         raise InputError(f"{source}: the model cannot be loaded: {problem_of(error)}") from error
+
+
+def read_pretrained(
+    auto_class: Any, source: str, config: PreTrainedConfig, *, revision: str | None, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model with its weights in float32, and transformers' report of its loading.
+
+    Args:
+        auto_class: The class that loads it.
+        source: A hub id or a folder.
+        config: Its config.
+        revision: Branch, tag or commit of a hub id.
+        **options: Other options of `from_pretrained`.
+    """
+    with one_line_errors(source), quiet_transformers():
+        model, info = auto_class.from_pretrained(
+            source,
+            subfolder=encoder_folder(source, revision),
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            # We raise that error: transformers' own refers to a report that is switched off.
+            ignore_mismatched_sizes=True,
+            revision=revision,
+            **options,
+        )
+    return model, info
 
 
 def problem_of(error: Exception) -> str:

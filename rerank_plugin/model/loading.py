@@ -1,7 +1,7 @@
 """Load a cross-encoder from a hub id, a folder or a LoRA adapter folder."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -50,7 +50,12 @@ from rerank_plugin.model.language_models import (
     saved_prompt,
     set_head,
 )
-from rerank_plugin.model.loaded import LoadedModel, one_line_errors, quiet_transformers
+from rerank_plugin.model.loaded import (
+    LoadedModel,
+    one_line_errors,
+    quiet_transformers,
+    read_pretrained,
+)
 from rerank_plugin.model.modular import load_modular, modular_structure
 from rerank_plugin.model.prompts import Prompt
 from rerank_plugin.model.settings import is_adapter
@@ -80,8 +85,8 @@ def load_model(
         new_head: Give an encoder without a scoring head a newly initialised one of one label, drawn
             from torch's current seed: to be trained, or replaced by an adapter's. Any language
             model will do then.
-        scoring_tokens: The tokens whose logits make the score of a language model that is no
-            reranker yet, the second may be None; default `SCORING_TOKENS`.
+        scoring_tokens: The tokens whose logits make the score of a language model that is not a
+            reranker; the second may be None; default `SCORING_TOKENS`.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that comes with the model.
         structure_only: Describe the model, which cannot score then: its weights are on torch's meta
@@ -116,16 +121,15 @@ def load_model(
         check_head(source, model_format)
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     check_tokenizer(source, tokenizer, model_format)
-    reranker = find_prompt(
+    reranker = language_reranker(
         source,
         config,
         tokenizer,
+        model_format,
         revision=revision,
         scoring_tokens=scoring_tokens,
         is_base=is_base,
     )
-    if model_format in (ModelFormat.ENCODER, ModelFormat.LANGUAGE_MODEL):
-        config.num_labels = 1
     read = partial(
         read_structure if structure_only else read_weights,
         source,
@@ -134,14 +138,7 @@ def load_model(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-    model, info = read()
-    if not config.architectures and lacks_head(model, info) and config.num_labels != 1:
-        config.num_labels = 1
-        model, info = read()
-    check_weights(source, model, info)
-    check_vocabulary(source, model, tokenizer)
-    run_head_in_float32(model)
-    loaded = LoadedModel(model.eval(), tokenizer, tuple(sorted(info["missing_keys"])))
+    loaded = checked_model(source, config, tokenizer, model_format, read)
     if reranker is not None:
         loaded = as_language_reranker(loaded, reranker, source, revision)
     if adapter is not None:
@@ -150,6 +147,34 @@ def load_model(
     if loaded.has_new_head and not new_head:
         raise no_head(source, loaded.new_weights)
     return loaded
+
+
+def checked_model(
+    source: str,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model_format: ModelFormat,
+    read: Callable[[], tuple[PreTrainedModel, dict[str, Any]]],
+) -> LoadedModel:
+    """Return a model with a head of float32, checked against its checkpoint and its tokenizer.
+
+    Args:
+        source: A hub id or a folder.
+        config: Its config; a head that the checkpoint lacks gets one label.
+        tokenizer: Its tokenizer.
+        model_format: Its format.
+        read: Returns the model and transformers' report of its loading, by the config.
+    """
+    if model_format in (ModelFormat.ENCODER, ModelFormat.LANGUAGE_MODEL):
+        config.num_labels = 1
+    model, info = read()
+    if not config.architectures and lacks_head(model, info) and config.num_labels != 1:
+        config.num_labels = 1
+        model, info = read()
+    check_weights(source, model, info)
+    check_vocabulary(source, model, tokenizer)
+    run_head_in_float32(model)
+    return LoadedModel(model.eval(), tokenizer, tuple(sorted(info["missing_keys"])))
 
 
 def with_adapter(
@@ -196,37 +221,6 @@ def with_prompt_of(loaded: LoadedModel, adapters: Sequence[Path]) -> LoadedModel
     if len(prompts) > 1:
         raise InputError("adapters: they were trained with different prompts; load them apart")
     return replace(loaded, prompt=next(iter(prompts.values()), loaded.prompt))
-
-
-def find_prompt(
-    source: str,
-    config: PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    revision: str | None = None,
-    scoring_tokens: tuple[str, str | None] | None = None,
-    is_base: bool = False,
-) -> LanguageReranker | None:
-    """Return the prompt and the scoring tokens of a language model; None for an encoder.
-
-    Raises:
-        InputError: the model scores pairs in a prompt that is not known.
-        OptionError: `scoring_tokens` that cannot be used.
-    """
-    model_format = find_format(source, config, revision)
-    if model_format.is_causal:
-        return language_reranker(
-            source,
-            config,
-            tokenizer,
-            model_format,
-            revision=revision,
-            scoring_tokens=scoring_tokens,
-            is_base=is_base,
-        )
-    if scoring_tokens is not None:
-        raise OptionError("scoring_tokens", f"{source} is an encoder, which has none")
-    return None
 
 
 def as_language_reranker(
@@ -331,20 +325,9 @@ def read_weights(
     if model_format == ModelFormat.MODULAR_ENCODER:
         return load_modular(source, config, revision=revision, **options)
     check_labels(source, config)
-    with one_line_errors(source), quiet_transformers():
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            subfolder=encoder_folder(source, revision),
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            # We raise that error: transformers' own refers to a report that is switched off.
-            ignore_mismatched_sizes=True,
-            revision=revision,
-            **options,
-        )
-    return model, info
+    return read_pretrained(
+        AutoModelForSequenceClassification, source, config, revision=revision, **options
+    )
 
 
 def read_structure(

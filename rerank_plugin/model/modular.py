@@ -27,11 +27,15 @@ from rerank_plugin.model.head_modules import (
     TRANSFORMER_SETTINGS,
     HeadModule,
     ModularHead,
-    encoder_folder,
     read_head,
     read_modules,
 )
-from rerank_plugin.model.loaded import PICKLED, one_line_errors, quiet_transformers
+from rerank_plugin.model.loaded import (
+    PICKLED,
+    one_line_errors,
+    quiet_transformers,
+    read_pretrained,
+)
 
 #: The classes of sentence-transformers, by their names.
 CLASSES = {
@@ -39,6 +43,13 @@ CLASSES = {
     "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
     "Dense": "sentence_transformers.base.modules.dense.Dense",
     "LayerNorm": "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm",
+}
+
+#: What sentence-transformers keeps of a `CrossEncoder` without prompts of its own.
+CROSS_ENCODER: Mapping[str, Any] = {
+    "model_type": "CrossEncoder",
+    "prompts": {},
+    "default_prompt_name": None,
 }
 
 
@@ -162,18 +173,8 @@ def load_modular(
     """
     head = modular_head(source, config, revision)
     config.num_labels = 1
+    encoder, info = read_pretrained(encoder_class, source, config, revision=revision, **options)
     with one_line_errors(source), quiet_transformers():
-        encoder, info = encoder_class.from_pretrained(
-            source,
-            subfolder=encoder_folder(source, revision),
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            revision=revision,
-            **options,
-        )
         for module, folder in zip(head.modules, head.folders, strict=True):
             load_module(module, source, folder, revision)
         model = ModularClassifier(encoder, head.pooling, list(head.modules))
@@ -274,4 +275,4 @@ def entry(number: int, kind: str, folder: str) -> dict[str, Any]:
 def cross_encoder_config(config: PreTrainedConfig) -> dict[str, Any]:
     """Return what sentence-transformers keeps of a `CrossEncoder` besides its modules."""
     chosen: dict[str, Any] = getattr(config, "sentence_transformers", None) or {}
-    return {"model_type": "CrossEncoder", "prompts": {}, "default_prompt_name": None, **chosen}
+    return {**CROSS_ENCODER, **chosen}

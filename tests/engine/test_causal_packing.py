@@ -23,14 +23,13 @@ from rerank_plugin.engine.fused_layers import fuse_layers
 from rerank_plugin.engine.layout import Layout
 from rerank_plugin.engine.packing import pack, prefix_batches, prepare_packing, row_cost
 from rerank_plugin.engine.template import EncodedPair
-from rerank_plugin.finetune.training.lora import backbone_products
 from rerank_plugin.model.adapters import ActiveAdapter
 from rerank_plugin.model.causal import pool_last_token
 from rerank_plugin.model.device import onednn_takes
 from rerank_plugin.model.families import FAMILIES
 from rerank_plugin.model.head import cast_backbone, run_head_in_float32
 
-from .test_packing import assert_same_gradients, gradients
+from .test_packing import assert_same_gradients, gradients, with_adapter
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -122,18 +121,7 @@ def test_every_causal_family_is_compared() -> None:
 def test_a_packed_row_gives_the_padded_logits_and_gradients(name: str, lora: bool) -> None:
     model, stock = build_packed(CONFIGS[name]), build(CONFIGS[name])
     if lora:
-        from peft import LoraConfig, TaskType, get_peft_model
-
-        def adapted(base: Any) -> Any:
-            torch.manual_seed(1)
-            options = LoraConfig(
-                task_type=TaskType.SEQ_CLS,
-                target_modules=backbone_products(base),
-                init_lora_weights=False,
-            )
-            return get_peft_model(base, options).eval()
-
-        model, stock = adapted(model), adapted(stock)
+        model, stock = with_adapter(model), with_adapter(stock)
     pairs = make_pairs(ROWS)
     expected = stock_logits(stock, pairs)
     assert expected.std() > 1e-2

@@ -154,6 +154,19 @@ def skip_if_never_packed(config: PreTrainedConfig) -> None:
         pytest.skip("not packed with this version of transformers")
 
 
+def with_adapter(model: Any) -> Any:
+    """Return a model with a LoRA adapter whose weights are drawn."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    torch.manual_seed(1)
+    options = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        target_modules=backbone_products(model),
+        init_lora_weights=False,
+    )
+    return get_peft_model(model, options).eval()
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_packed_row_gives_the_padded_forwards_logits_and_gradients(name: str, lora: bool) -> None:
@@ -162,18 +175,7 @@ def test_a_packed_row_gives_the_padded_forwards_logits_and_gradients(name: str, 
     assert prepare_packing(model)
     assert prepare_packing(model), "preparing it twice changes nothing"
     if lora:
-        from peft import LoraConfig, TaskType, get_peft_model
-
-        def adapted(base: Any) -> Any:
-            torch.manual_seed(1)
-            options = LoraConfig(
-                task_type=TaskType.SEQ_CLS,
-                target_modules=backbone_products(base),
-                init_lora_weights=False,
-            )
-            return get_peft_model(base, options).eval()
-
-        model, plain = adapted(model), adapted(plain)
+        model, plain = with_adapter(model), with_adapter(plain)
     types = name in ("bert", "electra", "ernie", "albert")
     pairs = make_pairs(LENGTHS)
     expected = padded_logits(plain, pairs, types=types)

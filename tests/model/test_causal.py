@@ -5,17 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    GemmaConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 
 from rerank_plugin.model.causal import pool_last_token
+
+from ..factories import CAUSAL_FAMILIES
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -28,23 +23,17 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
     "num_labels": 1,
 }
-CONFIGS: list[type[PreTrainedConfig]] = [
-    LlamaConfig,
-    Qwen2Config,
-    Qwen3Config,
-    GemmaConfig,
-    MistralConfig,
-]
 
 
-def build(config: type[PreTrainedConfig]) -> Any:
+def build(family: str) -> Any:
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(config(**SIZES)).eval()
+    config = AutoConfig.for_model(family, **SIZES)
+    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_the_last_token_is_scored_wherever_padding_is(config: type[PreTrainedConfig]) -> None:
-    stock = build(config)
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_the_last_token_is_scored_wherever_padding_is(family: str) -> None:
+    stock = build(family)
     model = deepcopy(stock)
     pool_last_token(model)
     rows = [torch.randint(5, 300, (length,)) for length in (3, 9, 6)]
@@ -59,7 +48,7 @@ def test_the_last_token_is_scored_wherever_padding_is(config: type[PreTrainedCon
 
 
 def test_a_pad_token_may_be_the_last_one_of_a_pair() -> None:
-    model = build(LlamaConfig)
+    model = build("llama")
     pool_last_token(model)
     first, second = model(torch.tensor([[7, 8, 0], [7, 8, 9]])).logits
     assert first != second
@@ -67,7 +56,7 @@ def test_a_pad_token_may_be_the_last_one_of_a_pair() -> None:
 
 
 def test_what_is_saved_is_a_stock_model(tmp_path: Path) -> None:
-    model = build(Qwen3Config)
+    model = build("qwen3")
     stock = type(model)
     pool_last_token(model)
     pool_last_token(model)

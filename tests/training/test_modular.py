@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from rerank_plugin import Reranker
 from rerank_plugin.finetune import FinetuneConfig, evaluate, finetune
 from rerank_plugin.finetune.training.checkpoint import latest_checkpoint
-from rerank_plugin.finetune.training.interrupt import Interruption
 from rerank_plugin.model.settings import RerankSettings
 
 from ..factories import Run, build_modular, easy_groups, write_lines
+from .test_resuming import stop_after
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 # Older versions have no modular rerankers.
@@ -78,19 +78,6 @@ def assert_loads_elsewhere(folder: Path) -> None:
     scores = sentence_transformers.CrossEncoder(str(folder), device="cpu").predict(PAIRS)
     reranker = Reranker(folder, dtype="float32", device="cpu")
     np.testing.assert_allclose(scores, reranker.score(PAIRS), atol=1e-5)
-
-
-def stop_after(step: int, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupt a run, as Ctrl-C would, after a step."""
-    on_step_end = Interruption.on_step_end
-
-    def asked(self: Interruption, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.received |= state.global_step == step
-        on_step_end(self, args, state, control, **more)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Interruption, "on_step_end", asked)
-        finetune(config)
 
 
 @both_families

@@ -406,6 +406,19 @@ def two_epochs(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFa
     return finetune(config(tiny_model, data, folder, **PATIENT)).model_dir
 
 
+def stop_after(step: int, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt a run, as Ctrl-C would, after a step."""
+    on_step_end = Interruption.on_step_end
+
+    def asked(self: Interruption, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.received |= state.global_step == step
+        on_step_end(self, args, state, control, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Interruption, "on_step_end", asked)
+        finetune(config)
+
+
 @pytest.mark.parametrize("step", [2, 8, 9], ids=["in an epoch", "at its end", "after it"])
 def test_ctrl_c_adds_no_evaluation(
     tiny_model: Path,
@@ -416,15 +429,7 @@ def test_ctrl_c_adds_no_evaluation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = config(tiny_model, data, tmp_path / "out", **PATIENT)
-    on_step_end = Interruption.on_step_end
-
-    def asked(self: Interruption, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.received |= state.global_step == step
-        on_step_end(self, args, state, control, **more)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Interruption, "on_step_end", asked)
-        finetune(run)
+    stop_after(step, run, monkeypatch)
     finetune(run)
     assert evaluations(tmp_path / "out") == evaluations(two_epochs)
     assert [at for at, _ in evaluations(tmp_path / "out")] == [0, 8, 16]
