@@ -259,6 +259,27 @@ def test_an_encoder_refuses_instructions_in_one_line(
     assert f"lengths: {own}:4: field 'instruction': {problem}" in out
 
 
+def test_an_encoder_refuses_instructions_of_queries_in_files(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    corpus = write_lines(tmp_path / "corpus.jsonl", [{"id": "d", "text": TEXTS[0]}])
+    queries = [{"id": "a", "text": "ferry"}, {"id": "b", "text": "cow", "instruction": ANIMALS}]
+    files: dict[str, Any] = {
+        "corpus": corpus,
+        "queries": write_lines(tmp_path / "queries.jsonl", queries),
+        "qrels": tmp_path / "qrels.tsv",
+    }
+    files["qrels"].write_text("a\td\t1\nb\td\t1\n")
+    run = tmp_path / "run.trec"
+    run.write_text("a Q0 d 1 2.0 bm25\nb Q0 d 1 2.0 bm25\n")
+    for call in (
+        lambda: evaluate(model_dir=tiny_model, run=run, **files),
+        lambda: mine_negatives(filter_model=tiny_model, output=tmp_path / "groups.jsonl", **files),
+    ):
+        with pytest.raises(InputError, match=r"queries\.jsonl:2: field 'instruction': .* encoder"):
+            call()
+
+
 def test_an_encoder_refuses_them_in_applications(tiny_model: Path) -> None:
     from langchain_core.documents import Document
 

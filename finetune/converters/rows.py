@@ -167,7 +167,7 @@ def file_rows(path: Path) -> Iterator[Row]:
         yield from json_rows(path)
     elif name.endswith(".jsonl") or first_line(path).startswith("{"):
         for line in read_lines(path):
-            yield Row(line.record(), f"{path}:{line.number}")
+            yield Row(line.record(), line.where)
     else:
         known = ", ".join((*SUFFIXES, *JSON, *TABLES))
         raise InputError(f"{path}: unknown kind of file, expected one of {known}")
@@ -258,7 +258,7 @@ def plain_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a TSV file without column names and quotes; its columns are `0`, `1` …."""
     for line in read_lines(path):
         columns: Values = {str(i): text for i, text in enumerate(line.text().split("\t"))}
-        yield Row(columns, f"{path}:{line.number}")
+        yield Row(columns, line.where)
 
 
 @contextmanager
@@ -322,7 +322,7 @@ def json_rows(path: Path) -> Iterator[Row]:
             value = None
         has_more = any(not line.isspace() for line in file)
     if value is not None and has_more:
-        yield from (Row(line.record(), f"{path}:{line.number}") for line in read_lines(path))
+        yield from (Row(line.record(), line.where) for line in read_lines(path))
         return
     try:
         if value is None:

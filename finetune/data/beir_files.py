@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
+from typing import Protocol
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import (
@@ -89,6 +90,25 @@ class Judgement:
     line: Line
 
 
+class ChecksInstruction(Protocol):
+    """A model, or an encoder of its pairs, that may take no instruction."""
+
+    def check_instruction(self, instruction: str, where: str = "") -> None:
+        """Raise an `InputError` that names the file and the line in `where`."""
+        ...
+
+
+def check_instructions(queries: Iterable[Record], model: ChecksInstruction) -> None:
+    """Check that a model takes instructions, if a query has one.
+
+    Raises:
+        InputError: with file and line of the first query that has one.
+    """
+    query = next((query for query in queries if query.instruction), None)
+    if query:
+        model.check_instruction(query.instruction, query.line.where)
+
+
 def read_passages(data_path: DataPath) -> Iterator[Record]:
     """Yield the passages of a corpus, `title` and text joined by a space, blank ones too.
 
@@ -123,7 +143,7 @@ def read_queries(
     for index, (line, record) in enumerate(read_records(data_path)):
         name = id_of(line, record, default=None if by_id else f"{index}")
         text = text_field(line, record, QUERY_TEXTS)
-        instruction = instruction_field(record, f"{line.path}:{line.number}")
+        instruction = instruction_field(record, line.where)
         if seen.get(name, (text, instruction)) != (text, instruction):
             field = "text" if seen[name][0] != text else "instruction"
             raise line.error(f"duplicate query id {name!r}, with another {field}")
@@ -142,7 +162,7 @@ def read_queries(
 
 def at(name: str, line: Line) -> str:
     """Return an id with file and line, for messages."""
-    return f"{name!r} ({line.path}:{line.number})"
+    return f"{name!r} ({line.where})"
 
 
 def read_records(data_path: DataPath) -> Iterator[tuple[Line, dict[str, object]]]:

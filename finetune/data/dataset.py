@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rerank_plugin.errors import OptionError
 from rerank_plugin.io.jsonl import DataPath, SkippedLines, input_files
 
+from .beir_files import ChecksInstruction
 from .group_file import GroupFile
 from .groups import Group, no_group_left
 from .index_cache import IndexCache
@@ -19,14 +20,6 @@ from .index_cache import IndexCache
 logger = logging.getLogger(__name__)
 
 Indices = npt.NDArray[np.int64]
-
-
-class ChecksInstruction(Protocol):
-    """A model, or an encoder of its pairs, that may take no instruction."""
-
-    def check_instruction(self, instruction: str, where: str = "") -> None:
-        """Raise an `InputError` that names the file and the line in `where`."""
-        ...
 
 
 class GroupDataset:

@@ -141,8 +141,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Load and evaluate one model."""
     reranker = options.load_reranker(model)
-    if isinstance(judged, GroupDataset):
-        judged.check_instructions(reranker)
+    judged.check_instructions(reranker)
     pairs = sum(len(query.labels) for query in graded_queries(judged)) if progress else None
     with bar(Path(model).name, "pair", pairs, shown=progress) as scored:
         return evaluate_groups(

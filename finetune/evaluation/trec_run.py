@@ -17,8 +17,10 @@ from rerank_plugin.io.jsonl import DataPath, Line, read_lines
 
 from ..data.beir_files import (
     COLUMN,
+    ChecksInstruction,
     Record,
     at,
+    check_instructions,
     check_match,
     is_own_document,
     no_match,
@@ -74,12 +76,16 @@ class RunQuery:
 class RunCandidates:
     """The candidates of a query in a run, by their positions in the corpus."""
 
-    query: str
+    record: Record
     positions: Positions
     scores: Logits
     labels: list[int]
     missed: list[int]
-    instruction: str = ""
+
+    @property
+    def query(self) -> str:
+        """The query's text."""
+        return self.record.text
 
 
 class TrecRun:
@@ -104,10 +110,19 @@ class TrecRun:
     def __getitem__(self, index: int) -> Retrieved:
         query = self.candidates[index]
         texts = self._corpus.texts(query.positions.tolist())
-        return Retrieved(query.query, texts, query.labels, query.missed, query.instruction)
+        instruction = query.record.instruction
+        return Retrieved(query.query, texts, query.labels, query.missed, instruction)
 
     def __iter__(self) -> Iterator[Retrieved]:
         return (self[index] for index in range(len(self)))
+
+    def check_instructions(self, model: ChecksInstruction) -> None:
+        """Check that a model takes instructions, if a query has one.
+
+        Raises:
+            InputError: with file and line of the first query that has one.
+        """
+        check_instructions((query.record for query in self.candidates), model)
 
     def run_order(self, metrics: Sequence[str] = METRICS) -> Evaluation:
         """Evaluate the run's own order, with its scores as logits."""
@@ -222,7 +237,7 @@ class CandidateSelector:
         positions = np.array([self.passages.positions[name] for name in ranked], np.int64)
         labels = [judged.pop(name, 0) for name in ranked]
         missed = list(judged.values())
-        return RunCandidates(query.text, positions, scores, labels, missed, query.instruction)
+        return RunCandidates(query, positions, scores, labels, missed)
 
     def _is_kept(self, query: Record, name: str, grades: Mapping[str, int]) -> bool:
         position = self.passages.positions.get(name)

@@ -60,7 +60,7 @@ def prompt_to_save(loaded: LoadedModel) -> Prompt | None:
     prompt = loaded.prompt
     if prompt is None or not prompt.instruction:
         return prompt
-    return prompt.with_instruction(prompt.instruction, loaded.tokenizer)
+    return prompt.with_built_in_instruction(prompt.instruction, loaded.tokenizer)
 
 
 def add_no_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

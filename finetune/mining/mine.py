@@ -11,7 +11,14 @@ from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.io.outputs import scratch_folder
 
 from ..data.batched import batched
-from ..data.beir_files import Record, check_match, no_match, positives_by_query, read_queries
+from ..data.beir_files import (
+    Record,
+    check_instructions,
+    check_match,
+    no_match,
+    positives_by_query,
+    read_queries,
+)
 from ..data.corpus import Corpus
 from ..data.groups import Group
 from ..data.writer import group_writer, split_sides
@@ -115,6 +122,8 @@ def mine(options: MineOptions, *, progress: bool) -> MiningResult:
     judged, queries = read_inputs(options, result)
     # Before the corpus is indexed, so that a misspelt name is an error at once.
     teacher = options.load_reranker(options.filter_model) if options.filter_model else None
+    if teacher:
+        check_instructions(queries, teacher)
     embedding_model = load_embedding_model(options)
     with TemporaryDirectory(prefix=".mine-", dir=scratch_folder(options.files[0])) as work:
         folder = Path(work)

@@ -64,10 +64,11 @@ def prepare_model(config: FinetuneConfig, run_dir: RunDir, device: torch.device)
     """
     # A newly initialised head is drawn from this seed.
     transformers.set_seed(config.seed)
-    loaded = load_base_model(config)
+    instruction = default_instruction(config)
+    loaded = load_base_model(config).with_instruction(instruction)
     if config.fold_calibration and loaded.prompt:
         raise OptionError("fold_calibration", "the head of a language model has no bias to change")
-    encoder = prepare_encoder(config, loaded)
+    encoder = prepare_encoder(config, loaded, instruction)
     prepare_config(loaded.model.config, RerankSettings().normalize)
     set_dropout(loaded.model, config.dropout)
     fingerprint = check_base(config, run_dir, loaded)
@@ -100,8 +101,7 @@ def load_base_model(config: FinetuneConfig) -> LoadedModel:
         scoring_tokens=scoring_tokens(config.scoring_tokens),
         trust_remote_code=config.trust_remote_code,
     )
-    loaded = replace(loaded, prompt=loaded.prompt and loaded.prompt.as_saved)
-    return loaded.with_instruction(default_instruction(config))
+    return replace(loaded, prompt=loaded.prompt and loaded.prompt.as_saved)
 
 
 def default_instruction(config: FinetuneConfig) -> str | None:
@@ -127,7 +127,9 @@ def scoring_tokens(option: str | None) -> tuple[str, str | None] | None:
     return tokens[0], tokens[1] if len(tokens) > 1 else None
 
 
-def prepare_encoder(config: FinetuneConfig, loaded: LoadedModel) -> PairEncoder:
+def prepare_encoder(
+    config: FinetuneConfig, loaded: LoadedModel, instruction: str | None
+) -> PairEncoder:
     """Return the encoder of a run, and save its length and prompt with the tokenizer."""
     max_length = resolve_max_length(
         config.max_len,
@@ -140,7 +142,7 @@ def prepare_encoder(config: FinetuneConfig, loaded: LoadedModel) -> PairEncoder:
         max_length=max_length,
         option="max_len",
         prompt=loaded.prompt,
-        instruction=default_instruction(config),
+        instruction=instruction,
     )
     prepare_tokenizer(loaded, max_length)
     return encoder

@@ -39,9 +39,14 @@ class Line:
     number: int
     raw: bytes
 
+    @property
+    def where(self) -> str:
+        """Return the file and the line, as messages have them."""
+        return f"{self.path}:{self.number}"
+
     def error(self, problem: str) -> InputError:
         """Return an error that names this line."""
-        return InputError(f"{self.path}:{self.number}: {problem}")
+        return InputError(f"{self.where}: {problem}")
 
     def text(self) -> str:
         """Return the line as text.

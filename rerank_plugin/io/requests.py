@@ -44,7 +44,7 @@ def read_requests(data_path: DataPath) -> Iterator[RerankRequest]:
     for path in input_files(data_path):
         if path.name.endswith(SUFFIXES):
             for line in read_lines(path):
-                yield parse_request(line.record(), f"{path}:{line.number}")
+                yield parse_request(line.record(), line.where)
         else:
             yield from read_json_requests(path)
 
@@ -61,7 +61,7 @@ def read_json_requests(path: Path) -> Iterator[RerankRequest]:
         if error.msg != "Extra data":
             raise InputError(not_json(path, error)) from None
         for line in read_lines(path):
-            yield parse_request(line.record(), f"{path}:{line.number}")
+            yield parse_request(line.record(), line.where)
         return
     except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: invalid JSON: {error}") from None

@@ -93,7 +93,9 @@ class Prompt:
             return from_pieces(self.pieces, instruction)
         return from_rendering(*self._rendered(tokenizer, instruction), tokenizer)
 
-    def with_instruction(self, instruction: str, tokenizer: PreTrainedTokenizerBase) -> "Prompt":
+    def with_built_in_instruction(
+        self, instruction: str, tokenizer: PreTrainedTokenizerBase
+    ) -> "Prompt":
         """Return the prompt with an instruction in its template, for pairs without another one.
 
         Raises:
@@ -263,7 +265,7 @@ def from_pieces(pieces: tuple[str, ...], instruction: str | None) -> PromptTexts
     document_left, document_right = pieces[at_document].split("{document}")
     return PromptTexts(
         prefix=pieces[:at_query],
-        query=(with_instruction(query_left, instruction), query_right),
+        query=(fill_in_instruction(query_left, instruction), query_right),
         middle=pieces[at_query + 1 : at_document],
         document=(document_left, document_right),
         suffix=pieces[at_document + 1 :],
@@ -274,7 +276,7 @@ def from_pieces(pieces: tuple[str, ...], instruction: str | None) -> PromptTexts
 OPTIONAL = re.compile(r"\[([^\[\]]*\{instruction\}[^\[\]]*)\]")
 
 
-def with_instruction(text: str, instruction: str | None) -> str:
+def fill_in_instruction(text: str, instruction: str | None) -> str:
     """Return a piece with its instruction."""
     text = OPTIONAL.sub(r"\1" if instruction else "", text)
     return text.replace("{instruction}", instruction or "")

@@ -97,7 +97,7 @@ def test_a_tokenizer_adds_no_second_start_to_a_prompt(tmp_path: Path) -> None:
 def test_an_instruction_is_a_message_of_the_template(template: str) -> None:
     tokenizer, prompt = train_chat_tokenizer(), replace(MAKERS["qwen3-reranker"].prompt)
     prompt = replace(prompt, chat_template=template)
-    changed = prompt.with_instruction(INSTRUCTION, tokenizer)
+    changed = prompt.with_built_in_instruction(INSTRUCTION, tokenizer)
     assert changed.texts(tokenizer) == prompt.texts(tokenizer, INSTRUCTION)
     assert changed.texts(tokenizer, "Other.") == prompt.texts(tokenizer, "Other.")
 
@@ -105,7 +105,10 @@ def test_an_instruction_is_a_message_of_the_template(template: str) -> None:
 def test_a_prompt_without_room_takes_no_instruction() -> None:
     tokenizer = train_chat_tokenizer("gemma")
     prompt = MAKERS["bge-reranker-v2-gemma"].prompt
-    for call in (prompt.texts, lambda tokenizer, text: prompt.with_instruction(text, tokenizer)):
+    for call in (
+        prompt.texts,
+        lambda tokenizer, text: prompt.with_built_in_instruction(text, tokenizer),
+    ):
         with pytest.raises(OptionError, match="no room for one"):
             call(tokenizer, "Find it.")
 
