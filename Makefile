@@ -8,7 +8,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # What a model scores with, which has fast paths by the processor.
 SCORING := tests/engine tests/model/test_adapters.py tests/test_reranker.py
 
-.PHONY: demo test test-avx2 notebooks docs lint types clean
+# Another environment, with the oldest versions that the package takes: on Python 3.11 or 3.12.
+OLDEST := .venv-oldest
+
+.PHONY: demo test test-avx2 test-oldest notebooks docs lint types clean
 
 demo: $(VENV)/.demo  ## fine-tune a small model on the sample data and use it
 	$(BIN)/rerank-plugin demo
@@ -18,6 +21,9 @@ test: $(VENV)/.dev  ## the test suite
 
 test-avx2: $(VENV)/.dev  ## the scoring tests as a CPU without AVX-512 runs them
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 $(SCORING)
+
+test-oldest: $(OLDEST)/.test  ## the test suite with the oldest versions of what it needs
+	$(OLDEST)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 notebooks: $(VENV)/.notebooks  ## execute the notebooks; HTML into build/notebooks
 	$(BIN)/python notebooks/run.py $(NOTEBOOK_ARGS)
@@ -42,7 +48,7 @@ $(INSTALLED): $(VENV)/.dev
 		$$(git ls-files 'rerank_plugin/*.py' 'finetune/*.py' 'integrations/*.py' | wc -l)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo_model
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info demo_model
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,3 +68,9 @@ $(VENV)/.notebooks: $(VENV)/bin/python $(BUILT_FROM)
 $(VENV)/.dev: $(VENV)/bin/python $(BUILT_FROM)
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.notebooks
+
+$(OLDEST)/.test: constraints-oldest.txt $(BUILT_FROM)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints-oldest.txt --editable '.[test]'
+	@touch $@
