@@ -262,10 +262,10 @@ def test_an_encoder_refuses_instructions_in_one_line(
 def test_an_encoder_refuses_instructions_of_queries_in_files(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    corpus = write_lines(tmp_path / "corpus.jsonl", [{"id": "d", "text": TEXTS[0]}])
+    passages = [{"id": "d", "text": TEXTS[0]}, {"id": "e", "text": TEXTS[1]}]
     queries = [{"id": "a", "text": "ferry"}, {"id": "b", "text": "cow", "instruction": ANIMALS}]
     files: dict[str, Any] = {
-        "corpus": corpus,
+        "corpus": write_lines(tmp_path / "corpus.jsonl", passages),
         "queries": write_lines(tmp_path / "queries.jsonl", queries),
         "qrels": tmp_path / "qrels.tsv",
     }

@@ -46,13 +46,20 @@ def packed_attention(
         `[1, tokens, heads, head size]`, and no weights.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    dtype, device = value.dtype, value.device.type
-    if torch.is_autocast_enabled(device):
-        # As torch's own attention does: rotary embeddings and 4-bit products leave float32.
-        dtype = torch.get_autocast_dtype(device)
-    rows = [tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value)]
+    rows = of_one_precision(*(tensor[0].transpose(0, 1) for tensor in (query, key, value)))
     window, causal = sliding_window or 0, bool(getattr(module, "is_causal", False))
     return attend(boundaries, *rows, scale=scale, window=window, causal=causal)[None], None
+
+
+def of_one_precision(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values in the precision of attention.
+
+    As in torch's own attention: rotary embeddings and 4-bit products leave float32.
+    """
+    dtype, device = value.dtype, value.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def attend(
     if takes_rows_of_pairs(query):
         if has_flash(query):
             return varlen(query, key, value, boundaries, keys, scores)
-        if not scores.window and not causal:
+        if not scores.window and boundaries.keys is None and not causal:
             return nested(query, key, value, boundaries, scale)
     return pair_by_pair(query, key, value, boundaries, keys, scores)
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.cpu_rows import norm_and_rotate
+from rerank_plugin.engine.last_layer import pooled_of, pools_in_last_layer, sliding_window
 from rerank_plugin.engine.packed_linear import ACTIVATIONS, Activation, PackedLinear
 from rerank_plugin.model.adapters import ActiveAdapter, low_rank_factors
 from rerank_plugin.model.device import onednn_takes
@@ -31,17 +32,21 @@ class FusedBertLayer(nn.Module):
         layer: The stock layer with the weights.
         active: The active adapter.
         activation: That of the feed-forward network.
+        pools: Whether it is the last layer, which returns the pooled tokens alone.
     """
 
-    def __init__(self, layer: Any, active: ActiveAdapter, activation: Activation) -> None:
+    def __init__(
+        self, layer: Any, active: ActiveAdapter, activation: Activation, *, pools: bool
+    ) -> None:
         super().__init__()
         self.activation = activation
         attention = layer.attention
         self.scale = float(attention.self.scaling)
         self.head_size = int(attention.self.attention_head_size)
-        self.qkv = PackedLinear(
-            attention.self.query, attention.self.key, attention.self.value, active=active
-        )
+        own = attention.self
+        self.query = PackedLinear(own.query, active=active) if pools else None
+        products = (own.key, own.value) if pools else (own.query, own.key, own.value)
+        self.qkv = PackedLinear(*products, active=active)
         self.attention_out = PackedLinear(attention.output.dense, active=active)
         self.attention_norm = attention.output.LayerNorm
         self.up = PackedLinear(layer.intermediate.dense, active=active)
@@ -49,10 +54,17 @@ class FusedBertLayer(nn.Module):
         self.norm = layer.output.LayerNorm
 
     def forward(self, hidden_states: Tensor, *_: Any, boundaries: Boundaries, **__: Any) -> Tensor:
-        """Apply the layer, `[1, tokens, hidden]` to the same."""
+        """Apply the layer, `[1, tokens, hidden]` to the same, or to `[1, pooled, hidden]`."""
         x = hidden_states[0]
-        qkv = self.qkv(x).view(x.shape[0], 3, -1, self.head_size)
-        context = attend(boundaries, *qkv.unbind(1), scale=self.scale).reshape(x.shape[0], -1)
+        qkv = self.qkv(x).unflatten(1, (-1, self.head_size))
+        if self.query is None:
+            query, key, value = qkv.chunk(3, dim=1)
+        else:
+            key, value = qkv.chunk(2, dim=1)
+            pooled = pooled_of(boundaries)
+            x, boundaries = pooled.select(x), pooled.boundaries
+            query = self.query(x).unflatten(1, (-1, self.head_size))
+        context = attend(boundaries, query, key, value, scale=self.scale).flatten(1)
         x = self.attention_norm(self.attention_out.combine(context, x, "add"))
         out: Tensor = self.norm(self.down.combine(self.up(x, self.activation), x, "add"))
         return out[None]
@@ -65,16 +77,23 @@ class FusedModernBertLayer(nn.Module):
         layer: The stock layer with the weights.
         active: The active adapter.
         activation: That of the feed-forward network.
+        pools: Whether it is the last layer, which returns the pooled tokens alone.
     """
 
-    def __init__(self, layer: Any, active: ActiveAdapter, activation: Activation) -> None:
+    def __init__(
+        self, layer: Any, active: ActiveAdapter, activation: Activation, *, pools: bool
+    ) -> None:
         super().__init__()
         self.activation = activation
         self.attention_type = layer.attention_type
         self.head_size = int(layer.attn.head_dim)
         self.window = int(layer.attn.sliding_window or 0)
         self.attention_norm = layer.attn_norm
-        self.qkv = PackedLinear(layer.attn.Wqkv, active=active)
+        product, size = layer.attn.Wqkv, layer.attn.Wqkv.out_features // 3
+        self.heads = size // self.head_size
+        self.query = PackedLinear(product, active=active, rows=slice(size)) if pools else None
+        rows = slice(size if pools else 0, None)
+        self.qkv = PackedLinear(product, active=active, rows=rows)
         self.attention_out = PackedLinear(layer.attn.Wo, active=active)
         self.norm = layer.mlp_norm
         half = layer.mlp.Wi.out_features // 2
@@ -90,14 +109,22 @@ class FusedModernBertLayer(nn.Module):
         boundaries: Boundaries,
         **__: Any,
     ) -> Tensor:
-        """Apply the layer, `[1, tokens, hidden]` to the same."""
+        """Apply the layer, `[1, tokens, hidden]` to the same, or to `[1, pooled, hidden]`."""
         x = hidden_states[0]
-        qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], 3, -1, self.head_size)
-        rotated = norm_and_rotate(qkv[:, :2].flatten(1, 2), angles=position_embeddings)
-        query, key = rotated.unflatten(1, (2, -1)).unbind(1)
+        y = self.attention_norm(x)
+        qkv = self.qkv(y).unflatten(1, (-1, self.head_size))
+        rotated, value = qkv[:, : -self.heads], qkv[:, -self.heads :]
+        rotated = norm_and_rotate(rotated, angles=position_embeddings)
+        if self.query is None:
+            query, key = rotated.chunk(2, dim=1)
+        else:
+            key, pooled = rotated, pooled_of(boundaries)
+            x, boundaries = pooled.select(x), pooled.boundaries
+            query = self.query(pooled.select(y)).unflatten(1, (-1, self.head_size))
+            query = norm_and_rotate(query, angles=pooled.select_angles(position_embeddings))
         scale = self.head_size**-0.5
-        context = attend(boundaries, query, key, qkv[:, 2], scale=scale, window=self.window)
-        x = self.attention_out.combine(context.reshape(x.shape[0], -1), x, "add")
+        context = attend(boundaries, query, key, value, scale=scale, window=self.window)
+        x = self.attention_out.combine(context.flatten(1), x, "add")
         y = self.norm(x)
         up = self.up(y, self.activation)
         x = self.down.combine(self.gate.combine(y, up, "mul"), x, "add")
@@ -111,9 +138,12 @@ class FusedLlamaLayer(nn.Module):
         layer: The stock layer with the weights.
         active: The active adapter.
         activation: That of the feed-forward network.
+        pools: Whether it is the last layer, which returns the pooled tokens alone.
     """
 
-    def __init__(self, layer: Any, active: ActiveAdapter, activation: Activation) -> None:
+    def __init__(
+        self, layer: Any, active: ActiveAdapter, activation: Activation, *, pools: bool
+    ) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.activation = activation
@@ -122,14 +152,18 @@ class FusedLlamaLayer(nn.Module):
         self.scale = float(attention.scaling)
         self.window = sliding_window(attention)
         self.attention_norm = RmsNorm(layer.input_layernorm)
-        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj, active=active)
-        #: The weight and the epsilon of the norm of queries and keys.
+        products = attention.q_proj, attention.k_proj, attention.v_proj
+        self.query = PackedLinear(products[0], active=active) if pools else None
+        self.qkv = PackedLinear(*products[1 if pools else 0 :], active=active)
+        #: The weights and the epsilons of the norms of the heads in front of the values, and of
+        #: pooled queries.
         self.head_norm: tuple[Tensor | None, float] = (None, 0.0)
+        self.query_norm = self.head_norm
         if hasattr(attention, "q_norm"):
             heads = attention.q_proj.out_features // self.head_size
-            norms = [attention.q_norm] * heads + [attention.k_norm] * self.key_heads
-            norm = RmsNorm(*norms)
-            self.head_norm = norm.weight, norm.epsilon
+            norms = [attention.q_norm] * heads, [attention.k_norm] * self.key_heads
+            self.query_norm = RmsNorm(*norms[0]).settings
+            self.head_norm = RmsNorm(*([] if pools else norms[0]), *norms[1]).settings
         self.attention_out = PackedLinear(attention.o_proj, active=active)
         self.norm = RmsNorm(layer.post_attention_layernorm)
         self.gate = PackedLinear(mlp.gate_proj, active=active)
@@ -144,16 +178,24 @@ class FusedLlamaLayer(nn.Module):
         boundaries: Boundaries,
         **__: Any,
     ) -> Tensor:
-        """Apply the layer, `[1, tokens, hidden]` to the same."""
+        """Apply the layer, `[1, tokens, hidden]` to the same, or to `[1, pooled, hidden]`."""
         x = hidden_states[0]
-        qkv = self.qkv(self.attention_norm(x)).view(x.shape[0], -1, self.head_size)
-        rotated = norm_and_rotate(qkv[:, : -self.key_heads], *self.head_norm, position_embeddings)
-        query, key = rotated[:, : -self.key_heads], rotated[:, -self.key_heads :]
-        value = qkv[:, -self.key_heads :]
+        y = self.attention_norm(x)
+        qkv = self.qkv(y).unflatten(1, (-1, self.head_size))
+        rotated, value = qkv[:, : -self.key_heads], qkv[:, -self.key_heads :]
+        rotated = norm_and_rotate(rotated, *self.head_norm, position_embeddings)
+        if self.query is None:
+            query, key = rotated[:, : -self.key_heads], rotated[:, -self.key_heads :]
+        else:
+            key, pooled = rotated, pooled_of(boundaries)
+            x, boundaries = pooled.select(x), pooled.boundaries
+            query = self.query(pooled.select(y)).unflatten(1, (-1, self.head_size))
+            angles = pooled.select_angles(position_embeddings)
+            query = norm_and_rotate(query, *self.query_norm, angles)
         context = attend(
             boundaries, query, key, value, scale=self.scale, window=self.window, causal=True
         )
-        x = self.attention_out.combine(context.reshape(x.shape[0], -1), x, "add")
+        x = self.attention_out.combine(context.flatten(1), x, "add")
         y = self.norm(x)
         gate = self.gate(y, self.activation)
         x = self.down.combine(self.up.combine(y, gate, "mul"), x, "add")
@@ -175,15 +217,12 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the norm, `[tokens, size]` to the same."""
-        return norm_and_rotate(x[:, None], self.weight, self.epsilon)[:, 0]
+        return norm_and_rotate(x[:, None], *self.settings)[:, 0]
 
-
-def sliding_window(attention: Any) -> int:
-    """Return the window of a layer's attention; 0 if it has none."""
-    window = getattr(attention, "sliding_window", None)
-    if attention.config.model_type == "mistral":
-        window = attention.config.sliding_window
-    return int(window or 0)
+    @property
+    def settings(self) -> tuple[Tensor, float]:
+        """Return the weights and the epsilon, as `norm_and_rotate` takes them."""
+        return self.weight, self.epsilon
 
 
 FUSED = {"bert": FusedBertLayer, "modernbert": FusedModernBertLayer, "llama": FusedLlamaLayer}
@@ -200,7 +239,9 @@ def fuse_layers(model: PreTrainedModel, active: ActiveAdapter) -> bool:
     fused = FUSED[str(family_of(model.config).layers)]
     for layers in layer_lists(model):
         for index, layer in enumerate(layers):
-            layers[index] = fused(layer, active, activation).eval()
+            is_last = index == len(layers) - 1
+            pools = is_last and pools_in_last_layer(model)
+            layers[index] = fused(layer, active, activation, pools=pools).eval()
     return True
 
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rerank_plugin.engine.boundaries import Boundaries, Keys
+from rerank_plugin.engine.boundaries import Boundaries, Keys, PooledTokens
 from rerank_plugin.engine.template import EncodedPair, Ids
 
 
@@ -58,21 +58,33 @@ class Layout:
                 segments.append(Segment(pair.ids[shared:], pair.types[shared:], shared, prefix))
         return cls(segments, last)
 
-    def boundaries(self) -> Boundaries:
-        """Return the boundaries of the segments."""
-        own = Boundaries.from_lengths([len(segment) for segment in self.segments])
-        last = own.offsets64[1:][self.last] - 1
-        return replace(own, keys=self._keys(own.offsets64), last=last)
+    def boundaries(self, *, causal: bool, multiple: int = 1) -> Boundaries:
+        """Return the boundaries of the segments.
 
-    def _keys(self, offsets: Tensor) -> Keys | None:
-        """Return the keys of the segments, if any of them has a prefix."""
-        if all(segment.prefix is None for segment in self.segments):
-            return None
+        Args:
+            causal: Whether the last token represents a pair, and not the first one.
+            multiple: The pooled tokens are filled up to a multiple of this many.
+        """
+        own = Boundaries.from_lengths([len(segment) for segment in self.segments])
+        every = range(len(self.segments))
+        has_prefixes = any(segment.prefix is not None for segment in self.segments)
+        keys = self._keys(own.offsets64, every) if has_prefixes else None
+        seen = (
+            self._keys(own.offsets64, self.last) if has_prefixes else Keys.from_lengths(own.lengths)
+        )
+        rows = own.offsets64[1:][self.last] - 1 if causal else own.offsets64[:-1][self.last]
+        rows = nn.functional.pad(rows, (0, -len(rows) % multiple))
+        pooled = replace(Boundaries.from_lengths([1] * len(self.last)), keys=seen)
+        return replace(own, keys=keys, pooled=PooledTokens(rows, pooled))
+
+    def _keys(self, offsets: Tensor, indices: Sequence[int]) -> Keys:
+        """Return the keys of some segments."""
         ranges = [torch.arange(start, end) for start, end in pairwise(offsets.tolist())]
-        rows = [
-            ranges[i] if segment.prefix is None else torch.cat([ranges[segment.prefix], ranges[i]])
-            for i, segment in enumerate(self.segments)
-        ]
+        rows = []
+        for index in indices:
+            prefix = self.segments[index].prefix
+            own = ranges[index]
+            rows.append(own if prefix is None else torch.cat([ranges[prefix], own]))
         return replace(Keys.from_lengths([len(row) for row in rows]), rows=torch.cat(rows))
 
 

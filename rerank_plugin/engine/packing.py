@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rerank_plugin.engine.attention import ATTENTION
 from rerank_plugin.engine.boundaries import Boundaries
+from rerank_plugin.engine.last_layer import averages, pool_last_layer, pools_in_last_layer
 from rerank_plugin.engine.layout import Layout, by_prefix
 from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.model.causal import LastTokenClassifier
@@ -108,7 +109,7 @@ def pack(
         `boundaries` of the pairs.
     """
     layout = Layout.with_shared_prefixes(pairs) if causal else Layout.from_pairs(pairs)
-    segments, boundaries = layout.segments, layout.boundaries()
+    segments, boundaries = layout.segments, layout.boundaries(causal=causal, multiple=multiple)
     starts = [first_position + segment.position for segment in segments]
     positions = [
         np.arange(start, start + len(segment))
@@ -133,15 +134,17 @@ def one_row(arrays: Sequence["np.typing.NDArray[Any]"]) -> Tensor:
 def prepare_packing(model: PreTrainedModel) -> bool:
     """Let a model take packed rows, in place, if its family can; returns whether it does.
 
-    Its attention is restricted to pairs, and after its last layer a forward hook keeps one token a
-    pair, `[1, tokens, hidden]` to `[pairs, 1, hidden]`: pooler and head get the same input as from
-    a padded batch. Everything else, and so the saved model, is the stock model.
+    Its attention is restricted to pairs, its last layer computes the pooled tokens alone if it can,
+    and a forward hook keeps one token a pair, `[1, tokens, hidden]` to `[pairs, 1, hidden]`: pooler
+    and head get the same input as from a padded batch. Everything else, and so the saved model, is
+    the stock model.
     """
     config = model.config
     if not takes_packed_rows(model):
         return False
     if config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
+        pool_last_layer(model)
         module = model.base_model.get_submodule(family_of(config).last_module or "")
         module.register_forward_hook(partial(keep_one_token, pool=pooling(model)), with_kwargs=True)
     return True
@@ -170,11 +173,9 @@ def rotates_by_length(config: PreTrainedConfig) -> bool:
 
 def pooling(model: PreTrainedModel) -> Callable[[Tensor, Boundaries], Tensor]:
     """Return the function that reduces the tokens of a packed row to one for each pair."""
-    if family_of(model.config).causal:
-        return last_token_of_pairs
-    # The config of a modular reranker is that of its encoder, which may have had another head.
-    default = getattr(model.config, "classifier_pooling", "cls")
-    return means if getattr(model, "pooling", default) == "mean" else first_tokens
+    if averages(model):
+        return means
+    return without_filling if pools_in_last_layer(model) else pooled_tokens
 
 
 def keep_one_token(
@@ -192,15 +193,16 @@ def keep_one_token(
     return output
 
 
-def first_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
-    """Return the first token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
-    return hidden.index_select(0, boundaries.offsets64[:-1])
+def pooled_tokens(hidden: Tensor, boundaries: Boundaries) -> Tensor:
+    """Return the pooled token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
+    assert boundaries.pooled is not None
+    return without_filling(boundaries.pooled.select(hidden), boundaries)
 
 
-def last_token_of_pairs(hidden: Tensor, boundaries: Boundaries) -> Tensor:
-    """Return the last token of every pair, `[tokens, hidden]` to `[pairs, hidden]`."""
-    assert boundaries.last is not None
-    return hidden.index_select(0, boundaries.last)
+def without_filling(hidden: Tensor, boundaries: Boundaries) -> Tensor:
+    """Return the tokens that the last layer has pooled, `[pairs, hidden]`."""
+    assert boundaries.pooled is not None
+    return hidden[: boundaries.pooled.pairs]
 
 
 def means(hidden: Tensor, boundaries: Boundaries) -> Tensor:

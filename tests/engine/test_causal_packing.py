@@ -19,7 +19,7 @@ from transformers import (
 
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
-from rerank_plugin.engine.fused_layers import fuse_layers
+from rerank_plugin.engine.fused_layers import fuse_layers, layer_lists
 from rerank_plugin.engine.layout import Layout
 from rerank_plugin.engine.packing import pack, prefix_batches, prepare_packing, row_cost
 from rerank_plugin.engine.template import EncodedPair
@@ -191,6 +191,19 @@ def test_the_last_token_of_a_pair_is_not_shared() -> None:
     assert layout.last == [1, 2]
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["stock", "fused"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_layer_computes_the_last_tokens(name: str, fused: bool) -> None:
+    model = build_packed(CONFIGS[name])
+    if fused:
+        assert fuse_layers(model, ActiveAdapter())
+    rows: list[int] = []
+    for layers in layer_lists(model):
+        layers[-1].register_forward_hook(lambda _module, _inputs, out: rows.append(out.shape[1]))
+    packed_logits(model, make_pairs(ROWS), multiple=32)
+    assert rows == [32]
+
+
 def test_positions_that_depend_on_the_longest_pair_are_not_packed() -> None:
     rotary = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = build(LlamaConfig(**SIZES, rope_parameters=rotary))
@@ -205,7 +218,7 @@ def test_a_stock_classifier_is_not_packed() -> None:
 def plain_attention(boundaries: Boundaries, tensors: list[Tensor], window: int) -> Tensor:
     """Causal attention written out, segment by segment."""
     query, key, value = tensors
-    assert boundaries.keys is not None
+    assert boundaries.keys is not None and boundaries.keys.rows is not None
     group, outputs = query.shape[1] // key.shape[1], []
     keys = boundaries.keys.rows.split(boundaries.keys.lengths)
     for rows, q in zip(keys, query[: boundaries.tokens].split(boundaries.lengths), strict=True):
@@ -229,7 +242,7 @@ def test_causal_attention_in_bfloat16(size: int, window: int, heads: tuple[int, 
         (300, [60, 300]),
         (1, [1, 32]),
     ]
-    boundaries = Layout.with_shared_prefixes(make_pairs(rows)).boundaries()
+    boundaries = Layout.with_shared_prefixes(make_pairs(rows)).boundaries(causal=True)
     tokens = boundaries.tokens + 7
     query = torch.randn(tokens, heads[0], size).bfloat16().requires_grad_()
     key, value = (torch.randn(tokens, heads[1], size).bfloat16().requires_grad_() for _ in "kv")

@@ -30,10 +30,13 @@ from rerank_plugin.engine import attention, cpu_attention
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.cpu_attention import kernels
+from rerank_plugin.engine.fused_layers import fuse_layers, layer_lists
+from rerank_plugin.engine.last_layer import pools_in_last_layer
 from rerank_plugin.engine.packing import equal_batches, pack, pair_costs, prepare_packing
 from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.finetune.training.lora import backbone_products
-from rerank_plugin.model.families import FAMILIES, first_position
+from rerank_plugin.model.adapters import ActiveAdapter
+from rerank_plugin.model.families import FAMILIES, family_of, first_position
 
 POSITIONS = 128
 SIZES: dict[str, Any] = {
@@ -75,7 +78,12 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "distilbert": DistilBertConfig(**DISTILLED, max_position_embeddings=POSITIONS),
     "electra": ElectraConfig(**SIZES, embedding_size=16, max_position_embeddings=POSITIONS),
     "ernie": ErnieConfig(**SIZES, max_position_embeddings=POSITIONS),
-    "modernbert": ModernBertConfig(**SIZES, **WINDOWED, classifier_pooling="cls"),
+    "modernbert": ModernBertConfig(
+        **SIZES,
+        **WINDOWED,
+        classifier_pooling="cls",
+        layer_types=["sliding_attention"] * (SIZES["num_hidden_layers"] - 1) + ["full_attention"],
+    ),
     "modernbert, mean": ModernBertConfig(**SIZES, **WINDOWED, classifier_pooling="mean"),
     "roberta": RobertaConfig(**SIZES, **AFTER_PADDING),
     "roberta-prelayernorm": RobertaPreLayerNormConfig(**SIZES, **AFTER_PADDING),
@@ -187,6 +195,41 @@ def test_a_packed_row_gives_the_padded_forwards_logits_and_gradients(name: str, 
     filled = packed_logits(model, pairs, types=types, multiple=64)
     torch.testing.assert_close(filled, expected, atol=1e-4, rtol=0)
     assert_same_gradients(gradients(model, filled), expected_gradients)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["stock", "fused"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_last_layer_computes_the_pooled_tokens(name: str, fused: bool) -> None:
+    skip_if_never_packed(CONFIGS[name])
+    model = build(CONFIGS[name])
+    prepare_packing(model)
+    if fused and not fuse_layers(model, ActiveAdapter()):
+        pytest.skip("no fused layers")
+    rows: list[int] = []
+    for layers in layer_lists(model):
+        layers[-1].register_forward_hook(lambda _module, _inputs, out: rows.append(out.shape[1]))
+    pairs = make_pairs(LENGTHS)
+    packed_logits(model, pairs, types=False, multiple=32)
+    pools = family_of(model.config).layers is not None and name != "modernbert, mean"
+    assert {*rows} == {32 if pools else packed_tokens(pairs, 32)}
+
+
+def packed_tokens(pairs: list[EncodedPair], multiple: int) -> int:
+    return -(-sum(map(len, pairs)) // multiple) * multiple
+
+
+def test_a_last_layer_with_a_window_computes_all_tokens() -> None:
+    skip_if_never_packed(CONFIGS["modernbert"])
+    config = deepcopy(CONFIGS["modernbert"])
+    config.layer_types = ["sliding_attention"] * len(config.layer_types)
+    pairs = make_pairs(LENGTHS)
+    model, plain = build(config), build(config)
+    prepare_packing(model)
+    assert not pools_in_last_layer(model)
+    expected = padded_logits(plain, pairs, types=False)
+    torch.testing.assert_close(
+        packed_logits(model, pairs, types=False), expected, atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
