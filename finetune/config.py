@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_plugin.errors import OptionError, invalid_choice
-from rerank_plugin.options import check_options, option, typed_value
+from rerank_plugin.options import THREADS_HELP, check_options, option, typed_value
 
 from .argument_names import (
     BESIDE,
@@ -24,7 +24,7 @@ from .losses import DEFAULT_LOSS, LOSSES, parse_loss
 COUNTED = {"gradient_accumulation_steps": (int,), "max_steps": (int,), "warmup_steps": (int, float)}
 
 #: Options that do not change what a run computes: a resumed run may change them.
-FREE = ("overwrite", "fail_if_not_better")
+FREE = ("overwrite", "fail_if_not_better", "threads")
 
 #: Options that must be more than 0, if they are numbers.
 POSITIVE_NUMBERS = (
@@ -35,6 +35,7 @@ POSITIVE_NUMBERS = (
     "eval_queries",
     "patience",
     "token_budget",
+    "threads",
     "early_stopping",
 )
 
@@ -166,6 +167,7 @@ class FinetuneConfig:
         help="tokens of a forward and backward pass; fewer use less memory for the same step; "
         "default: by the device",
     )
+    threads: int | None = option(None, help=THREADS_HELP)
     seed: int = option(42, help="fixes the held-out queries, a new head and all sampling")
     trust_remote_code: bool = option(False, help="run code that comes with the model")
     #: Options of transformers.TrainingArguments, by their names there.

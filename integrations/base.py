@@ -48,6 +48,7 @@ else:
     Dtype = Annotated[str, BeforeValidator(dtype_name)]
 
 Length = Annotated[int | None, BeforeValidator(partial(whole_number, "max_length"))]
+Threads = Annotated[int | None, BeforeValidator(partial(whole_number, "threads"))]
 TokenBudget = Annotated[int | None, BeforeValidator(partial(whole_number, "token_budget"))]
 TopN = Annotated[int | None, BeforeValidator(partial(whole_number, "top_n"))]
 Threshold = Annotated[float | str | None, BeforeValidator(score_threshold)]
@@ -100,6 +101,7 @@ class ModelSettings(BaseModel):
     long_documents: Literal["cut", "windows"] = model_field("long_documents")
     normalize: Literal["sigmoid", "none", "calibrated"] | None = model_field("normalize")
     token_budget: TokenBudget = model_field("token_budget")
+    threads: Threads = model_field("threads")
     instruction: Instruction = Field(
         default=None,
         description="what makes a text relevant, for models that take an instruction; components "

@@ -136,6 +136,13 @@ def invalid_number(text: str, words: Sequence[str]) -> str:
         return f"{problem}: did you mean {close[0]}?" if close else problem
 
 
+#: The help of `--threads`.
+THREADS_HELP = (
+    "the number of threads on a CPU; default: torch's own, but no more than the CPUs that this "
+    "process may use"
+)
+
+
 @dataclass(kw_only=True)
 class DeviceOptions:
     """Options of where a model comes from and runs, also for commands that do not score."""
@@ -173,6 +180,7 @@ class ModelOptions(DeviceOptions):
     token_budget: int | None = option(
         None, minimum=1, help="the maximum cost of a batch in tokens; default: by the device"
     )
+    threads: int | None = option(None, minimum=1, help=THREADS_HELP)
 
     @property
     def loading(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from rerank_plugin.model.source import IDENTIFYING, absolute, identity, loading_
 from rerank_plugin.ranking import BlankDocuments, Ranked, RankedDocuments, RankingPolicy, by_request
 
 #: The attributes that a model was loaded with, which cannot be changed.
-READ_ONLY = {"source", "identity", "adapter", "adapters", "token_budget", *IDENTIFYING}
+READ_ONLY = {"source", "identity", "adapter", "adapters", "token_budget", "threads", *IDENTIFYING}
 
 
 class Reranker:
@@ -80,6 +80,8 @@ class Reranker:
         instruction: The instruction of calls and pairs without one, for models that take one;
             default the one of training, else the model's own.
         token_budget: The maximum cost of a batch in tokens; default by the device.
+        threads: The number of threads on a CPU; default torch's own, but no more than the CPUs that
+            this process may use.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run code that comes with the model; off.
 
@@ -102,6 +104,7 @@ class Reranker:
         long_documents: str = "cut",
         instruction: str | None = None,
         token_budget: int | None = None,
+        threads: int | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -118,6 +121,7 @@ class Reranker:
             long_documents=long_documents,
             instruction=instruction,
             token_budget=token_budget,
+            threads=threads,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
@@ -153,7 +157,7 @@ class Reranker:
         self._settings.update(self._adapters.settings if self._adapters else {})
         self._resolve_settings(loaded)
         self._scorer = self._make_scorer(loaded)
-        self._queue = ModelQueue(self._scorer)
+        self._queue = ModelQueue(self._scorer, self._options["threads"])
         finalize(self, self._queue.close).atexit = False
 
     def _resolve_settings(self, loaded: LoadedModel) -> None:

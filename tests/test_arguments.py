@@ -34,6 +34,7 @@ ADAPTERS: Any = (RerankCompressor, RerankPostprocessor)
         {"max_length": True},
         {"max_length": 64.0},
         {"token_budget": 0},
+        {"threads": 0},
         {"token_budget": "4096"},
         {"normalize": True},
         {"normalize": ["none"]},

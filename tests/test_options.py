@@ -145,6 +145,7 @@ def test_every_command_loads_a_model_by_the_same_options(options: Any) -> None:
         "device": "cpu",
         "dtype": "float32",
         "token_budget": 99,
+        "threads": 1,
         "revision": "main",
         "trust_remote_code": True,
     }
@@ -194,6 +195,7 @@ VALUES: dict[str, Any] = {"model_name_or_path": "m", "data_path": "d", "finetune
         ({"batch_size": "8"}, "--batch_size: invalid int value: '8'"),
         ({"device": 0}, "--device: invalid str value: 0"),
         ({"token_budget": 0}, "--token_budget: "),
+        ({"threads": 0}, "--threads: "),
         ({"seed": 1.5}, "--seed: invalid int value: 1.5"),
         ({"lora": 1}, "--lora: invalid bool value: 1"),
         ({"lora_r": True}, "--lora_r: invalid int value: True"),

@@ -210,6 +210,7 @@ def test_a_pickle_loads_the_model_again(tiny_model: Path, tmp_path: Path) -> Non
         "normalize": "none",
         "long_documents": "windows",
         "token_budget": 700,
+        "threads": 1,
     }
     with contextlib.chdir(tmp_path):
         reranker = Reranker("model", **options)
@@ -248,6 +249,7 @@ def test_a_spawned_process_gets_it(reranker: Reranker) -> None:
         ("options", {}),
         ("source", "another/model"),
         ("token_budget", 9),
+        ("threads", 9),
     ],
 )
 def test_a_reranker_keeps_its_options(reranker: Reranker, name: str, value: Any) -> None:

@@ -47,6 +47,7 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     token_budget: int | None = None,
+    threads: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     progress: bool = False,
@@ -80,6 +81,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: The precision: `auto`, `float32`, `bfloat16` or `float16`.
         token_budget: The maximum cost of a batch in tokens.
+        threads: The number of threads on a CPU; default as for `Reranker`.
         revision: Branch, tag or commit of models on the hub.
         trust_remote_code: Run code that comes with a model.
         progress: Show progress bars on stderr.

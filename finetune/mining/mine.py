@@ -64,6 +64,7 @@ def mine_negatives(
     device: str = "auto",
     dtype: str = "auto",
     token_budget: int | None = None,
+    threads: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     progress: bool = False,
@@ -101,6 +102,7 @@ def mine_negatives(
         device: The device of both models: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: The precision of `filter_model`: `auto`, `float32`, `bfloat16` or `float16`.
         token_budget: The maximum cost of a batch of `filter_model` in tokens.
+        threads: The number of threads of `filter_model` on a CPU.
         revision: Branch, tag or commit of `filter_model` on the hub.
         trust_remote_code: Run code that comes with a model.
         progress: Show progress bars on stderr.

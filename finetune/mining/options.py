@@ -87,7 +87,14 @@ class MineOptions(ModelOptions):
         check_files(self.files, inputs, overwrite=self.overwrite)
 
     def _check_filter(self) -> None:
-        for name in ("max_length", "instruction", "token_budget", "revision", "filter_margin"):
+        for name in (
+            "max_length",
+            "instruction",
+            "token_budget",
+            "threads",
+            "revision",
+            "filter_margin",
+        ):
             if getattr(self, name) is not None and not self.filter_model:
                 raise OptionError(name, "requires --filter_model")
 

@@ -18,6 +18,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rerank_plugin.engine.scores import ScoringError
 from rerank_plugin.model.device import resolve_device
 from rerank_plugin.model.loaded import quiet_transformers
+from rerank_plugin.model.threads import use_threads
 
 from ..config import FinetuneConfig
 from ..data.dataset import GroupDataset
@@ -122,6 +123,7 @@ def start_processes(config: FinetuneConfig) -> torch.device:
     """Join the other processes of the run, and return the device to train on."""
     check_launcher()
     device = resolve_device(config.device)
+    use_threads(config.threads)
     join_processes(on_cpu=device.type == "cpu")
     if not is_main_process():
         logging.getLogger("rerank_plugin").setLevel(logging.ERROR)

@@ -169,7 +169,7 @@ class Unfinished:
             BlockingIOError: another command is writing them.
             OptionError: they belong to another task.
         """
-        irrelevant = ("output", "overwrite", "device", "token_budget", "data_path")
+        irrelevant = ("output", "overwrite", "device", "token_budget", "threads", "data_path")
         task = {name: value for name, value in asdict(options).items() if name not in irrelevant}
         task["data"] = fingerprint(options.data_path)
         output = real_path(Path(str(options.output)))

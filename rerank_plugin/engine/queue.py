@@ -22,6 +22,7 @@ from rerank_plugin.engine.schedule import Batch, Job, Schedule
 from rerank_plugin.engine.scorer import PAIRS_AT_ONCE, Scorer
 from rerank_plugin.engine.scores import Logits, concatenated
 from rerank_plugin.inputs import Pair
+from rerank_plugin.model.threads import use_threads
 
 Result = TypeVar("Result")
 
@@ -64,10 +65,12 @@ class ModelQueue:
 
     Args:
         scorer: The model, on its device, not trained any more.
+        threads: The number of threads that it computes with on a CPU.
     """
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, threads: int | None = None) -> None:
         self._scorer = scorer
+        self._threads = threads
         self._schedule = Schedule(scorer)
         self._doors = {"short": Door(ROOM), "long": Door(ROOM)}
         self._changed = threading.Condition()
@@ -240,6 +243,7 @@ class ModelQueue:
 
     def _work(self) -> None:
         """Score until the queue is closed."""
+        use_threads(self._threads)
         while taken := self._take():
             if not self._schedule.score(taken):
                 with self._changed:

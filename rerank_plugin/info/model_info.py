@@ -22,6 +22,7 @@ from rerank_plugin.model.loaded import LoadedModel
 from rerank_plugin.model.loading import default_max_length, load_model, resolve_max_length
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 from rerank_plugin.model.source import absolute
+from rerank_plugin.model.threads import default_threads
 
 
 def model_info(
@@ -99,7 +100,7 @@ def info_of(
         dtype=str(dtype).removeprefix("torch."),
         batches="packed" if packs else unpacked(config),
         fused_layers=device.type == "cpu" and packs and takes_fused_layers(loaded.model),
-        threads=torch.get_num_threads(),
+        threads=default_threads(),
     )
 
 

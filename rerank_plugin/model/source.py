@@ -20,7 +20,7 @@ from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.files import stored_files
 from rerank_plugin.model.settings import ADAPTER, read_object
 
-#: The options in a model's identity; the token budget changes no score.
+#: The options in a model's identity; the token budget and the threads change no score.
 IDENTIFYING = (
     "device",
     "dtype",
@@ -51,6 +51,7 @@ def loading_options(
     long_documents: str,
     instruction: str | None,
     token_budget: int | None,
+    threads: int | None,
     revision: str | None,
     trust_remote_code: bool,
 ) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def loading_options(
         "long_documents": long_documents,
         "instruction": instruction_text(instruction) or None,
         "token_budget": whole_number("token_budget", token_budget),
+        "threads": whole_number("threads", threads),
         "revision": text_or_none("revision", revision),
         "trust_remote_code": flag("trust_remote_code", trust_remote_code),
     }
