@@ -137,7 +137,8 @@ def test_every_command_loads_a_model_by_the_same_options(options: Any) -> None:
     mine = ["--corpus", "c", "--queries", "q", "--output", "o.jsonl", "--filter_model", "m"]
     argv = {RerankOptions: model[:4], MineOptions: mine}.get(options, model)
     loading = "--max_len 64 --long_documents windows --device cpu --dtype float32 --token_budget 99"
-    argv = [*argv, *loading.split(), "--revision", "main", "--trust_remote_code"]
+    loading += " --threads 1 --revision main --trust_remote_code"
+    argv = [*argv, *loading.split()]
     parsed = parse_options(options, argv, command="test")
     expected = {
         "max_length": 64,

@@ -1,13 +1,10 @@
-"""Fuse layers for scoring on a CPU: packed weights, activation and residual in products.
+"""Fuse layers for scoring on a CPU: one product for queries, keys and values, and fewer passes.
 
 A stock layer multiplies by query, key and value separately, writes every product to memory and
-reads it again for its bias, activation or residual. Here oneDNN, through the operators that
-torch's compiler uses, does all of it while a block of the product is still in the cache. A row of
-a product does not depend on the number of rows, so that a pair's score does not depend on its
-neighbours.
+reads it again for its bias, activation or residual. Here they are part of a product, or are done in
+place.
 """
 
-import platform
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,9 +16,8 @@ from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.cpu_rows import norm_and_rotate
 from rerank_plugin.engine.last_layer import pooled_of, pools_in_last_layer, sliding_window
-from rerank_plugin.engine.packed_linear import ACTIVATIONS, Activation, PackedLinear
+from rerank_plugin.engine.products import ACTIVATIONS, Activation, product_of, takes_products
 from rerank_plugin.model.adapters import ActiveAdapter, low_rank_factors
-from rerank_plugin.model.device import onednn_takes
 from rerank_plugin.model.families import family_of
 
 
@@ -44,13 +40,13 @@ class FusedBertLayer(nn.Module):
         self.scale = float(attention.self.scaling)
         self.head_size = int(attention.self.attention_head_size)
         own = attention.self
-        self.query = PackedLinear(own.query, active=active) if pools else None
+        self.query = product_of(own.query, active=active) if pools else None
         products = (own.key, own.value) if pools else (own.query, own.key, own.value)
-        self.qkv = PackedLinear(*products, active=active)
-        self.attention_out = PackedLinear(attention.output.dense, active=active)
+        self.qkv = product_of(*products, active=active)
+        self.attention_out = product_of(attention.output.dense, active=active)
         self.attention_norm = attention.output.LayerNorm
-        self.up = PackedLinear(layer.intermediate.dense, active=active)
-        self.down = PackedLinear(layer.output.dense, active=active)
+        self.up = product_of(layer.intermediate.dense, active=active)
+        self.down = product_of(layer.output.dense, active=active)
         self.norm = layer.output.LayerNorm
 
     def forward(self, hidden_states: Tensor, *_: Any, boundaries: Boundaries, **__: Any) -> Tensor:
@@ -91,15 +87,15 @@ class FusedModernBertLayer(nn.Module):
         self.attention_norm = layer.attn_norm
         product, size = layer.attn.Wqkv, layer.attn.Wqkv.out_features // 3
         self.heads = size // self.head_size
-        self.query = PackedLinear(product, active=active, rows=slice(size)) if pools else None
+        self.query = product_of(product, active=active, rows=slice(size)) if pools else None
         rows = slice(size if pools else 0, None)
-        self.qkv = PackedLinear(product, active=active, rows=rows)
-        self.attention_out = PackedLinear(layer.attn.Wo, active=active)
+        self.qkv = product_of(product, active=active, rows=rows)
+        self.attention_out = product_of(layer.attn.Wo, active=active)
         self.norm = layer.mlp_norm
         half = layer.mlp.Wi.out_features // 2
-        self.up = PackedLinear(layer.mlp.Wi, active=active, rows=slice(None, half))
-        self.gate = PackedLinear(layer.mlp.Wi, active=active, rows=slice(half, None))
-        self.down = PackedLinear(layer.mlp.Wo, active=active)
+        self.up = product_of(layer.mlp.Wi, active=active, rows=slice(None, half))
+        self.gate = product_of(layer.mlp.Wi, active=active, rows=slice(half, None))
+        self.down = product_of(layer.mlp.Wo, active=active)
 
     def forward(
         self,
@@ -146,6 +142,8 @@ class FusedLlamaLayer(nn.Module):
     ) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
+        #: Older versions of transformers choose a mask by it.
+        self.attention_type = getattr(layer, "attention_type", None)
         self.activation = activation
         self.head_size = int(attention.head_dim)
         self.key_heads = attention.k_proj.out_features // self.head_size
@@ -153,8 +151,8 @@ class FusedLlamaLayer(nn.Module):
         self.window = sliding_window(attention)
         self.attention_norm = RmsNorm(layer.input_layernorm)
         products = attention.q_proj, attention.k_proj, attention.v_proj
-        self.query = PackedLinear(products[0], active=active) if pools else None
-        self.qkv = PackedLinear(*products[1 if pools else 0 :], active=active)
+        self.query = product_of(products[0], active=active) if pools else None
+        self.qkv = product_of(*products[1 if pools else 0 :], active=active)
         #: The weights and the epsilons of the norms of the heads in front of the values, and of
         #: pooled queries.
         self.head_norm: tuple[Tensor | None, float] = (None, 0.0)
@@ -164,11 +162,11 @@ class FusedLlamaLayer(nn.Module):
             norms = [attention.q_norm] * heads, [attention.k_norm] * self.key_heads
             self.query_norm = RmsNorm(*norms[0]).settings
             self.head_norm = RmsNorm(*([] if pools else norms[0]), *norms[1]).settings
-        self.attention_out = PackedLinear(attention.o_proj, active=active)
+        self.attention_out = product_of(attention.o_proj, active=active)
         self.norm = RmsNorm(layer.post_attention_layernorm)
-        self.gate = PackedLinear(mlp.gate_proj, active=active)
-        self.up = PackedLinear(mlp.up_proj, active=active)
-        self.down = PackedLinear(mlp.down_proj, active=active)
+        self.gate = product_of(mlp.gate_proj, active=active)
+        self.up = product_of(mlp.up_proj, active=active)
+        self.down = product_of(mlp.down_proj, active=active)
 
     def forward(
         self,
@@ -249,14 +247,12 @@ def takes_fused_layers(model: PreTrainedModel) -> bool:
     """Return whether the layers of a model that takes packed rows can be fused on this CPU."""
     if family_of(model.config).layers is None or activation_of(model) is None:
         return False
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
     lists = layer_lists(model)
     # The model's dtype may be that of its head, which is float32.
     precisions = {weight.dtype for layers in lists for weight in layers.parameters()}
     # An adapter may be more than a low-rank product.
     adapted = (low_rank_factors(layer) is not None for layer in linear_layers(lists))
-    return all(map(onednn_takes, precisions)) and all(adapted)
+    return all(map(takes_products, precisions)) and all(adapted)
 
 
 def activation_of(model: PreTrainedModel) -> Activation | None:

@@ -17,7 +17,6 @@ from rerank_plugin.engine.distinct import EncodedPairs
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.fused_layers import fuse_layers
 from rerank_plugin.engine.layout import Layout
-from rerank_plugin.engine.packed_linear import ROW_MULTIPLE
 from rerank_plugin.engine.packing import (
     Inputs,
     equal_batches,
@@ -28,6 +27,7 @@ from rerank_plugin.engine.packing import (
     row_cost,
 )
 from rerank_plugin.engine.padding import batches_by_length, pad
+from rerank_plugin.engine.products import ROW_MULTIPLE
 from rerank_plugin.engine.schedule import Schedule
 from rerank_plugin.engine.scores import Logits
 from rerank_plugin.engine.template import EncodedPair
