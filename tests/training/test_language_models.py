@@ -45,6 +45,8 @@ def scores(folder: Path, **options: Any) -> Any:
 
 
 def cross_encoder_scores(folder: Path) -> Any:
+    # Older versions score without the chat template.
+    pytest.importorskip("sentence_transformers.cross_encoder.modules")
     from sentence_transformers import CrossEncoder
 
     return CrossEncoder(str(folder), device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
@@ -61,11 +63,11 @@ def test_a_trained_folder_scores_the_same_elsewhere(
         assert any("score" in name for name in load_file(folder / "adapter_model.safetensors"))
         folder = merge(model_dir=str(folder), output_dir=str(tmp_path / "merged")).model_dir
         np.testing.assert_allclose(scores(folder), trained, atol=1e-5)
-    np.testing.assert_allclose(cross_encoder_scores(folder), trained, atol=1e-4)
     again = run(folder, tmp_path / "again", steps=1)
     assert (again / "chat_template.jinja").read_text() == (
         folder / "chat_template.jinja"
     ).read_text()
+    np.testing.assert_allclose(cross_encoder_scores(folder), trained, atol=1e-4)
 
 
 @pytest.mark.parametrize("lora", [False, True])
