@@ -5,15 +5,17 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.state import GradientState
 from accelerate.utils import gather_object
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedModel
 
-from rerank_plugin.errors import InputError
+from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.signals import ending_signals
 
 Value = TypeVar("Value")
@@ -23,6 +25,9 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 
 #: Those of other launchers, which torch ignores and accelerate reads.
 OTHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+#: The oldest versions with which FSDP was tested: with torch 2.8 it changes norms by too much.
+FSDP_NEEDS = {"torch": "2.13", "transformers": "5.23"}
 
 REMEDY = "unset it, or start with torchrun or accelerate launch"
 
@@ -139,11 +144,32 @@ def ended_by_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def check_fsdp(options: Mapping[str, Any]) -> None:
+    """Check that FSDP, if a run uses it, trains as one process does.
+
+    Raises:
+        OptionError: a package is too old.
+    """
+    if not uses("fsdp", options):
+        return
+    for package, needed in FSDP_NEEDS.items():
+        if Version(version(package)) < Version(needed):
+            raise OptionError(
+                "fsdp",
+                f"requires {package} {needed} or newer, not {version(package)}, with which the "
+                "gradients of norms are incorrect",
+            )
+
+
 def is_sharded(options: Mapping[str, Any]) -> bool:
     """Return whether each process holds a shard of the weights, by arguments or the launcher."""
-    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    launched = any(os.environ.get(name, "").lower() in ("1", "true") for name in names)
-    return launched or bool(options.get("fsdp") or options.get("deepspeed"))
+    return uses("fsdp", options) or uses("deepspeed", options)
+
+
+def uses(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a run uses `fsdp` or `deepspeed`, by arguments or the launcher."""
+    launched = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("1", "true")
+    return launched or bool(options.get(name))
 
 
 def wrap_layers(model: nn.Module) -> None:

@@ -39,6 +39,7 @@ from .callbacks import (
 from .collapse_guard import CollapseGuard, TrainingStoppedError
 from .data import RunData, check_instructions, load_data
 from .distributed import (
+    check_fsdp,
     check_launcher,
     gather,
     is_main_process,
@@ -122,6 +123,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 def start_processes(config: FinetuneConfig) -> torch.device:
     """Join the other processes of the run, and return the device to train on."""
     check_launcher()
+    check_fsdp(config.trainer)
     device = resolve_device(config.device)
     use_threads(config.threads)
     join_processes(on_cpu=device.type == "cpu")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,21 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 from safetensors.torch import load_file
 
 from rerank_plugin import Reranker
 from rerank_plugin.cli.main import main
-from rerank_plugin.errors import InputError
+from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune.data.groups import read_groups
 from rerank_plugin.finetune.data.sampling import GroupBatches
 from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
+from rerank_plugin.finetune.training import distributed
 from rerank_plugin.finetune.training.distributed import (
+    FSDP_NEEDS,
     LAUNCHER,
     OTHER_SIZES,
+    check_fsdp,
     check_launcher,
     wrap_layers,
 )
@@ -165,6 +170,20 @@ def train_in_two_processes(
 def skip_without_library(sharded: str) -> None:
     if sharded.startswith("ZeRO"):
         pytest.importorskip("deepspeed")
+    if sharded == "FSDP" and any(
+        Version(version(package)) < Version(needed) for package, needed in FSDP_NEEDS.items()
+    ):
+        pytest.skip("FSDP is refused with these versions")
+
+
+def test_fsdp_is_refused_with_old_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "version", lambda _: "2.8.0+cpu")
+    check_fsdp({})
+    with pytest.raises(OptionError, match=r"--fsdp: requires torch 2\.13 or newer, not 2\.8\.0"):
+        check_fsdp({"fsdp": "full_shard"})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(OptionError, match="--fsdp: requires torch"):
+        check_fsdp({})
 
 
 @dataclass(frozen=True)
@@ -242,6 +261,7 @@ def test_two_processes_have_the_gradient_of_one_with_twice_the_batch(
 def test_a_modular_reranker_in_two_processes(tmp_path: Path, sharded: str) -> None:
     model = build_modular(tmp_path / "model", "bert", pooling="mean")
     data = write_lines(tmp_path / "train.jsonl", easy_groups(24))
+    skip_without_library(sharded)
     options = {} if sharded else {"gradient_checkpointing": True}
     assert main(train_options(model, data, tmp_path / "one", batch_size=8)) == 0
     train_in_two_processes(model, data, tmp_path / "two", batch_size=4, sharded=sharded, **options)

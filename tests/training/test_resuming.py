@@ -449,12 +449,13 @@ def test_data_that_changed_since_the_interruption_is_an_error(
     with pytest.raises(OptionError, match="eval_data_path: the data has changed since the run was"):
         finetune(run)
     held_out.write_bytes(before)
-    weights = load_file(model / "model.safetensors")
+    file = model / "model.safetensors"
+    weights, original = load_file(file), file.read_bytes()
     doubled = {name: weight * 2 for name, weight in weights.items()}
-    save_file(doubled, model / "model.safetensors", {"format": "pt"})
+    save_file(doubled, file, {"format": "pt"})
     with pytest.raises(OptionError, match="model_name_or_path: the model has changed"):
         finetune(run)
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    file.write_bytes(original)
     finetune(run)
 
 
