@@ -122,7 +122,7 @@ def run_evaluation(options: EvaluationOptions, *, progress: bool) -> EvaluationR
 
 
 @contextmanager
-def open_judged(options: EvaluationOptions, *, progress: bool) -> Iterator[JudgedQueries]:
+def open_judged(options: EvaluationOptions, *, progress: bool) -> Iterator[GroupDataset | TrecRun]:
     """Open groups or a run, and log what is left out of it; every line is checked."""
     if options.run is not None:
         with open_run(options.run, **options.run_files, progress=progress) as judged:
@@ -139,7 +139,7 @@ def open_judged(options: EvaluationOptions, *, progress: bool) -> Iterator[Judge
 
 
 def evaluate_model(
-    model: str, judged: JudgedQueries, options: EvaluationOptions, *, progress: bool
+    model: str, judged: GroupDataset | TrecRun, options: EvaluationOptions, *, progress: bool
 ) -> Evaluation:
     """Load and evaluate one model."""
     reranker = options.load_reranker(model)
@@ -152,7 +152,7 @@ def evaluate_model(
 
 
 def baseline_evaluation(
-    options: EvaluationOptions, judged: JudgedQueries, *, progress: bool
+    options: EvaluationOptions, judged: GroupDataset | TrecRun, *, progress: bool
 ) -> tuple[str, Evaluation] | None:
     """Return the name and the evaluation of the baseline, if there is one."""
     if options.baseline is not None:

@@ -156,7 +156,7 @@ class FusedLlamaLayer(nn.Module):
         #: The weights and the epsilons of the norms of the heads in front of the values, and of
         #: pooled queries.
         self.head_norm: tuple[Tensor | None, float] = (None, 0.0)
-        self.query_norm = self.head_norm
+        self.query_norm: tuple[Tensor | None, float] = (None, 0.0)
         if hasattr(attention, "q_norm"):
             heads = attention.q_proj.out_features // self.head_size
             norms = [attention.q_norm] * heads, [attention.k_norm] * self.key_heads

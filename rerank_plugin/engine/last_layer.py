@@ -164,8 +164,9 @@ def pool_last_layer(model: PreTrainedModel) -> None:
     The name of its class does not change: FSDP finds layers by it.
     """
     if pools_in_last_layer(model):
-        last = layers_of(model)[-1]
-        last.__class__ = pooled_class(type(last), POOLED[str(family_of(model.config).layers)])
+        last: Any = layers_of(model)[-1]
+        stock: Any = type(last)
+        last.__class__ = pooled_class(stock, POOLED[str(family_of(model.config).layers)])
 
 
 @cache
