@@ -144,6 +144,9 @@ def prepare_packing(model: PreTrainedModel) -> bool:
         return False
     if config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
+        if config._attn_implementation != ATTENTION:
+            # Some versions of transformers refuse it for some families, in a warning.
+            return False
         pool_last_layer(model)
         module = model.base_model.get_submodule(family_of(config).last_module or "")
         module.register_forward_hook(partial(keep_one_token, pool=pooling(model)), with_kwargs=True)

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from rerank_plugin.arguments import device_name, dtype_name, flag, model_name, text_or_none
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.fused_layers import takes_fused_layers
-from rerank_plugin.engine.packing import takes_packed_rows
+from rerank_plugin.engine.packing import prepare_packing
 from rerank_plugin.info.prompt import prompt_info
 from rerank_plugin.info.recognition import head_info, recognize
 from rerank_plugin.info.result import AdapterInfo, ModelInfo
@@ -78,7 +78,7 @@ def info_of(
     settings = RerankSettings.read(folder)
     loaded = loaded.with_instruction(settings.instruction)
     encoder = pair_encoder(loaded, settings)
-    packs = takes_packed_rows(loaded.model)
+    packs = prepare_packing(loaded.model)
     return ModelInfo(
         model=name,
         format=str(recognition.format),

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from rerank_plugin.engine import attention, cpu_attention
-from rerank_plugin.engine.attention import attend
+from rerank_plugin.engine.attention import ATTENTION, attend
 from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.cpu_attention import kernels
 from rerank_plugin.engine.fused_layers import fuse_layers, layer_lists
@@ -158,7 +158,9 @@ def test_every_family_that_packs_has_its_parity_test() -> None:
 
 def skip_if_never_packed(config: PreTrainedConfig) -> None:
     """Skip families that older versions of transformers give an attention of their own."""
-    if not build(config).is_backend_compatible():
+    model = build(config)
+    model.set_attn_implementation(ATTENTION)
+    if not model.is_backend_compatible() or model.config._attn_implementation != ATTENTION:
         pytest.skip("not packed with this version of transformers")
 
 
@@ -230,6 +232,16 @@ def test_a_last_layer_with_a_window_computes_all_tokens() -> None:
     torch.testing.assert_close(
         packed_logits(model, pairs, types=False), expected, atol=1e-4, rtol=0
     )
+
+
+def test_a_model_that_keeps_its_attention_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.4 to 5.7 ignore another attention for ModernBERT."""
+    model = build(CONFIGS["bert"])
+    monkeypatch.setattr(model, "set_attn_implementation", lambda _: None)
+    assert not prepare_packing(model)
+    pairs = make_pairs(LENGTHS)
+    expected = padded_logits(build(CONFIGS["bert"]), pairs, types=True)
+    torch.testing.assert_close(padded_logits(model, pairs, types=True), expected)
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
