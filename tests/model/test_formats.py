@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "token labels": (config(architectures=["BertForTokenClassification"]), "TokenClassification"),
     "answers": (config(architectures=["BertForQuestionAnswering"]), "ForQuestionAnswering"),
     "choices": (config(architectures=["BertForMultipleChoice"]), "does not give a pair one score"),
-    "a bare word": (config(architectures="BertModel"), "expected a list of names"),
+    "a bare word": (config(architectures="BertModel"), "expected a list"),
     "more tokens": (more_tokens, "up to 'harbourmaster'"),
     "no template": (no_template, "puts no token between a query and a document"),
     "another head": (weights(lambda w: w | {"score.weight": torch.ones(1, 32)}), "not used by"),
