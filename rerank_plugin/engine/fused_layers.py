@@ -15,7 +15,12 @@ from transformers import PreTrainedModel
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.cpu_rows import norm_and_rotate
-from rerank_plugin.engine.last_layer import pooled_of, pools_in_last_layer, sliding_window
+from rerank_plugin.engine.last_layer import (
+    layer_lists,
+    pooled_of,
+    pools_in_last_layer,
+    sliding_window,
+)
 from rerank_plugin.engine.products import ACTIVATIONS, Activation, product_of, takes_products
 from rerank_plugin.model.adapters import ActiveAdapter, low_rank_factors
 from rerank_plugin.model.families import family_of
@@ -260,11 +265,6 @@ def activation_of(model: PreTrainedModel) -> Activation | None:
     config = model.config
     name = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
     return ACTIVATIONS.get(str(name))
-
-
-def layer_lists(model: PreTrainedModel) -> list[nn.ModuleList]:
-    """Return the lists of layers of a model's backbone."""
-    return [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
 
 
 def linear_layers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:

@@ -154,7 +154,7 @@ def pools_in_last_layer(model: PreTrainedModel) -> bool:
     if family.layers is None or averages(model):
         return False
     # The first token of a pair in a window would need the boundaries of its keys.
-    last = layers_of(model)[-1]
+    last = layer_lists(model)[0][-1]
     return family.causal or not (hasattr(last, "attn") and sliding_window(last.attn))
 
 
@@ -164,7 +164,7 @@ def pool_last_layer(model: PreTrainedModel) -> None:
     The name of its class does not change: FSDP finds layers by it.
     """
     if pools_in_last_layer(model):
-        last: Any = layers_of(model)[-1]
+        last: Any = layer_lists(model)[0][-1]
         stock: Any = type(last)
         last.__class__ = pooled_class(stock, POOLED[str(family_of(model.config).layers)])
 
@@ -175,8 +175,6 @@ def pooled_class(stock: Any, pooled: Any) -> Any:
     return type(stock.__name__, (pooled, stock), {"__module__": stock.__module__})
 
 
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the layers of a model's backbone."""
-    return next(
-        module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)
-    )
+def layer_lists(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """Return the lists of layers of a model's backbone."""
+    return [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]

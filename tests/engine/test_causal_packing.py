@@ -19,7 +19,8 @@ from transformers import (
 
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
-from rerank_plugin.engine.fused_layers import fuse_layers, layer_lists
+from rerank_plugin.engine.fused_layers import fuse_layers
+from rerank_plugin.engine.last_layer import layer_lists
 from rerank_plugin.engine.layout import Layout
 from rerank_plugin.engine.packing import pack, prefix_batches, prepare_packing, row_cost
 from rerank_plugin.engine.template import EncodedPair

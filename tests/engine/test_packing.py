@@ -30,8 +30,8 @@ from rerank_plugin.engine import attention, cpu_attention
 from rerank_plugin.engine.attention import ATTENTION, attend
 from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.cpu_attention import kernels
-from rerank_plugin.engine.fused_layers import fuse_layers, layer_lists
-from rerank_plugin.engine.last_layer import pools_in_last_layer
+from rerank_plugin.engine.fused_layers import fuse_layers
+from rerank_plugin.engine.last_layer import layer_lists, pools_in_last_layer
 from rerank_plugin.engine.packing import equal_batches, pack, pair_costs, prepare_packing
 from rerank_plugin.engine.template import EncodedPair
 from rerank_plugin.finetune.training.lora import backbone_products
