@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from .converters.result import ConversionResult
     from .evaluation.evaluate import evaluate
     from .evaluation.result import EvaluationResult
+    from .export.agreement import Agreement
+    from .export.export import ExportResult, export_model
     from .export.merge import MergeResult, merge
     from .mining.mine import mine_negatives
     from .mining.result import MiningResult
     from .training.finetune import FinetuneResult, finetune
 
 __all__ = [
+    "Agreement",
     "CheckResult",
     "ConversionResult",
     "EvaluationResult",
+    "ExportResult",
     "FinetuneConfig",
     "FinetuneResult",
     "MergeResult",
@@ -28,6 +32,7 @@ __all__ = [
     "check_groups",
     "convert",
     "evaluate",
+    "export_model",
     "finetune",
     "merge",
     "mine_negatives",
@@ -36,15 +41,18 @@ __all__ = [
 #: The module of every name that is imported when it is first used: torch and transformers are then
 #: loaded by the first run, not by its configuration.
 MODULES = {
+    "Agreement": "export.agreement",
     "CheckResult": "check.result",
     "ConversionResult": "converters.result",
     "EvaluationResult": "evaluation.result",
+    "ExportResult": "export.export",
     "FinetuneResult": "training.finetune",
     "MergeResult": "export.merge",
     "MiningResult": "mining.result",
     "check_groups": "check.check",
     "convert": "converters.convert",
     "evaluate": "evaluation.evaluate",
+    "export_model": "export.export",
     "finetune": "training.finetune",
     "merge": "export.merge",
     "mine_negatives": "mining.mine",

@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 
-from rerank_plugin.finetune import check_groups, convert, evaluate, merge, mine_negatives
+from rerank_plugin.finetune import (
+    check_groups,
+    convert,
+    evaluate,
+    export_model,
+    merge,
+    mine_negatives,
+)
 from rerank_plugin.finetune.check.options import GroupCheckOptions
 from rerank_plugin.finetune.converters.options import ConvertOptions
 from rerank_plugin.finetune.evaluation.options import EvaluationOptions
-from rerank_plugin.finetune.export.options import MergeOptions
+from rerank_plugin.finetune.export.options import ExportOptions, MergeOptions
 from rerank_plugin.finetune.mining.options import MineOptions
 
 
@@ -23,6 +30,7 @@ from rerank_plugin.finetune.mining.options import MineOptions
         (convert, ConvertOptions),
         (evaluate, EvaluationOptions),
         (merge, MergeOptions),
+        (export_model, ExportOptions),
     ],
 )
 def test_parameters_are_the_options_of_the_command(

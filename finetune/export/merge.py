@@ -1,22 +1,17 @@
 """Merge a LoRA adapter into its base."""
 
-import shutil
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from rerank_plugin.cli.console import bar
-from rerank_plugin.errors import OptionError
-from rerank_plugin.io.disk_errors import saving
-from rerank_plugin.io.locks import locked
 from rerank_plugin.io.paths import expanded
-from rerank_plugin.io.publishing import EARLIER, publish_folder, restore_earlier, staging_folder
 from rerank_plugin.model.loading import load_model
 from rerank_plugin.model.settings import RerankSettings
 
 from .model_folder import prepare_config, prepare_tokenizer, save_plain, write_records
 from .options import MergeOptions
-from .target import MODEL_FILES, lock_of
+from .staging import make_folder
 
 
 @dataclass(frozen=True)
@@ -65,16 +60,7 @@ def merge(
 
 def run_merge(options: MergeOptions, *, progress: bool) -> MergeResult:
     """Merge in a locked folder beside the target, and rename it to the target."""
-    work = staging_folder(options.target, ".part", option="output_dir")
-    lock = lock_of(work)
-    try:
-        with locked(lock):
-            try:
-                merge_in(work, options, progress=progress)
-            finally:
-                lock.unlink(missing_ok=True)
-    except BlockingIOError as error:
-        raise OptionError("output_dir", f"{options.output_dir}: {error.strerror}") from None
+    make_folder(options, lambda folder: write_merged(folder, options, progress=progress))
     return MergeResult(
         model_dir=expanded(options.output_dir),
         base_model=options.base,
@@ -82,15 +68,11 @@ def run_merge(options: MergeOptions, *, progress: bool) -> MergeResult:
     )
 
 
-def merge_in(work: Path, options: MergeOptions, *, progress: bool) -> None:
-    """Merge in a folder that no other command uses."""
-    adapter, target = expanded(options.model_dir), options.target
-    restore_earlier(work / EARLIER, target)
-    options.check_target()
-    # Files of an earlier attempt that was killed.
-    shutil.rmtree(work, ignore_errors=True)
-    settings, staged = RerankSettings.read(adapter), work / "model"
-    with bar("merging", "step", 2, shown=progress) as steps, saving(work):
+def write_merged(folder: Path, options: MergeOptions, *, progress: bool) -> None:
+    """Write the folder of the merged model."""
+    adapter = expanded(options.model_dir)
+    settings = RerankSettings.read(adapter)
+    with bar("merging", "step", 2, shown=progress) as steps:
         loaded = load_model(
             options.base_model or adapter,
             adapter=adapter if options.base_model else None,
@@ -100,18 +82,6 @@ def merge_in(work: Path, options: MergeOptions, *, progress: bool) -> None:
         if settings.max_length:
             prepare_tokenizer(loaded, settings.max_length)
         steps.update()
-        save_plain(loaded, staged)
-        write_records(staged, settings, name=target.name, loaded=loaded)
-        check_target_again(options, work)
-        publish_folder(staged, target, last=MODEL_FILES)
+        save_plain(loaded, folder)
+        write_records(folder, settings, name=options.target.name, loaded=loaded)
         steps.update()
-    shutil.rmtree(work, ignore_errors=True)
-
-
-def check_target_again(options: MergeOptions, work: Path) -> None:
-    """Check that nothing has appeared at the target that must not be replaced."""
-    try:
-        options.check_target()
-    except OptionError:
-        shutil.rmtree(work, ignore_errors=True)
-        raise

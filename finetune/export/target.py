@@ -40,12 +40,17 @@ def check_target(target: Path, *, overwrite: bool, option: str = "finetune_model
         raise OptionError(option, f"{problem}: choose another folder, or use --overwrite")
 
 
-def check_not_the_base(target: Path, base: str, option: str = "finetune_model_dir") -> None:
-    """Check that a folder is not the one that an adapter needs as its base.
+def check_not_the_base(
+    target: Path,
+    base: str,
+    option: str = "finetune_model_dir",
+    what: str = "the base of the adapter",
+) -> None:
+    """Check that a folder is not one that is still needed, such as an adapter's base.
 
     Raises:
         OptionError: it is.
     """
     folder = expanded(base)
     if target.is_dir() and folder.is_dir() and target.samefile(folder):
-        raise OptionError(option, f"{target} is the base of the adapter: choose another folder")
+        raise OptionError(option, f"{target} is {what}: choose another folder")

@@ -118,6 +118,12 @@ COMMANDS = {
         "rerank_plugin.finetune.commands.merge",
         "MergeOptions",
     ),
+    "export": Command(
+        "export a model for ONNX Runtime or OpenVINO",
+        "rerank_plugin.finetune.commands.export",
+        "ExportOptions",
+        positional=("model_dir",),
+    ),
     "check": Command(
         "report the problems of groups",
         "rerank_plugin.finetune.commands.check",

@@ -13,7 +13,7 @@ from rerank_plugin.model.formats import ModelFormat
 from rerank_plugin.model.head import head_names
 from rerank_plugin.model.head_modules import encoder_folder
 from rerank_plugin.model.loaded import PICKLED
-from rerank_plugin.model.settings import is_adapter
+from rerank_plugin.model.settings import EXPORT, is_adapter
 
 #: Files of a tokenizer, any of which transformers can load as a fast one.
 TOKENIZER_FILES = (
@@ -67,6 +67,10 @@ def check_folder(name: str | Path) -> None:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: not a Hugging Face model folder (config.json not found)")
     if not any(folder.glob("*.safetensors")):
+        if (folder / EXPORT).is_file():
+            raise InputError(
+                f"{folder}: an export for another runtime ({EXPORT}): use the model it was made of"
+            )
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         how = f" ({PICKLED})" if pickled else ""
         raise InputError(f"{folder}: model.safetensors not found{how}")

@@ -18,6 +18,9 @@ FILE = "rerank.json"
 #: The configuration that PEFT saves in the folder of a LoRA adapter.
 ADAPTER = "adapter_config.json"
 
+#: The record in a folder that was exported for another runtime, which has no weights for this one.
+EXPORT = "export.json"
+
 
 def is_adapter(folder: str | Path) -> bool:
     """Return whether a folder is a LoRA adapter."""
