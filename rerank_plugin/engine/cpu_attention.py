@@ -1,8 +1,7 @@
-"""The compiled attention of `packed_attention.c`, for processors that can run it.
+"""The compiled attention: bfloat16 on AVX512-BF16, float32 on AVX2 or AVX-512.
 
-It is built when the package is installed, if a C compiler is found. Without it, on a processor
-without bfloat16 products, or in float32, attention runs through torch's kernels: slower, with the
-same results.
+It is built when the package is installed, if a C compiler is found. Without it, or on a processor
+that cannot run it, attention runs through torch's kernels: slower, with the same results.
 """
 
 import ctypes
@@ -12,24 +11,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rerank_plugin.model.device import cpu_has, torch_uses_avx512
+from rerank_plugin.model.device import cpu_has, torch_uses_avx2, torch_uses_avx512
 
 logger = logging.getLogger(__name__)
 
 #: The compiled library, which setuptools puts into the package.
 MODULE = "rerank_plugin.engine._packed_attention"
 
-#: The sizes of heads for which it is faster than torch's kernels.
-HEAD_SIZES = (32, 64, 128)
+#: The sizes of heads for which the kernels of a precision are faster than torch's.
+HEAD_SIZES = {torch.bfloat16: (32, 64, 128), torch.float32: (32, 64, 96, 128, 256)}
 
-#: The instructions that the C file is compiled for, by torch's names.
-INSTRUCTIONS = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16", "fma3")
+AVX2 = ("avx2", "fma3")
+AVX512 = (*AVX2, "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
+
+#: The kernels of each precision, the fastest first, with the instructions that they are compiled
+#: for, by torch's names.
+VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
+    torch.bfloat16: {"bfloat16": (*AVX512, "avx512_bf16")},
+    torch.float32: {"float32_avx512": AVX512, "float32_avx2": AVX2},
+}
 
 Kernel = Callable[[Any, int | None, int], int]
 
@@ -86,18 +93,15 @@ class RowsWork(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled library; None if there is none, or this machine cannot run it.
-
-    None too if `ATEN_CPU_CAPABILITY` keeps torch itself from using AVX-512.
-    """
-    if not torch_uses_avx512() or not all(map(cpu_has, INSTRUCTIONS)):
-        return None
+    """Return the compiled library; None if there is none for this version of the package."""
     spec = find_spec(MODULE)
     if spec is None or spec.origin is None:
         return None
     try:
         compiled = ctypes.CDLL(spec.origin)
         sizes = compiled.packed_attention_work_size(), compiled.packed_rows_work_size()
+        for name in chain.from_iterable(VARIANTS.values()):
+            getattr(compiled, f"packed_attention_backward_{name}")
     except (OSError, AttributeError) as error:
         logger.warning(
             "%s cannot be loaded, attention is slower without it: %s", spec.origin, error
@@ -109,13 +113,33 @@ def library() -> ctypes.CDLL | None:
     return compiled
 
 
+def can_run(instructions: tuple[str, ...]) -> bool:
+    """Return whether this CPU has some instructions, and torch itself uses their like.
+
+    `ATEN_CPU_CAPABILITY` can keep it from that.
+    """
+    uses = torch_uses_avx512() if "avx512_f" in instructions else torch_uses_avx2()
+    return uses and all(map(cpu_has, instructions))
+
+
 @cache
-def kernels() -> tuple[Kernel, Kernel] | None:
-    """Return the forward and the backward kernel of attention; None if there is no library."""
-    compiled = library()
+def variant(dtype: torch.dtype) -> str | None:
+    """Return the name of the fastest kernels for a precision on this machine; None if none run."""
+    names = VARIANTS.get(dtype, {}).items()
+    return next((name for name, instructions in names if can_run(instructions)), None)
+
+
+@cache
+def kernels(dtype: torch.dtype) -> tuple[Kernel, Kernel] | None:
+    """Return the forward and the backward kernel of attention; None if they cannot be used."""
+    name = variant(dtype)
+    compiled = library() if name else None
     if compiled is None:
         return None
-    functions = compiled.packed_attention_forward, compiled.packed_attention_backward
+    functions = (
+        getattr(compiled, f"packed_attention_forward_{name}"),
+        getattr(compiled, f"packed_attention_backward_{name}"),
+    )
     for function in functions:
         function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
         function.restype = ctypes.c_int
@@ -141,9 +165,8 @@ def is_supported(query: Tensor) -> bool:
     """Return whether the kernel takes queries `[tokens, heads, head size]`."""
     return (
         query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and query.shape[-1] in HEAD_SIZES
-        and kernels() is not None
+        and query.shape[-1] in HEAD_SIZES.get(query.dtype, ())
+        and kernels(query.dtype) is not None
     )
 
 
@@ -191,7 +214,7 @@ def inner_contiguous(tensor: Tensor) -> Tensor:
 
 
 class CpuAttention(torch.autograd.Function):
-    """Attention inside the segments of a packed row, bfloat16 `[tokens, heads, head size]`."""
+    """Attention inside the segments of a packed row `[tokens, heads, head size]`."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, sizes: Sizes) -> Tensor:
@@ -204,7 +227,7 @@ class CpuAttention(torch.autograd.Function):
             value: See above.
             sizes: The segments.
         """
-        compiled = kernels()
+        compiled = kernels(query.dtype)
         assert compiled is not None
         query, key, value = (inner_contiguous(tensor) for tensor in (query, key, value))
         out = torch.empty(query.shape, dtype=query.dtype)
@@ -220,9 +243,9 @@ class CpuAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value."""
-        compiled = kernels()
-        assert compiled is not None
         query, key, value, out, lse = ctx.saved_tensors
+        compiled = kernels(query.dtype)
+        assert compiled is not None
         dq, dk, dv = empty_gradients(query, key)
         dq[ctx.sizes.bounds[-1] :] = 0
         dk[ctx.sizes.key_bounds[-1] :] = 0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rerank_plugin.engine.cpu_attention import RowsWork, library, parallel
+from rerank_plugin.engine.cpu_attention import RowsWork, library, parallel, variant
 
 #: Cosine and sine of the positions, `[1, tokens, head size]`; both halves of a head are equal.
 Angles = tuple[Tensor, Tensor]
@@ -16,8 +16,8 @@ Angles = tuple[Tensor, Tensor]
 
 @cache
 def kernel() -> Callable[..., Any] | None:
-    """Return the compiled function; None if there is no library."""
-    compiled = library()
+    """Return the compiled function, for bfloat16; None if it cannot be used."""
+    compiled = library() if variant(torch.bfloat16) else None
     if compiled is None:
         return None
     function: Any = compiled.packed_rows

@@ -1,28 +1,16 @@
 /* Attention inside the segments of a packed row, forward and backward, in bfloat16 on AVX512-BF16.
  *
- * A segment has queries and keys: the tokens of a pair, or the rest of a pair and its prefix before
- * it. Its last query is at the last of its keys. A head of keys serves one or more heads of queries.
- *
  * The fused attention of torch spends most of its time around its products when pairs have a few
  * hundred tokens and heads 32 or 64 numbers; here every product is a tile of 12 rows by 32 columns
  * in registers, fed by operands that are packed once for each pair and head. Products take bfloat16
  * and sum in float32; scores, their softmax and all sums stay in float32.
- *
- * Matrices below are named as in the paper (Dao 2023, "FlashAttention-2", arXiv:2307.08691):
- * S = Q K^T, P = softmax(S), O = P V; and going back dV = P^T dO, dP = dO V^T,
- * dS = P * (dP - rowsum(dO * O)), dQ = dS K, dK = dS^T Q.
- *
- * No library is linked: the caller hands in the GOMP_parallel of the OpenMP runtime that its own
- * process uses, so that both share one pool of threads.
  */
-
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <immintrin.h>
+
+#include "packed_attention.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
@@ -34,33 +22,11 @@ typedef uint32_t bf16x2;
 #define ROWS 12        /* rows of a tile */
 #define COLUMNS 32     /* its columns: two registers of float32 */
 #define BLOCK 256      /* queries that a backward pass looks at together */
-#define LOG2E 1.44269504088896340736f
-#define FAR_BELOW (-1e30f)
-#define INLINE static inline __attribute__((always_inline))
-
-/* One row of tokens: token t of head h starts at `data + t * token + h * head`. */
-typedef struct {
-    bf16 *data;
-    int64_t token;
-    int64_t head;
-} Rows;
-
-typedef struct {
-    Rows q, k, v, out, dout, dq, dk, dv;
-    float *lse; /* [heads, tokens]: log2 of the sum of exp2 of the scaled scores */
-    const int32_t *bounds, *key_bounds;
-    int32_t segments, heads, key_heads, dim, tokens, longest, window, causal;
-    float scale;
-    int32_t failed;
-    int64_t next; /* the next (segment, head of keys) that a thread takes */
-} Work;
-
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
 INLINE int padded(int n) { return (n + COLUMNS - 1) / COLUMNS * COLUMNS; }
 
 INLINE const bf16 *row(const Rows *rows, int token, int head) {
-    return rows->data + (int64_t)token * rows->token + (int64_t)head * rows->head;
+    return (const bf16 *)rows->data + place(rows, token, head);
 }
 
 /* 2^x for x <= 0, relative error 2e-6; far below zero it is 0, and of NaN it is NaN. */
@@ -168,18 +134,6 @@ static void pack_tokens(const Rows *rows, int head, int first, int n, int dim, b
 /* Pointers to the rows of a tile; behind the last token the last one stands in. */
 INLINE void tile_rows(const bf16 *a[ROWS], const Rows *rows, int head, int first, int t, int n) {
     for (int r = 0; r < ROWS; r++) a[r] = row(rows, first + (t + r < n ? t + r : n - 1), head);
-}
-
-INLINE int low_edge(int token, int window) {
-    int low = token - window + 1;
-    return low > 0 ? low : 0;
-}
-
-/* The keys that a token at a position of its segment sees: [*low, *high) of m. */
-INLINE void keys_of(const Work *w, int position, int m, int *low, int *high) {
-    *low = w->window > 0 ? low_edge(position, w->window) : 0;
-    *high = w->causal ? position + 1 : w->window > 0 ? position + w->window : m;
-    if (*high > m) *high = m;
 }
 
 /* Columns of the 16 that start at `start` which lie in [from, to). */
@@ -458,45 +412,17 @@ static size_t backward_space(const Work *w) {
            rows * BLOCK * 2 + dim * ld * 2;
 }
 
-/* What every thread does: take the next segment and head of keys until none is left. */
-INLINE void share(Work *w, size_t bytes, void (*one)(Work *, int, int, char *)) {
-    char *space = aligned_alloc(64, (bytes + 127) / 64 * 64);
-    if (!space) {
-        __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
-        return;
-    }
-    const int64_t all = (int64_t)w->segments * w->key_heads;
-    for (;;) {
-        int64_t item = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED);
-        if (item >= all) break;
-        int segment = (int)(item / w->key_heads);
-        if (w->bounds[segment + 1] > w->bounds[segment])
-            one(w, segment, (int)(item % w->key_heads), space);
-    }
-    free(space);
-}
-
 static void forward_share(void *w) { share(w, forward_space(w), forward_one); }
 static void backward_share(void *w) { share(w, backward_space(w), backward_one); }
-
-static int run(Work *work, void (*fn)(void *), Parallel parallel, int threads) {
-    work->next = 0;
-    work->failed = 0;
-    if (parallel && threads > 1)
-        parallel(fn, work, (unsigned)threads, 0);
-    else
-        fn(work);
-    return work->failed;
-}
 
 /* The caller compares it with its own: a library that is older than the package has another. */
 int packed_attention_work_size(void) { return (int)sizeof(Work); }
 
-int packed_attention_forward(Work *work, Parallel parallel, int threads) {
+int packed_attention_forward_bfloat16(Work *work, Parallel parallel, int threads) {
     return run(work, forward_share, parallel, threads);
 }
 
-int packed_attention_backward(Work *work, Parallel parallel, int threads) {
+int packed_attention_backward_bfloat16(Work *work, Parallel parallel, int threads) {
     return run(work, backward_share, parallel, threads);
 }
 
@@ -505,7 +431,7 @@ int packed_attention_backward(Work *work, Parallel parallel, int threads) {
 #else
 
 int packed_attention_work_size(void) { return 0; }
-int packed_attention_forward(void *work, void *parallel, int threads) { return 2; }
-int packed_attention_backward(void *work, void *parallel, int threads) { return 2; }
+int packed_attention_forward_bfloat16(void *work, void *parallel, int threads) { return 2; }
+int packed_attention_backward_bfloat16(void *work, void *parallel, int threads) { return 2; }
 
 #endif

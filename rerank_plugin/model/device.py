@@ -117,6 +117,11 @@ def listed_instructions() -> frozenset[str]:
     )
 
 
+def torch_uses_avx2() -> bool:
+    """Return whether torch uses its kernels for AVX2 or AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
 def torch_uses_avx512() -> bool:
     """Return whether torch uses its kernels for AVX-512."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"

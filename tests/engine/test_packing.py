@@ -1,6 +1,4 @@
 from copy import deepcopy
-from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +24,9 @@ from transformers import (
     XLMRobertaXLConfig,
 )
 
-from rerank_plugin.engine import attention, cpu_attention
+from rerank_plugin.engine import attention
 from rerank_plugin.engine.attention import ATTENTION, attend
 from rerank_plugin.engine.boundaries import Boundaries
-from rerank_plugin.engine.cpu_attention import kernels
 from rerank_plugin.engine.fused_layers import fuse_layers
 from rerank_plugin.engine.last_layer import layer_lists, pools_in_last_layer
 from rerank_plugin.engine.packing import equal_batches, pack, pair_costs, prepare_packing
@@ -287,65 +284,6 @@ def plain_attention(rows: list[Tensor], lengths: list[int], window: int) -> Tens
             scores = scores.masked_fill(far, -torch.inf)
         outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v))
     return torch.cat(outputs)
-
-
-@pytest.mark.skipif(kernels() is None, reason="no compiled kernel for this machine")
-@pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("window", [0, 5, 65])
-def test_the_compiled_kernel_is_attention(size: int, window: int) -> None:
-    torch.manual_seed(0)
-    lengths = [1, 2, 11, 12, 13, 31, 32, 33, 100, 255, 256, 257, 300, 520]
-    qkv = torch.randn(sum(lengths) + 7, 3, 3, size).bfloat16().requires_grad_()
-    out = attend(Boundaries.from_lengths(lengths), *qkv.unbind(1), scale=size**-0.5, window=window)
-    weight = torch.randn(out.shape).bfloat16()
-    torch.autograd.backward((out * weight).float().sum())
-    exact = qkv.detach().float().requires_grad_()
-    rows = [row[: sum(lengths)] for row in exact.unbind(1)]
-    expected = plain_attention(rows, lengths, window)
-    torch.autograd.backward((expected * weight[: sum(lengths)].float()).sum())
-    assert not out[sum(lengths) :].any()
-    torch.testing.assert_close(out[: sum(lengths)].float(), expected, atol=2e-2, rtol=2e-2)
-    assert qkv.grad is not None and exact.grad is not None
-    for index in range(3):
-        actual, gradient = qkv.grad[:, index].float(), exact.grad[:, index]
-        assert (actual - gradient).norm() < 6e-3 * gradient.norm()
-
-
-@pytest.mark.parametrize("library", ["garbage", "no library", "another library"])
-def test_a_kernel_that_cannot_be_loaded_is_not_used(
-    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    file = tmp_path / "kernel.so"
-    if library == "garbage":
-        file.write_text("not a library")
-    if library == "another library":
-        file.symlink_to(str(torch._C.__file__))
-    monkeypatch.setattr(cpu_attention, "INSTRUCTIONS", ())
-    monkeypatch.setattr(cpu_attention, "torch_uses_avx512", lambda: True)
-    spec = ModuleSpec("kernel", None, origin=str(file))
-    monkeypatch.setattr(cpu_attention, "find_spec", lambda _: spec)
-    assert cpu_attention.library.__wrapped__() is None
-    (record,) = caplog.records
-    assert str(file) in record.getMessage()
-
-
-@pytest.mark.skipif(kernels() is None, reason="no compiled kernel for this machine")
-def test_a_pairs_attention_does_not_depend_on_its_neighbours_or_on_threads() -> None:
-    torch.manual_seed(0)
-    pair, other = (torch.randn(length, 3, 4, 32).bfloat16() for length in (77, 130))
-    alone = attend(Boundaries.from_lengths([77]), *pair.unbind(1), scale=0.2)
-    both = torch.cat([other, pair])
-    torch.set_num_threads(2)
-    together = attend(Boundaries.from_lengths([130, 77]), *both.unbind(1), scale=0.2)
-    assert torch.equal(together[130:], alone)
-
-
-def test_nan_is_not_hidden() -> None:
-    qkv = torch.randn(40, 3, 2, 32).bfloat16()
-    qkv[3, 0] = torch.nan
-    out = attend(Boundaries.from_lengths([20, 20]), *qkv.unbind(1), scale=0.2)
-    assert out[3].isnan().all()
-    assert out[20:].isfinite().all()
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

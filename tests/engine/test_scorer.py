@@ -69,11 +69,12 @@ def test_texts_that_are_read_alike_are_scored_once(
 #: Prints the scores of pairs in every precision that it is given.
 ON_AVX2 = """
 import json, logging, sys
+import torch
 logging.basicConfig(format="%(message)s")
 from rerank_plugin import Reranker
 from rerank_plugin.engine.cpu_attention import kernels
 from rerank_plugin.model.device import cpu_multiplies_bfloat16
-assert kernels() is None and not cpu_multiplies_bfloat16()
+assert kernels(torch.bfloat16) is None and not cpu_multiplies_bfloat16()
 pairs = json.load(sys.stdin)
 scores = [Reranker(sys.argv[1], device="cpu", dtype=dtype).score(pairs) for dtype in sys.argv[2:]]
 print(json.dumps([found.tolist() for found in scores]))
