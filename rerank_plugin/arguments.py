@@ -150,7 +150,9 @@ def dtype_name(value: Any) -> str:
         return str(value)
     if is_torch(value, "dtype"):
         return str(value).removeprefix("torch.")
-    raise InputError(f"dtype: unknown dtype {shown(value)}; use auto, float32, bfloat16 or float16")
+    raise InputError(
+        f"dtype: unknown dtype {shown(value)}; use auto, float32, bfloat16, float16 or int8"
+    )
 
 
 def is_torch(value: object, kind: str) -> bool:

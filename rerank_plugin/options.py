@@ -148,7 +148,7 @@ class DeviceOptions:
     """Options of where a model comes from and runs, also for commands that do not score."""
 
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps")
-    dtype: str = option("auto", help="auto, float32, bfloat16 or float16")
+    dtype: str = option("auto", help="auto, float32, bfloat16, float16 or int8")
     revision: str | None = option(None, help="branch, tag or commit of a hub id")
     trust_remote_code: bool = option(False, help="run code that comes with the model")
 

@@ -192,7 +192,7 @@ def test_cuda_without_cuda_warns(tiny_model: Path, caplog: pytest.LogCaptureFixt
         ({"max_length": 129}, "max_length: 129 is more than the model's 128 positions"),
         ({"device": "gpu"}, "device: unknown device 'gpu'"),
         ({"device": "mps"}, "device: mps is not available"),
-        ({"dtype": "int8"}, "dtype: invalid choice: 'int8'"),
+        ({"dtype": "int4"}, "dtype: invalid choice: 'int4'"),
         ({"dtype": "float16", "device": "cpu"}, "float16 is not supported on a CPU"),
     ],
 )

@@ -181,6 +181,8 @@ def product_dtype(config: FinetuneConfig, device: torch.device) -> torch.dtype:
     if requested:
         return HALF[requested[0]]
     resolved = resolve_dtype(config.dtype, device)
+    if resolved == torch.int8:
+        raise OptionError("dtype", "int8 is for scoring, not for training; use auto")
     refused = [dtype for name, dtype in HALF.items() if trainer.get(name) is False]
     return torch.float32 if resolved in refused else resolved
 

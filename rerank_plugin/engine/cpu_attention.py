@@ -1,29 +1,19 @@
 """The compiled attention: bfloat16 on AVX512-BF16, float32 on AVX2 or AVX-512.
 
-It is built when the package is installed, if a C compiler is found. Without it, or on a processor
-that cannot run it, attention runs through torch's kernels: slower, with the same results.
+Without it, or on a processor that cannot run it, attention runs through torch's kernels: slower,
+with the same results.
 """
 
 import ctypes
-import logging
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rerank_plugin.engine.compiled import Function, compiled_function, run
 from rerank_plugin.model.device import cpu_has, torch_uses_avx2, torch_uses_avx512
-
-logger = logging.getLogger(__name__)
-
-#: The compiled library, which setuptools puts into the package.
-MODULE = "rerank_plugin.engine._packed_attention"
 
 #: The sizes of heads for which the kernels of a precision are faster than torch's.
 HEAD_SIZES = {torch.bfloat16: (32, 64, 128), torch.float32: (32, 64, 96, 128, 256)}
@@ -37,8 +27,6 @@ VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
     torch.bfloat16: {"bfloat16": (*AVX512, "avx512_bf16")},
     torch.float32: {"float32_avx512": AVX512, "float32_avx2": AVX2},
 }
-
-Kernel = Callable[[Any, int | None, int], int]
 
 
 class Rows(ctypes.Structure):
@@ -77,42 +65,6 @@ class Work(ctypes.Structure):
     )
 
 
-class RowsWork(ctypes.Structure):
-    """The arguments of `packed_rows`, with the layout of `RowsWork` in its C file."""
-
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("token", ctypes.c_int64),
-        ("head", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("out", "weight", "cosine", "sine")),
-        *((name, ctypes.c_int32) for name in ("tokens", "heads", "size")),
-        ("epsilon", ctypes.c_float),
-        ("next", ctypes.c_int64),
-    )
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """Return the compiled library; None if there is none for this version of the package."""
-    spec = find_spec(MODULE)
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        compiled = ctypes.CDLL(spec.origin)
-        sizes = compiled.packed_attention_work_size(), compiled.packed_rows_work_size()
-        for name in chain.from_iterable(VARIANTS.values()):
-            getattr(compiled, f"packed_attention_backward_{name}")
-    except (OSError, AttributeError) as error:
-        logger.warning(
-            "%s cannot be loaded, attention is slower without it: %s", spec.origin, error
-        )
-        return None
-    if sizes != (ctypes.sizeof(Work), ctypes.sizeof(RowsWork)):
-        logger.warning("%s was built for another version: reinstall the package", spec.origin)
-        return None
-    return compiled
-
-
 def can_run(instructions: tuple[str, ...]) -> bool:
     """Return whether this CPU has some instructions, and torch itself uses their like.
 
@@ -130,35 +82,16 @@ def variant(dtype: torch.dtype) -> str | None:
 
 
 @cache
-def kernels(dtype: torch.dtype) -> tuple[Kernel, Kernel] | None:
+def kernels(dtype: torch.dtype) -> tuple[Function, Function] | None:
     """Return the forward and the backward kernel of attention; None if they cannot be used."""
     name = variant(dtype)
-    compiled = library() if name else None
-    if compiled is None:
+    if name is None:
         return None
-    functions = (
-        getattr(compiled, f"packed_attention_forward_{name}"),
-        getattr(compiled, f"packed_attention_backward_{name}"),
+    forward, backward = (
+        compiled_function(f"packed_attention_{way}_{name}", Work, "packed_attention_work_size")
+        for way in ("forward", "backward")
     )
-    for function in functions:
-        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
-        function.restype = ctypes.c_int
-    return functions
-
-
-@cache
-def parallel() -> int | None:
-    """Return the address of `GOMP_parallel` in the OpenMP runtime of torch, if it is GNU's.
-
-    Other packages come with another copy, whose threads would compete with torch's.
-    """
-    package = Path(torch.__file__).parent
-    for folder in (package / "lib", package.with_name("torch.libs")):
-        for file in folder.glob("libgomp*"):
-            with suppress(OSError, AttributeError):
-                entry = ctypes.CDLL(str(file)).GOMP_parallel
-                return ctypes.cast(entry, ctypes.c_void_p).value
-    return None
+    return (forward, backward) if forward and backward else None
 
 
 def is_supported(query: Tensor) -> bool:
@@ -186,7 +119,7 @@ class Sizes:
     scale: float
 
 
-def call(kernel: Kernel, sizes: Sizes, lse: Tensor | None, **tensors: Tensor) -> None:
+def call(kernel: Function, sizes: Sizes, lse: Tensor | None, **tensors: Tensor) -> None:
     """Fill in the sizes and run a kernel."""
     tokens, heads, dim = tensors["q"].shape
     work = Work(
@@ -204,8 +137,7 @@ def call(kernel: Kernel, sizes: Sizes, lse: Tensor | None, **tensors: Tensor) ->
         causal=sizes.causal,
         scale=sizes.scale,
     )
-    if kernel(ctypes.byref(work), parallel(), torch.get_num_threads()):
-        raise MemoryError("no memory for the attention of a packed row")
+    run(kernel, work)
 
 
 def inner_contiguous(tensor: Tensor) -> Tensor:

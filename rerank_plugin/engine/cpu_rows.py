@@ -1,29 +1,38 @@
 """Root-mean-square norms and rotary positions of packed rows on a CPU, for scoring."""
 
 import ctypes
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rerank_plugin.engine.cpu_attention import RowsWork, library, parallel, variant
+from rerank_plugin.engine.compiled import Function, compiled_function, run
+from rerank_plugin.engine.cpu_attention import variant
 
 #: Cosine and sine of the positions, `[1, tokens, head size]`; both halves of a head are equal.
 Angles = tuple[Tensor, Tensor]
 
 
+class RowsWork(ctypes.Structure):
+    """The arguments of `packed_rows`, with the layout of `RowsWork` in the C file."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("token", ctypes.c_int64),
+        ("head", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("out", "weight", "cosine", "sine")),
+        *((name, ctypes.c_int32) for name in ("tokens", "heads", "size")),
+        ("epsilon", ctypes.c_float),
+        ("next", ctypes.c_int64),
+    )
+
+
 @cache
-def kernel() -> Callable[..., Any] | None:
+def kernel() -> Function | None:
     """Return the compiled function, for bfloat16; None if it cannot be used."""
-    compiled = library() if variant(torch.bfloat16) else None
-    if compiled is None:
+    if variant(torch.bfloat16) is None:
         return None
-    function: Any = compiled.packed_rows
-    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
-    function.restype = None
-    return function  # type: ignore[no-any-return]
+    return compiled_function("packed_rows", RowsWork, "packed_rows_work_size")
 
 
 def norm_and_rotate(
@@ -56,7 +65,7 @@ def norm_and_rotate(
         size=x.shape[2],
         epsilon=epsilon,
     )
-    compiled(ctypes.byref(work), parallel(), torch.get_num_threads())
+    run(compiled, work)
     return out
 
 

@@ -5,7 +5,8 @@ reads it again for its bias, activation or residual. Here they are part of a pro
 place.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +16,26 @@ from transformers import PreTrainedModel
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
 from rerank_plugin.engine.cpu_rows import norm_and_rotate
+from rerank_plugin.engine.int8_products import SIZE_MULTIPLE, Int8Product, is_int8_supported
 from rerank_plugin.engine.last_layer import (
     layer_lists,
     pooled_of,
     pools_in_last_layer,
     sliding_window,
 )
-from rerank_plugin.engine.products import ACTIVATIONS, Activation, product_of, takes_products
+from rerank_plugin.engine.products import (
+    ACTIVATIONS,
+    Activation,
+    LinearProduct,
+    product_of,
+    takes_products,
+)
+from rerank_plugin.errors import OptionError
 from rerank_plugin.model.adapters import ActiveAdapter, low_rank_factors
 from rerank_plugin.model.families import family_of
+
+#: Returns the product with the weights of linear layers, as `product_of` does.
+MakeProduct = Callable[..., LinearProduct]
 
 
 class FusedBertLayer(nn.Module):
@@ -31,13 +43,13 @@ class FusedBertLayer(nn.Module):
 
     Args:
         layer: The stock layer with the weights.
-        active: The active adapter.
+        product: Returns the product with the weights of linear layers.
         activation: That of the feed-forward network.
         pools: Whether it is the last layer, which returns the pooled tokens alone.
     """
 
     def __init__(
-        self, layer: Any, active: ActiveAdapter, activation: Activation, *, pools: bool
+        self, layer: Any, product: MakeProduct, activation: Activation, *, pools: bool
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -45,13 +57,13 @@ class FusedBertLayer(nn.Module):
         self.scale = float(attention.self.scaling)
         self.head_size = int(attention.self.attention_head_size)
         own = attention.self
-        self.query = product_of(own.query, active=active) if pools else None
+        self.query = product(own.query) if pools else None
         products = (own.key, own.value) if pools else (own.query, own.key, own.value)
-        self.qkv = product_of(*products, active=active)
-        self.attention_out = product_of(attention.output.dense, active=active)
+        self.qkv = product(*products)
+        self.attention_out = product(attention.output.dense)
         self.attention_norm = attention.output.LayerNorm
-        self.up = product_of(layer.intermediate.dense, active=active)
-        self.down = product_of(layer.output.dense, active=active)
+        self.up = product(layer.intermediate.dense)
+        self.down = product(layer.output.dense)
         self.norm = layer.output.LayerNorm
 
     def forward(self, hidden_states: Tensor, *_: Any, boundaries: Boundaries, **__: Any) -> Tensor:
@@ -76,13 +88,13 @@ class FusedModernBertLayer(nn.Module):
 
     Args:
         layer: The stock layer with the weights.
-        active: The active adapter.
+        product: Returns the product with the weights of linear layers.
         activation: That of the feed-forward network.
         pools: Whether it is the last layer, which returns the pooled tokens alone.
     """
 
     def __init__(
-        self, layer: Any, active: ActiveAdapter, activation: Activation, *, pools: bool
+        self, layer: Any, product: MakeProduct, activation: Activation, *, pools: bool
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -90,17 +102,17 @@ class FusedModernBertLayer(nn.Module):
         self.head_size = int(layer.attn.head_dim)
         self.window = int(layer.attn.sliding_window or 0)
         self.attention_norm = layer.attn_norm
-        product, size = layer.attn.Wqkv, layer.attn.Wqkv.out_features // 3
+        joint, size = layer.attn.Wqkv, layer.attn.Wqkv.out_features // 3
         self.heads = size // self.head_size
-        self.query = product_of(product, active=active, rows=slice(size)) if pools else None
+        self.query = product(joint, rows=slice(size)) if pools else None
         rows = slice(size if pools else 0, None)
-        self.qkv = product_of(product, active=active, rows=rows)
-        self.attention_out = product_of(layer.attn.Wo, active=active)
+        self.qkv = product(joint, rows=rows)
+        self.attention_out = product(layer.attn.Wo)
         self.norm = layer.mlp_norm
         half = layer.mlp.Wi.out_features // 2
-        self.up = product_of(layer.mlp.Wi, active=active, rows=slice(None, half))
-        self.gate = product_of(layer.mlp.Wi, active=active, rows=slice(half, None))
-        self.down = product_of(layer.mlp.Wo, active=active)
+        self.up = product(layer.mlp.Wi, rows=slice(None, half))
+        self.gate = product(layer.mlp.Wi, rows=slice(half, None))
+        self.down = product(layer.mlp.Wo)
 
     def forward(
         self,
@@ -137,13 +149,13 @@ class FusedLlamaLayer(nn.Module):
 
     Args:
         layer: The stock layer with the weights.
-        active: The active adapter.
+        product: Returns the product with the weights of linear layers.
         activation: That of the feed-forward network.
         pools: Whether it is the last layer, which returns the pooled tokens alone.
     """
 
     def __init__(
-        self, layer: Any, active: ActiveAdapter, activation: Activation, *, pools: bool
+        self, layer: Any, product: MakeProduct, activation: Activation, *, pools: bool
     ) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
@@ -156,8 +168,8 @@ class FusedLlamaLayer(nn.Module):
         self.window = sliding_window(attention)
         self.attention_norm = RmsNorm(layer.input_layernorm)
         products = attention.q_proj, attention.k_proj, attention.v_proj
-        self.query = product_of(products[0], active=active) if pools else None
-        self.qkv = product_of(*products[1 if pools else 0 :], active=active)
+        self.query = product(products[0]) if pools else None
+        self.qkv = product(*products[1 if pools else 0 :])
         #: The weights and the epsilons of the norms of the heads in front of the values, and of
         #: pooled queries.
         self.head_norm: tuple[Tensor | None, float] = (None, 0.0)
@@ -167,11 +179,11 @@ class FusedLlamaLayer(nn.Module):
             norms = [attention.q_norm] * heads, [attention.k_norm] * self.key_heads
             self.query_norm = RmsNorm(*norms[0]).settings
             self.head_norm = RmsNorm(*([] if pools else norms[0]), *norms[1]).settings
-        self.attention_out = product_of(attention.o_proj, active=active)
+        self.attention_out = product(attention.o_proj)
         self.norm = RmsNorm(layer.post_attention_layernorm)
-        self.gate = product_of(mlp.gate_proj, active=active)
-        self.up = product_of(mlp.up_proj, active=active)
-        self.down = product_of(mlp.down_proj, active=active)
+        self.gate = product(mlp.gate_proj)
+        self.up = product(mlp.up_proj)
+        self.down = product(mlp.down_proj)
 
     def forward(
         self,
@@ -231,11 +243,17 @@ class RmsNorm(nn.Module):
 FUSED = {"bert": FusedBertLayer, "modernbert": FusedModernBertLayer, "llama": FusedLlamaLayer}
 
 
-def fuse_layers(model: PreTrainedModel, active: ActiveAdapter) -> bool:
+def fuse_layers(model: PreTrainedModel, active: ActiveAdapter, *, int8: bool = False) -> bool:
     """Replace a model's layers by faster ones, in place, if its family has any; returns whether.
 
     For a model on the CPU that takes packed rows, is not trained any more and is not saved.
+
+    Args:
+        model: The model.
+        active: The active adapter.
+        int8: Whether products have weights of 8 bits.
     """
+    product = partial(product_of, active=active, kind=Int8Product if int8 else None)
     activation = activation_of(model)
     if activation is None or not takes_fused_layers(model):
         return False
@@ -244,7 +262,7 @@ def fuse_layers(model: PreTrainedModel, active: ActiveAdapter) -> bool:
         for index, layer in enumerate(layers):
             is_last = index == len(layers) - 1
             pools = is_last and pools_in_last_layer(model)
-            layers[index] = fused(layer, active, activation, pools=pools).eval()
+            layers[index] = fused(layer, product, activation, pools=pools).eval()
     return True
 
 
@@ -258,6 +276,29 @@ def takes_fused_layers(model: PreTrainedModel) -> bool:
     # An adapter may be more than a low-rank product.
     adapted = (low_rank_factors(layer) is not None for layer in linear_layers(lists))
     return all(map(takes_products, precisions)) and all(adapted)
+
+
+def check_int8(model: PreTrainedModel) -> None:
+    """Check that the layers of a model can be fused with weights of 8 bits on this machine.
+
+    Raises:
+        OptionError: they cannot; the reason is given.
+    """
+    if not is_int8_supported():
+        problem = "int8 needs an x86 CPU with AVX2 and the compiled part of this package; use auto"
+        raise OptionError("dtype", problem)
+    # Models that take no packed rows have no family of layers.
+    if not takes_fused_layers(model):
+        problem = f"int8 is not supported for this {model.config.model_type} model; use auto"
+        raise OptionError("dtype", problem)
+    for layer in linear_layers(layer_lists(model)):
+        stock: Any = getattr(layer, "base_layer", layer)
+        if stock.out_features % SIZE_MULTIPLE or stock.in_features % SIZE_MULTIPLE:
+            sizes = f"{stock.out_features}×{stock.in_features}"
+            problem = (
+                f"int8 needs weights whose sizes are multiples of {SIZE_MULTIPLE}, not {sizes}"
+            )
+            raise OptionError("dtype", problem)
 
 
 def activation_of(model: PreTrainedModel) -> Activation | None:

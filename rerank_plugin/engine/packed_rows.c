@@ -90,12 +90,13 @@ static void share(void *work) {
 
 int packed_rows_work_size(void) { return (int)sizeof(RowsWork); }
 
-void packed_rows(RowsWork *work, Parallel parallel, int threads) {
+int packed_rows(RowsWork *work, Parallel parallel, int threads) {
     work->next = 0;
     if (parallel && threads > 1)
         parallel(share, work, (unsigned)threads, 0);
     else
         share(work);
+    return 0;
 }
 
 #pragma GCC pop_options
@@ -103,6 +104,6 @@ void packed_rows(RowsWork *work, Parallel parallel, int threads) {
 #else
 
 int packed_rows_work_size(void) { return 0; }
-void packed_rows(void *work, void *parallel, int threads) {}
+int packed_rows(void *work, void *parallel, int threads) { return 2; }
 
 #endif

@@ -60,19 +60,24 @@ def takes_products(dtype: torch.dtype) -> bool:
 
 
 def product_of(
-    *layers: nn.Module, active: ActiveAdapter, rows: slice = slice(None)
+    *layers: nn.Module,
+    active: ActiveAdapter,
+    kind: "type[LinearProduct] | None" = None,
+    rows: slice = slice(None),
 ) -> "LinearProduct":
     """Return the product with the weights of linear layers of one input, side by side.
 
     Args:
         layers: Linear layers, with or without LoRA adapters.
         active: The active adapter.
+        kind: How it is computed; default by the precision of the weights.
         rows: The outputs of the layers that are computed.
     """
     stock: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
     weights = [layer.weight.detach()[rows] for layer in stock]
     biases = [layer.bias.detach()[rows] for layer in stock if layer.bias is not None]
-    kind = TorchProduct if weights[0].dtype == torch.float32 else OneDnnProduct
+    if kind is None:
+        kind = TorchProduct if weights[0].dtype == torch.float32 else OneDnnProduct
     return kind(
         torch.cat(weights) if len(weights) > 1 else weights[0],
         torch.cat(biases) if biases else None,

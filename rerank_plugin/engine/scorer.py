@@ -113,10 +113,18 @@ class Scorer:
         #: Whether it may halve its budget alone; processes that share weights would all have to.
         self.adapts_budget = True
 
-    def fuse(self) -> None:
-        """Make scoring on a CPU faster, where possible; the model cannot be trained any more."""
-        if self.device.type == "cpu" and self.packs:
-            fuse_layers(self.model, self.adapters.active if self.adapters else ActiveAdapter())
+    def fuse(self, *, int8: bool = False) -> bool:
+        """Make scoring on a CPU faster, where possible; returns whether.
+
+        The model cannot be trained any more.
+
+        Args:
+            int8: Whether the products of its layers have weights of 8 bits.
+        """
+        if self.device.type != "cpu" or not self.packs:
+            return False
+        active = self.adapters.active if self.adapters else ActiveAdapter()
+        return fuse_layers(self.model, active, int8=int8)
 
     @property
     def token_budget(self) -> int:

@@ -7,14 +7,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rerank_plugin.arguments import device_name, dtype_name, flag, model_name, text_or_none
 from rerank_plugin.engine.encoder import PairEncoder
-from rerank_plugin.engine.fused_layers import takes_fused_layers
+from rerank_plugin.engine.fused_layers import check_int8, takes_fused_layers
 from rerank_plugin.engine.packing import prepare_packing
 from rerank_plugin.info.prompt import prompt_info
 from rerank_plugin.info.recognition import head_info, recognize
 from rerank_plugin.info.result import AdapterInfo, ModelInfo
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.adapters import base_of, read_adapter_config, weight_names
-from rerank_plugin.model.device import resolve_device, resolve_dtype
+from rerank_plugin.model.device import floating_dtype, resolve_device, resolve_dtype
 from rerank_plugin.model.families import family_of, usable_dtype, usable_positions
 from rerank_plugin.model.formats import architectures
 from rerank_plugin.model.head import cast_backbone, head_names
@@ -60,7 +60,7 @@ def model_info(
         trust_remote_code=flag("trust_remote_code", trust_remote_code),
     )
     precision = usable_dtype(wanted, loaded.model.config)
-    cast_backbone(loaded.model, precision)
+    cast_backbone(loaded.model, floating_dtype(precision, target))
     return info_of(name, loaded, target, precision, revision)
 
 
@@ -79,6 +79,8 @@ def info_of(
     loaded = loaded.with_instruction(settings.instruction)
     encoder = pair_encoder(loaded, settings)
     packs = prepare_packing(loaded.model)
+    if dtype == torch.int8:
+        check_int8(loaded.model)
     return ModelInfo(
         model=name,
         format=str(recognition.format),

@@ -20,6 +20,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "float16": torch.float16,
     "fp16": torch.float16,
+    "int8": torch.int8,
 }
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -69,12 +70,19 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             raise OptionError(
                 "dtype", "float16 is not supported on a CPU; use auto, bfloat16 or float32"
             )
+        if DTYPES[name] == torch.int8 and device.type != "cpu":
+            raise OptionError("dtype", f"int8 is not supported on {device.type}; use auto")
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     if device.type == "cpu" and cpu_multiplies_bfloat16():
         return torch.bfloat16
     return torch.float32
+
+
+def floating_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the precision of everything but products with weights, which alone are int8."""
+    return resolve_dtype("auto", device) if dtype == torch.int8 else dtype
 
 
 def warn_of_slow_products(dtype: torch.dtype, device: torch.device) -> None:

@@ -222,6 +222,7 @@ def test_bad_data_ends_a_run_with_one_line(
         ),
         ("--max_len", 4096, "--max_len: 4096 is more than the model's 128 positions"),
         ("--fp16", "true", "--fp16: float16 is not supported on a CPU"),
+        ("--dtype", "int8", "--dtype: int8 is for scoring, not for training; use auto"),
         ("--dtype", "int4", "--dtype: invalid choice: 'int4'"),
         ("--optim", "nonsense", "nonsense"),
         ("--optim", "schedule_free_adamw", "schedulefree"),

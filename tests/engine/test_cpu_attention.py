@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rerank_plugin.engine import cpu_attention
+from rerank_plugin.engine import compiled
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries, Keys
 from rerank_plugin.engine.cpu_attention import HEAD_SIZES, VARIANTS, can_run, kernels, variant
+from rerank_plugin.engine.cpu_rows import RowsWork
 
 DTYPES = {name: dtype for dtype, names in VARIANTS.items() for name in names}
 
@@ -236,7 +237,8 @@ def test_a_library_that_cannot_be_loaded_is_not_used(
     if library == "another library":
         file.symlink_to(str(torch._C.__file__))
     spec = ModuleSpec("kernel", None, origin=str(file))
-    monkeypatch.setattr(cpu_attention, "find_spec", lambda _: spec)
-    assert cpu_attention.library.__wrapped__() is None
+    monkeypatch.setattr(compiled, "find_spec", lambda _: spec)
+    monkeypatch.setattr(compiled, "library", compiled.library.__wrapped__)
+    assert compiled.compiled_function("packed_rows", RowsWork, "packed_rows_work_size") is None
     (record,) = caplog.records
     assert str(file) in record.getMessage()

@@ -103,7 +103,7 @@ def test_fused_layers_score_as_the_stock_ones(
     larger_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused = Reranker(larger_model, dtype="float32", device="cpu").logits(PAIRS)
-    monkeypatch.setattr(scoring_module, "fuse_layers", lambda *_: False)
+    monkeypatch.setattr(scoring_module, "fuse_layers", lambda *_, **__: False)
     stock = Reranker(larger_model, dtype="float32", device="cpu")
     np.testing.assert_allclose(fused, stock.logits(PAIRS), atol=1e-5)
 

@@ -1,0 +1,416 @@
+/* Products of rows with 8-bit weights, on AVX2, AVX-VNNI, AVX512-VNNI or AMX.
+ *
+ * A row of numbers is quantised to 8 bits with a scale of its own, multiplied by weights of 7 bits
+ * with a scale for each column, and summed in 32 bits. Weights of 7 bits keep the 16-bit sums of
+ * AVX2 from overflowing (2 * 255 * 63 < 32768), so that all processors compute the same integers.
+ * Bias, activation and another tensor are applied while the sums are in the cache.
+ *
+ * Weights are packed in panels of 16 columns: [columns / 16][inner / 4][16 columns][4 numbers],
+ * with zeros up to a multiple of 64 in both directions.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { AVX2 = 1, AVX_VNNI, AVX512_VNNI, AMX }; /* the kernels */
+
+#if defined(__x86_64__) && defined(__GNUC__) && (__GNUC__ >= 11 || defined(__clang__))
+
+#include <immintrin.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#define TARGET(names) __attribute__((target(names)))
+#define INLINE static inline __attribute__((always_inline))
+#define MULTIPLE 64 /* of packed columns and of the inner size */
+#define ROWS 96     /* that a thread takes at once: a multiple of every kernel's */
+#define TILE 1024   /* sums that a kernel computes at once, at most */
+
+enum { NONE, GELU, GELU_TANH, SILU };  /* activations */
+enum { NOTHING, ADD, TIMES };          /* what is done with the other tensor */
+
+typedef struct {
+    const void *x, *other; /* rows of numbers; the other tensor may be none */
+    void *out;
+    int64_t x_row, other_row, out_row; /* the strides of rows, in numbers */
+    const int8_t *weight;              /* packed */
+    const float *scale;                /* of each column */
+    const int32_t *offset;             /* of each column: 128 times the sum of its weights */
+    const float *bias;                 /* of each column, or none */
+    int32_t rows, inner, columns;
+    int32_t is_bfloat16; /* the numbers of x, other and out; float32 if not */
+    int32_t activation, operation, kernel;
+    int32_t failed;
+    int64_t next; /* the next row that a thread takes */
+    int64_t size; /* the rows that it takes */
+} ProductWork;
+
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+/* Sums of a tile: rows of `x`, `depth` bytes each, times the columns of panels. */
+typedef void (*Tile)(const uint8_t *x, const int8_t *weight, int64_t depth, int32_t *sums);
+
+typedef struct {
+    Tile tile;
+    int rows, columns;
+} Kernel;
+
+INLINE int round_up(int64_t number, int multiple) {
+    return (int)((number + multiple - 1) / multiple * multiple);
+}
+
+/* ---- kernels ---- */
+
+INLINE int32_t four_bytes(const uint8_t *from) {
+    int32_t bytes;
+    memcpy(&bytes, from, 4);
+    return bytes;
+}
+
+/* A kernel has two vectors of sums for each of its rows, in registers: the names are written out,
+ * and IN_REGISTERS keeps the compiler from computing all products before it adds any. */
+#define IN_REGISTERS(a, b) __asm__("" : "+x"(a), "+x"(b))
+#define ZERO(r) a##r = zero, b##r = zero,
+#define ADD_ROW(r)                                                \
+    {                                                             \
+        const Vector bytes = REPEAT(four_bytes(x + r * depth + k)); \
+        a##r = ADD_PRODUCTS(a##r, bytes, w0);                     \
+        b##r = ADD_PRODUCTS(b##r, bytes, w1);                     \
+        IN_REGISTERS(a##r, b##r);                                 \
+    }
+#define STORE(r)                                          \
+    SAVE(sums + r * COLUMNS, a##r);                       \
+    SAVE(sums + r * COLUMNS + COLUMNS / 2, b##r);
+#define SIX(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define TWELVE(DO) SIX(DO) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+
+#define TILE_FUNCTION(NAME, FEATURES, EACH_ROW)                                               \
+    TARGET(FEATURES)                                                                          \
+    static void NAME(const uint8_t *x, const int8_t *weight, int64_t depth, int32_t *sums) {  \
+        const Vector zero = EMPTY();                                                          \
+        Vector EACH_ROW(ZERO) w0, w1;                                                         \
+        for (int64_t k = 0; k < depth; k += 4) {                                              \
+            w0 = LOAD(weight + k * 16);                                                       \
+            w1 = LOAD(weight + SECOND + k * 16);                                              \
+            EACH_ROW(ADD_ROW)                                                                 \
+        }                                                                                     \
+        EACH_ROW(STORE)                                                                       \
+    }
+
+#define Vector __m256i
+#define COLUMNS 16
+#define SECOND 32
+#define EMPTY _mm256_setzero_si256
+#define REPEAT _mm256_set1_epi32
+#define LOAD(from) _mm256_loadu_si256((const __m256i *)(from))
+#define SAVE(to, vector) _mm256_storeu_si256((__m256i *)(to), vector)
+#define ADD_PRODUCTS(sum, bytes, w) \
+    _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, w), _mm256_set1_epi16(1)))
+TILE_FUNCTION(avx2_tile, "avx2,fma", SIX)
+#undef ADD_PRODUCTS
+#define ADD_PRODUCTS _mm256_dpbusd_avx_epi32
+TILE_FUNCTION(avx_vnni_tile, "avx2,fma,avxvnni", SIX)
+#undef Vector
+#undef COLUMNS
+#undef SECOND
+#undef EMPTY
+#undef REPEAT
+#undef LOAD
+#undef SAVE
+#undef ADD_PRODUCTS
+
+#define Vector __m512i
+#define COLUMNS 32
+#define SECOND (depth * 16)
+#define EMPTY _mm512_setzero_si512
+#define REPEAT _mm512_set1_epi32
+#define LOAD _mm512_loadu_si512
+#define SAVE _mm512_storeu_si512
+#define ADD_PRODUCTS _mm512_dpbusd_epi32
+TILE_FUNCTION(avx512_vnni_tile, "avx512f,avx512bw,avx512vl,avx512vnni", TWELVE)
+
+#if defined(__linux__)
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64))) Tiles;
+
+/* Tiles 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 panels: each 16 rows of 64 bytes. */
+TARGET("amx-tile,amx-int8")
+static void amx_tile(const uint8_t *x, const int8_t *weight, int64_t depth, int32_t *sums) {
+    const int64_t panel = depth * 16;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < depth; k += 64) {
+        _tile_loadd(4, x + k, depth);
+        _tile_loadd(5, x + 16 * depth + k, depth);
+        _tile_loadd(6, weight + k * 16, 64);
+        _tile_loadd(7, weight + panel + k * 16, 64);
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    }
+    _tile_stored(0, sums, 128);
+    _tile_stored(1, sums + 16, 128);
+    _tile_stored(2, sums + 16 * 32, 128);
+    _tile_stored(3, sums + 16 * 32 + 16, 128);
+}
+
+/* The intrinsics of GCC do not tell the compiler that all 64 bytes are read or written. */
+INLINE void written(Tiles *tiles) { __asm__ volatile("" : : "r"(tiles) : "memory"); }
+
+/* Set the tiles of this thread, and keep those that another library may have set. */
+TARGET("amx-tile") static void set_tiles(Tiles *before) {
+    Tiles tiles = {.palette = 1};
+    for (int i = 0; i < 8; i++) tiles.row_bytes[i] = 64, tiles.rows[i] = 16;
+    written(&tiles);
+    _tile_storeconfig(before);
+    written(before);
+    _tile_loadconfig(&tiles);
+}
+
+TARGET("amx-tile") static void reset_tiles(const Tiles *before) {
+    if (before->palette)
+        _tile_loadconfig(before);
+    else
+        _tile_release();
+}
+
+#endif
+
+static Kernel kernel_of(int which) {
+    switch (which) {
+        case AVX_VNNI: return (Kernel){avx_vnni_tile, 6, 16};
+        case AVX512_VNNI: return (Kernel){avx512_vnni_tile, 12, 32};
+#if defined(__linux__)
+        case AMX: return (Kernel){amx_tile, 32, 32};
+#endif
+        default: return (Kernel){avx2_tile, 6, 16};
+    }
+}
+
+/* ---- numbers ---- */
+
+TARGET("avx2,fma") INLINE __m256 load(const void *from, int64_t index, int is_bfloat16) {
+    if (!is_bfloat16) return _mm256_loadu_ps((const float *)from + index);
+    const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)from + index));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* bfloat16 is rounded to the nearest, a half to even. */
+TARGET("avx2,fma") INLINE void store(void *to, int64_t index, __m256 y, int is_bfloat16) {
+    if (!is_bfloat16) {
+        _mm256_storeu_ps((float *)to + index, y);
+        return;
+    }
+    const __m256i bits = _mm256_castps_si256(y);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+    const __m256 unordered = _mm256_cmp_ps(y, y, _CMP_UNORD_Q);
+    rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), _mm256_castps_si256(unordered));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x88);
+    _mm_storeu_si128((__m128i *)((uint16_t *)to + index), _mm256_castsi256_si128(packed));
+}
+
+/* exp(x) = 2^n exp(r) with |r| <= log(2) / 2, and a Taylor polynomial of degree 6. */
+TARGET("avx2,fma") INLINE __m256 exponential(__m256 x) {
+    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)), _mm256_set1_ps(88.0f));
+    const __m256 n = _mm256_round_ps(
+        _mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    static const float terms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    __m256 y = _mm256_set1_ps(1.0f / 720);
+    for (int i = 0; i < 6; i++) y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(terms[i]));
+    const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), power));
+}
+
+/* The error function by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7. */
+TARGET("avx2,fma") INLINE __m256 gelu(__m256 x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
+    const __m256 z = _mm256_mul_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(0.70710678f));
+    const __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(z, _mm256_set1_ps(0.3275911f), one));
+    static const float terms[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+    __m256 tail = _mm256_set1_ps(1.061405429f);
+    for (int i = 0; i < 4; i++) tail = _mm256_fmadd_ps(tail, t, _mm256_set1_ps(terms[i]));
+    const __m256 bell = exponential(_mm256_xor_ps(_mm256_mul_ps(z, z), sign));
+    const __m256 error = _mm256_fnmadd_ps(_mm256_mul_ps(tail, t), bell, one);
+    const __m256 half = _mm256_mul_ps(x, _mm256_set1_ps(0.5f));
+    return _mm256_fmadd_ps(half, _mm256_or_ps(error, _mm256_and_ps(sign, x)), half);
+}
+
+TARGET("avx2,fma") INLINE __m256 silu(__m256 x) {
+    const __m256 minus = _mm256_xor_ps(x, _mm256_set1_ps(-0.0f));
+    return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), exponential(minus)));
+}
+
+/* x (1 + tanh(y)) / 2 = x / (1 + exp(-2 y)) */
+TARGET("avx2,fma") INLINE __m256 gelu_tanh(__m256 x) {
+    const __m256 cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
+    const __m256 y = _mm256_mul_ps(
+        _mm256_fmadd_ps(cube, _mm256_set1_ps(0.044715f), x), _mm256_set1_ps(-1.5957691f));
+    return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), exponential(y)));
+}
+
+TARGET("avx2,fma") INLINE __m256 activated(__m256 x, int activation) {
+    switch (activation) {
+        case GELU: return gelu(x);
+        case GELU_TANH: return gelu_tanh(x);
+        case SILU: return silu(x);
+        default: return x;
+    }
+}
+
+/* Quantise a row to bytes that are 128 more than its numbers; return its scale.
+ *
+ * The largest absolute value is found in the bits, whose order is that of the values: a number that
+ * is not finite is the largest, and the scale is not a number then.
+ */
+TARGET("avx2,fma")
+static float quantize(const ProductWork *w, int64_t row, uint8_t *bytes) {
+    const int64_t start = row * w->x_row;
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256();
+    for (int c = 0; c < w->inner; c += 8) {
+        const __m256i bits = _mm256_castps_si256(load(w->x, start + c, w->is_bfloat16));
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, magnitude));
+    }
+    float values[8], top = 0.0f;
+    int32_t bits[8];
+    _mm256_storeu_si256((__m256i *)bits, largest);
+    _mm256_storeu_ps(values, _mm256_castsi256_ps(largest));
+    for (int i = 0; i < 8; i++) {
+        if (bits[i] >= 0x7f800000) return __builtin_nanf("");
+        top = values[i] > top ? values[i] : top;
+    }
+    const __m256 inverse = _mm256_set1_ps(top > 0.0f ? 127.0f / top : 0.0f);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i offset = _mm256_set1_epi8((char)128);
+    int c = 0;
+    for (; c + 32 <= w->inner; c += 32) {
+        __m256i part[4];
+        for (int i = 0; i < 4; i++)
+            part[i] = _mm256_cvtps_epi32(
+                _mm256_mul_ps(load(w->x, start + c + 8 * i, w->is_bfloat16), inverse));
+        const __m256i first = _mm256_packs_epi32(part[0], part[1]);
+        const __m256i second = _mm256_packs_epi32(part[2], part[3]);
+        const __m256i mixed = _mm256_xor_si256(_mm256_packs_epi16(first, second), offset);
+        _mm256_storeu_si256((__m256i *)(bytes + c), _mm256_permutevar8x32_epi32(mixed, order));
+    }
+    for (; c < w->inner; c += 8) {
+        int32_t part[8];
+        const __m256 x = _mm256_mul_ps(load(w->x, start + c, w->is_bfloat16), inverse);
+        _mm256_storeu_si256((__m256i *)part, _mm256_cvtps_epi32(x));
+        for (int i = 0; i < 8; i++) bytes[c + i] = (uint8_t)(part[i] + 128);
+    }
+    return top / 127.0f;
+}
+
+/* Write columns of a row: sums times scales, bias, activation, and the other tensor. */
+TARGET("avx2,fma")
+static void write_row(
+    const ProductWork *w, int64_t row, float scale, int column, int columns, const int32_t *sums) {
+    const __m256 row_scale = _mm256_set1_ps(scale);
+    for (int i = 0; i < columns; i += 8) {
+        const int c = column + i;
+        const __m256i offset = _mm256_loadu_si256((const __m256i *)(w->offset + c));
+        const __m256i sum = _mm256_loadu_si256((const __m256i *)(sums + i));
+        __m256 y = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
+        y = _mm256_mul_ps(y, _mm256_mul_ps(row_scale, _mm256_loadu_ps(w->scale + c)));
+        if (w->bias) y = _mm256_add_ps(y, _mm256_loadu_ps(w->bias + c));
+        y = activated(y, w->activation);
+        if (w->operation != NOTHING) {
+            const __m256 other = load(w->other, row * w->other_row + c, w->is_bfloat16);
+            y = w->operation == ADD ? _mm256_add_ps(y, other) : _mm256_mul_ps(y, other);
+        }
+        store(w->out, row * w->out_row + c, y, w->is_bfloat16);
+    }
+}
+
+static void multiply(
+    const ProductWork *w, const Kernel *kernel, int64_t first, int rows, uint8_t *bytes) {
+    const int64_t depth = round_up(w->inner, MULTIPLE);
+    float scales[ROWS];
+    int32_t sums[TILE];
+    for (int r = 0; r < rows; r++) scales[r] = quantize(w, first + r, bytes + r * depth);
+    for (int column = 0; column < w->columns; column += kernel->columns) {
+        const int left = w->columns - column;
+        const int columns = left < kernel->columns ? left : kernel->columns;
+        for (int row = 0; row < rows; row += kernel->rows) {
+            kernel->tile(bytes + row * depth, w->weight + column * depth, depth, sums);
+            for (int r = row; r < rows && r < row + kernel->rows; r++)
+                write_row(w, first + r, scales[r], column, columns,
+                          sums + (r - row) * kernel->columns);
+        }
+    }
+}
+
+static void share(void *work) {
+    ProductWork *w = work;
+    const Kernel kernel = kernel_of(w->kernel);
+    /* Rows and numbers that are not there are zero. */
+    uint8_t *bytes = calloc(ROWS, (size_t)round_up(w->inner, MULTIPLE));
+    if (!bytes) {
+        w->failed = 1;
+        return;
+    }
+#if defined(__linux__)
+    Tiles before;
+    if (w->kernel == AMX) set_tiles(&before);
+#endif
+    for (;;) {
+        const int64_t first = __atomic_fetch_add(&w->next, w->size, __ATOMIC_RELAXED);
+        if (first >= w->rows) break;
+        const int64_t left = w->rows - first;
+        multiply(w, &kernel, first, (int)(left < w->size ? left : w->size), bytes);
+    }
+#if defined(__linux__)
+    if (w->kernel == AMX) reset_tiles(&before);
+#endif
+    free(bytes);
+}
+
+/* The caller compares it with its own: a library that is older than the package has another. */
+int int8_products_work_size(void) { return (int)sizeof(ProductWork); }
+
+/* Return whether this process may use the tiles of AMX, for which Linux has to be asked. */
+int int8_products_may_use_amx(void) {
+#if defined(__linux__)
+    enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* Documentation/arch/x86/xstate.rst */
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+
+/* Multiply all rows; return whether there was too little memory. */
+int int8_products(ProductWork *work, Parallel parallel, int threads) {
+    const int multiple = kernel_of(work->kernel).rows;
+    const int count = parallel && threads > 1 ? threads : 1;
+    const int64_t shares = (work->rows + (int64_t)ROWS * count - 1) / ((int64_t)ROWS * count) * count;
+    work->size = round_up((work->rows + shares - 1) / (shares ? shares : 1), multiple);
+    work->next = work->failed = 0;
+    if (count > 1)
+        parallel(share, work, (unsigned)count, 0);
+    else
+        share(work);
+    return work->failed;
+}
+
+#else
+
+int int8_products_work_size(void) { return 0; }
+int int8_products_may_use_amx(void) { return 0; }
+int int8_products(void *work, void *parallel, int threads) { return 2; }
+
+#endif

@@ -1,0 +1,182 @@
+"""Products with weights of 8 bits on a CPU: `int8_products.c`, for scoring with `dtype="int8"`.
+
+The rows of a tensor are quantised to 8 bits on the way, each with a scale of its own, so that a
+score does not depend on the other pairs of a batch. Weights have 7 bits and a scale for each
+output. Sums are integers, which are the same on every processor.
+"""
+
+import ctypes
+import os
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rerank_plugin.engine.compiled import Function, compiled_function, library, run
+from rerank_plugin.engine.cpu_attention import AVX2, can_run
+from rerank_plugin.engine.products import Activation, LinearProduct
+from rerank_plugin.model.device import cpu_has, torch_uses_avx512
+
+#: The largest weight: with it two products of a weight and a byte fit 16 bits, as AVX2 adds them.
+LARGEST_WEIGHT = 63
+
+#: Packed weights have zeros up to a multiple of this, in both directions.
+PACKED_MULTIPLE = 64
+
+#: Both sizes of weights have to be a multiple of this.
+SIZE_MULTIPLE = 8
+
+#: The activations of the C file, by their names and variants in oneDNN.
+ACTIVATION_CODES = {("gelu", "none"): 1, ("gelu", "tanh"): 2, ("swish", ""): 3}
+
+#: What the C file does with another tensor.
+OPERATION_CODES = {"add": 1, "mul": 2}
+
+
+class Instructions(IntEnum):
+    """The instructions that multiply bytes, by their numbers in the C file, slowest first."""
+
+    AVX2 = 1
+    AVX_VNNI = 2
+    AVX512_VNNI = 3
+    AMX = 4
+
+
+class ProductWork(ctypes.Structure):
+    """The arguments of `int8_products`, with the layout of `ProductWork` in the C file."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "other", "out")),
+        *((name, ctypes.c_int64) for name in ("x_row", "other_row", "out_row")),
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "offset", "bias")),
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                *("rows", "inner", "columns", "is_bfloat16"),
+                *("activation", "operation", "kernel", "failed"),
+            )
+        ),
+        ("next", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+    )
+
+
+@cache
+def int8_kernel() -> Function | None:
+    """Return the compiled product; None if there is none, or this CPU has no AVX2."""
+    if not can_run(AVX2):
+        return None
+    return compiled_function("int8_products", ProductWork, "int8_products_work_size")
+
+
+@cache
+def usable_instructions() -> list[Instructions]:
+    """Return the instructions for bytes that this CPU has, slowest first.
+
+    Those that `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` keep torch from using are left out.
+    """
+    usable = [Instructions.AVX2]
+    if cpu_has("avx_vnni") and os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2":
+        usable.append(Instructions.AVX_VNNI)
+    if torch_uses_avx512() and cpu_has("avx512_vnni"):
+        usable.append(Instructions.AVX512_VNNI)
+    if torch_uses_avx512() and cpu_has("amx_int8") and may_use_amx():
+        usable.append(Instructions.AMX)
+    return usable
+
+
+def may_use_amx() -> bool:
+    """Return whether the system lets this process use AMX."""
+    compiled = library()
+    return compiled is not None and bool(compiled.int8_products_may_use_amx())
+
+
+def is_int8_supported() -> bool:
+    """Return whether this machine multiplies bytes: on x86 with AVX2, and a compiled library."""
+    return int8_kernel() is not None
+
+
+class Int8Product(LinearProduct):
+    """The product with weights of 8 bits, whose sizes are multiples of `SIZE_MULTIPLE`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, **adapters: Any) -> None:
+        self.columns, self.inner = weight.shape
+        quantized, self.scale = quantize_weight(weight)
+        self.offset = 128 * quantized.sum(1, dtype=torch.int32)
+        bias = None if bias is None else bias.float().contiguous()
+        super().__init__(pack(quantized), bias, **adapters)
+
+    def __call__(self, x: Tensor, activation: Activation | None = None) -> Tensor:
+        """Return the product, `[tokens, out]`, followed by an activation if one is given."""
+        addition = self.addition(x)
+        if addition is None:
+            return self._product(x, activation)
+        out = self._product(x, other=addition, operation="add")
+        return activation(out) if activation else out
+
+    def combine(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
+        """Return the product plus (`add`) or times (`mul`) another tensor, `[tokens, out]`."""
+        addition = self.addition(x)
+        if addition is None:
+            return self._product(x, other=other, operation=operation)
+        if operation == "add":
+            return self._product(x, other=addition + other, operation=operation)
+        return self._product(x, other=addition, operation="add").mul_(other)
+
+    def _product(
+        self,
+        x: Tensor,
+        activation: Activation | None = None,
+        *,
+        other: Tensor | None = None,
+        operation: str = "",
+    ) -> Tensor:
+        kernel = int8_kernel()
+        assert kernel is not None
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        other = None if other is None else other.to(x.dtype).contiguous()
+        out = torch.empty(len(x), self.columns, dtype=x.dtype)
+        work = ProductWork(
+            x=x.data_ptr(),
+            other=address(other),
+            out=out.data_ptr(),
+            x_row=x.stride(0),
+            other_row=self.columns,
+            out_row=self.columns,
+            weight=self.weight.data_ptr(),
+            scale=self.scale.data_ptr(),
+            offset=self.offset.data_ptr(),
+            bias=address(self.bias),
+            rows=len(x),
+            inner=self.inner,
+            columns=self.columns,
+            is_bfloat16=x.dtype == torch.bfloat16,
+            activation=ACTIVATION_CODES[activation.name, activation.variant] if activation else 0,
+            operation=OPERATION_CODES.get(operation, 0),
+            kernel=usable_instructions()[-1],
+        )
+        run(kernel, work)
+        return out
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights `[out, in]` as int8, and the scale of each output, float32 `[out]`."""
+    weight = weight.float()
+    largest = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = largest / LARGEST_WEIGHT
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Return int8 weights `[out, in]` in panels of 16 outputs, as the C file describes them."""
+    columns, inner = (-(-size // PACKED_MULTIPLE) * PACKED_MULTIPLE for size in weight.shape)
+    padded = weight.new_zeros(columns, inner)
+    padded[: weight.shape[0], : weight.shape[1]] = weight
+    return padded.reshape(columns // 16, 16, inner // 4, 4).transpose(1, 2).contiguous()
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return the address of a tensor, if there is one."""
+    return None if tensor is None else tensor.data_ptr()
