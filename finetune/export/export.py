@@ -13,7 +13,7 @@ from rerank_plugin.io.versions import with_versions
 from rerank_plugin.model.head import keep_one_label
 from rerank_plugin.model.loading import default_max_length, load_model, resolve_max_length
 from rerank_plugin.model.modular import ModularClassifier
-from rerank_plugin.model.settings import EXPORT, RerankSettings
+from rerank_plugin.model.settings import EXPORT, RerankSettings, read_object
 from rerank_plugin.reranker import Reranker
 
 from .agreement import Agreement, sample_pairs
@@ -189,11 +189,20 @@ def write_without_model(folder: Path, graph: Path, options: ExportOptions) -> Pa
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
+    name_tokenizer(folder)
     replace(settings, max_length=max_length).write(folder)
     batches = PairBatches.from_model(loaded, max_length)
     pairs = batches.encoder.encode(sample_pairs("dev.jsonl", 2))
     write_graph(model, batches.batch(pairs), graph)
     return batches
+
+
+def name_tokenizer(folder: Path) -> None:
+    """Name a general tokenizer as transformers 4 does too, which optimum may need."""
+    file = folder / "tokenizer_config.json"
+    config = read_object(file)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        write_json(file, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def compare(

@@ -42,6 +42,9 @@ class Runtime(Protocol):
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
     """Hide warnings, and what some loggers log below errors."""
+    # Without a handler, the first message to the root logger would give it one for good.
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
     levels = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -50,5 +53,6 @@ def quiet(*loggers: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        root.removeHandler(handler)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
