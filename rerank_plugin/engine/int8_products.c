@@ -53,11 +53,6 @@ typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 /* Sums of a tile: rows of `x`, `depth` bytes each, times the columns of panels. */
 typedef void (*Tile)(const uint8_t *x, const int8_t *weight, int64_t depth, int32_t *sums);
 
-typedef struct {
-    Tile tile;
-    int rows, columns;
-} Kernel;
-
 INLINE int round_up(int64_t number, int multiple) {
     return (int)((number + multiple - 1) / multiple * multiple);
 }
@@ -186,27 +181,36 @@ TARGET("amx-tile") static void reset_tiles(const Tiles *before) {
 
 #endif
 
-static Kernel kernel_of(int which) {
-    switch (which) {
-        case AVX_VNNI: return (Kernel){avx_vnni_tile, 6, 16};
-        case AVX512_VNNI: return (Kernel){avx512_vnni_tile, 12, 32};
-#if defined(__linux__)
-        case AMX: return (Kernel){amx_tile, 32, 32};
-#endif
-        default: return (Kernel){avx2_tile, 6, 16};
-    }
-}
-
 /* ---- numbers ---- */
 
-TARGET("avx2,fma") INLINE __m256 load(const void *from, int64_t index, int is_bfloat16) {
+/* The rows of a call, quantised to bytes that are 128 more than their numbers; the scale. */
+typedef float (*Quantize)(const ProductWork *w, int64_t row, uint8_t *bytes);
+
+/* Sums of rows and columns. */
+typedef struct {
+    const int32_t *sums;
+    int64_t row;
+    int rows, column, columns, stride;
+} Block;
+
+/* Write sums times scales, with bias, activation and the other tensor. */
+typedef void (*Write)(const ProductWork *w, const Block *block, const float *scales);
+
+#define JOIN(name, set) name##_##set
+#define NAMED(name, set) JOIN(name, set)
+#define NAME(name) NAMED(name, SET)
+
+#define AVX2_FEATURES "avx2,fma"
+#define AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+
+TARGET(AVX2_FEATURES) INLINE __m256 load_avx2(const void *from, int64_t index, int is_bfloat16) {
     if (!is_bfloat16) return _mm256_loadu_ps((const float *)from + index);
     const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)from + index));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-/* bfloat16 is rounded to the nearest, a half to even. */
-TARGET("avx2,fma") INLINE void store(void *to, int64_t index, __m256 y, int is_bfloat16) {
+/* bfloat16 is rounded to the nearest, a half to even; what is not a number keeps its first bits. */
+TARGET(AVX2_FEATURES) INLINE void store_avx2(void *to, int64_t index, __m256 y, int is_bfloat16) {
     if (!is_bfloat16) {
         _mm256_storeu_ps((float *)to + index, y);
         return;
@@ -214,126 +218,118 @@ TARGET("avx2,fma") INLINE void store(void *to, int64_t index, __m256 y, int is_b
     const __m256i bits = _mm256_castps_si256(y);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
-    const __m256 unordered = _mm256_cmp_ps(y, y, _CMP_UNORD_Q);
-    rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), _mm256_castps_si256(unordered));
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x88);
+    const __m256 rounded = _mm256_castsi256_ps(_mm256_add_epi32(bits, half));
+    const __m256 kept = _mm256_blendv_ps(rounded, y, _mm256_cmp_ps(y, y, _CMP_UNORD_Q));
+    const __m256i first = _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(first, first), 0x88);
     _mm_storeu_si128((__m128i *)((uint16_t *)to + index), _mm256_castsi256_si128(packed));
 }
 
-/* exp(x) = 2^n exp(r) with |r| <= log(2) / 2, and a Taylor polynomial of degree 6. */
-TARGET("avx2,fma") INLINE __m256 exponential(__m256 x) {
-    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)), _mm256_set1_ps(88.0f));
-    const __m256 n = _mm256_round_ps(
-        _mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-    static const float terms[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-    __m256 y = _mm256_set1_ps(1.0f / 720);
-    for (int i = 0; i < 6; i++) y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(terms[i]));
-    const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), power));
-}
-
-/* The error function by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7. */
-TARGET("avx2,fma") INLINE __m256 gelu(__m256 x) {
-    const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
-    const __m256 z = _mm256_mul_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(0.70710678f));
-    const __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(z, _mm256_set1_ps(0.3275911f), one));
-    static const float terms[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
-    __m256 tail = _mm256_set1_ps(1.061405429f);
-    for (int i = 0; i < 4; i++) tail = _mm256_fmadd_ps(tail, t, _mm256_set1_ps(terms[i]));
-    const __m256 bell = exponential(_mm256_xor_ps(_mm256_mul_ps(z, z), sign));
-    const __m256 error = _mm256_fnmadd_ps(_mm256_mul_ps(tail, t), bell, one);
-    const __m256 half = _mm256_mul_ps(x, _mm256_set1_ps(0.5f));
-    return _mm256_fmadd_ps(half, _mm256_or_ps(error, _mm256_and_ps(sign, x)), half);
-}
-
-TARGET("avx2,fma") INLINE __m256 silu(__m256 x) {
-    const __m256 minus = _mm256_xor_ps(x, _mm256_set1_ps(-0.0f));
-    return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), exponential(minus)));
-}
-
-/* x (1 + tanh(y)) / 2 = x / (1 + exp(-2 y)) */
-TARGET("avx2,fma") INLINE __m256 gelu_tanh(__m256 x) {
-    const __m256 cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
-    const __m256 y = _mm256_mul_ps(
-        _mm256_fmadd_ps(cube, _mm256_set1_ps(0.044715f), x), _mm256_set1_ps(-1.5957691f));
-    return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), exponential(y)));
-}
-
-TARGET("avx2,fma") INLINE __m256 activated(__m256 x, int activation) {
-    switch (activation) {
-        case GELU: return gelu(x);
-        case GELU_TANH: return gelu_tanh(x);
-        case SILU: return silu(x);
-        default: return x;
-    }
-}
-
-/* Quantise a row to bytes that are 128 more than its numbers; return its scale.
- *
- * The largest absolute value is found in the bits, whose order is that of the values: a number that
- * is not finite is the largest, and the scale is not a number then.
- */
-TARGET("avx2,fma")
-static float quantize(const ProductWork *w, int64_t row, uint8_t *bytes) {
-    const int64_t start = row * w->x_row;
+/* The bits of the largest absolute value of each lane: their order is that of the values. */
+TARGET(AVX2_FEATURES) INLINE __m256i larger_avx2(__m256i largest, __m256 x) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256i largest = _mm256_setzero_si256();
-    for (int c = 0; c < w->inner; c += 8) {
-        const __m256i bits = _mm256_castps_si256(load(w->x, start + c, w->is_bfloat16));
-        largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, magnitude));
-    }
-    float values[8], top = 0.0f;
-    int32_t bits[8];
-    _mm256_storeu_si256((__m256i *)bits, largest);
-    _mm256_storeu_ps(values, _mm256_castsi256_ps(largest));
-    for (int i = 0; i < 8; i++) {
-        if (bits[i] >= 0x7f800000) return __builtin_nanf("");
-        top = values[i] > top ? values[i] : top;
-    }
-    const __m256 inverse = _mm256_set1_ps(top > 0.0f ? 127.0f / top : 0.0f);
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i offset = _mm256_set1_epi8((char)128);
-    int c = 0;
-    for (; c + 32 <= w->inner; c += 32) {
-        __m256i part[4];
-        for (int i = 0; i < 4; i++)
-            part[i] = _mm256_cvtps_epi32(
-                _mm256_mul_ps(load(w->x, start + c + 8 * i, w->is_bfloat16), inverse));
-        const __m256i first = _mm256_packs_epi32(part[0], part[1]);
-        const __m256i second = _mm256_packs_epi32(part[2], part[3]);
-        const __m256i mixed = _mm256_xor_si256(_mm256_packs_epi16(first, second), offset);
-        _mm256_storeu_si256((__m256i *)(bytes + c), _mm256_permutevar8x32_epi32(mixed, order));
-    }
-    for (; c < w->inner; c += 8) {
-        int32_t part[8];
-        const __m256 x = _mm256_mul_ps(load(w->x, start + c, w->is_bfloat16), inverse);
-        _mm256_storeu_si256((__m256i *)part, _mm256_cvtps_epi32(x));
-        for (int i = 0; i < 8; i++) bytes[c + i] = (uint8_t)(part[i] + 128);
-    }
-    return top / 127.0f;
+    return _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(x), magnitude));
 }
 
-/* Write columns of a row: sums times scales, bias, activation, and the other tensor. */
-TARGET("avx2,fma")
-static void write_row(
-    const ProductWork *w, int64_t row, float scale, int column, int columns, const int32_t *sums) {
-    const __m256 row_scale = _mm256_set1_ps(scale);
-    for (int i = 0; i < columns; i += 8) {
-        const int c = column + i;
-        const __m256i offset = _mm256_loadu_si256((const __m256i *)(w->offset + c));
-        const __m256i sum = _mm256_loadu_si256((const __m256i *)(sums + i));
-        __m256 y = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum, offset));
-        y = _mm256_mul_ps(y, _mm256_mul_ps(row_scale, _mm256_loadu_ps(w->scale + c)));
-        if (w->bias) y = _mm256_add_ps(y, _mm256_loadu_ps(w->bias + c));
-        y = activated(y, w->activation);
-        if (w->operation != NOTHING) {
-            const __m256 other = load(w->other, row * w->other_row + c, w->is_bfloat16);
-            y = w->operation == ADD ? _mm256_add_ps(y, other) : _mm256_mul_ps(y, other);
-        }
-        store(w->out, row * w->out_row + c, y, w->is_bfloat16);
+TARGET(AVX2_FEATURES) INLINE int32_t largest_avx2(__m256i x) {
+    __m128i y = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    y = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+}
+
+/* Numbers as bytes that are 128 more. */
+TARGET(AVX2_FEATURES) INLINE void store_bytes_avx2(uint8_t *to, __m256 x) {
+    const __m256i numbers = _mm256_cvtps_epi32(x);
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
+    const __m128i bytes = _mm_xor_si128(_mm_packs_epi16(words, words), _mm_set1_epi8((char)128));
+    _mm_storel_epi64((__m128i *)to, bytes);
+}
+
+#define SET avx2
+#define VEC __m256
+#define INTEGERS __m256i
+#define WIDTH 8
+#define OP(name) _mm256_##name
+#define ZERO_INTEGERS _mm256_setzero_si256()
+#define LOAD_INTEGERS(from) _mm256_loadu_si256((const __m256i *)(from))
+#define EXPONENT(x) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23))
+#define FEATURES AVX2_FEATURES
+#include "int8_rows.h"
+#undef SET
+#undef VEC
+#undef INTEGERS
+#undef WIDTH
+#undef OP
+#undef ZERO_INTEGERS
+#undef LOAD_INTEGERS
+#undef EXPONENT
+#undef FEATURES
+
+TARGET(AVX512_FEATURES) INLINE __m512 load_avx512(const void *from, int64_t index, int is_bfloat16) {
+    if (!is_bfloat16) return _mm512_loadu_ps((const float *)from + index);
+    const __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)from + index));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+TARGET(AVX512_FEATURES)
+INLINE void store_avx512(void *to, int64_t index, __m512 y, int is_bfloat16) {
+    if (!is_bfloat16) {
+        _mm512_storeu_ps((float *)to + index, y);
+        return;
+    }
+    const __m512i bits = _mm512_castps_si512(y);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __mmask16 number = _mm512_cmp_ps_mask(y, y, _CMP_ORD_Q);
+    const __m512i rounded = _mm512_mask_add_epi32(bits, number, bits, half);
+    const __m256i packed = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    _mm256_storeu_si256((__m256i *)((uint16_t *)to + index), packed);
+}
+
+TARGET(AVX512_FEATURES) INLINE __m512i larger_avx512(__m512i largest, __m512 x) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    return _mm512_max_epi32(largest, _mm512_and_si512(_mm512_castps_si512(x), magnitude));
+}
+
+TARGET(AVX512_FEATURES) INLINE int32_t largest_avx512(__m512i x) {
+    return _mm512_reduce_max_epi32(x);
+}
+
+TARGET(AVX512_FEATURES) INLINE void store_bytes_avx512(uint8_t *to, __m512 x) {
+    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
+    _mm_storeu_si128((__m128i *)to, _mm_xor_si128(bytes, _mm_set1_epi8((char)128)));
+}
+
+#define SET avx512
+#define VEC __m512
+#define INTEGERS __m512i
+#define WIDTH 16
+#define OP(name) _mm512_##name
+#define ZERO_INTEGERS _mm512_setzero_si512()
+#define LOAD_INTEGERS _mm512_loadu_si512
+#define EXPONENT(x) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23))
+#define FEATURES AVX512_FEATURES
+#include "int8_rows.h"
+
+/* ---- products ---- */
+
+typedef struct {
+    Tile tile;
+    int rows, columns;
+    Quantize quantize;
+    Write write;
+} Kernel;
+
+static Kernel kernel_of(int which) {
+    switch (which) {
+        case AVX_VNNI: return (Kernel){avx_vnni_tile, 6, 16, quantize_avx2, write_avx2};
+        case AVX512_VNNI:
+            return (Kernel){avx512_vnni_tile, 12, 32, quantize_avx512, write_avx512};
+#if defined(__linux__)
+        case AMX: return (Kernel){amx_tile, 32, 32, quantize_avx512, write_avx512};
+#endif
+        default: return (Kernel){avx2_tile, 6, 16, quantize_avx2, write_avx2};
     }
 }
 
@@ -342,15 +338,21 @@ static void multiply(
     const int64_t depth = round_up(w->inner, MULTIPLE);
     float scales[ROWS];
     int32_t sums[TILE];
-    for (int r = 0; r < rows; r++) scales[r] = quantize(w, first + r, bytes + r * depth);
+    for (int r = 0; r < rows; r++) scales[r] = kernel->quantize(w, first + r, bytes + r * depth);
     for (int column = 0; column < w->columns; column += kernel->columns) {
         const int left = w->columns - column;
         const int columns = left < kernel->columns ? left : kernel->columns;
         for (int row = 0; row < rows; row += kernel->rows) {
             kernel->tile(bytes + row * depth, w->weight + column * depth, depth, sums);
-            for (int r = row; r < rows && r < row + kernel->rows; r++)
-                write_row(w, first + r, scales[r], column, columns,
-                          sums + (r - row) * kernel->columns);
+            const Block block = {
+                .sums = sums,
+                .row = first + row,
+                .rows = rows - row < kernel->rows ? rows - row : kernel->rows,
+                .column = column,
+                .columns = columns,
+                .stride = kernel->columns,
+            };
+            kernel->write(w, &block, scales + row);
         }
     }
 }

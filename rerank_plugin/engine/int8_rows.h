@@ -1,0 +1,118 @@
+/* The rows of `int8_products.c` for one set of instructions, which it names. */
+
+/* exp(x), of which x is a multiple of log(2) and the rest in [-log(2) / 2, log(2) / 2]: a Taylor
+ * polynomial of degree 6, to 2e-7. Added to `magic`, the multiple is rounded, and the last bits of
+ * the sum are the biased exponent. */
+TARGET(FEATURES) INLINE VEC NAME(exponential)(VEC x) {
+    const VEC magic = OP(set1_ps)(12582912.0f + 127.0f);
+    x = OP(min_ps)(OP(set1_ps)(87.0f), OP(max_ps)(OP(set1_ps)(-87.0f), x));
+    const VEC whole = OP(fmadd_ps)(x, OP(set1_ps)(1.44269504f), magic);
+    const VEC n = OP(sub_ps)(whole, magic);
+    VEC r = OP(fnmadd_ps)(n, OP(set1_ps)(0.693359375f), x);
+    r = OP(fnmadd_ps)(n, OP(set1_ps)(-2.12194440e-4f), r);
+    VEC y = OP(set1_ps)(1.0f / 720);
+    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f / 120));
+    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f / 24));
+    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f / 6));
+    y = OP(fmadd_ps)(y, r, OP(set1_ps)(0.5f));
+    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f));
+    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f));
+    return OP(mul_ps)(y, EXPONENT(whole));
+}
+
+/* x (1 + erf(x / sqrt(2))) / 2, by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7. */
+TARGET(FEATURES) INLINE VEC NAME(gelu)(VEC x) {
+    const VEC sign = OP(set1_ps)(-0.0f), one = OP(set1_ps)(1.0f);
+    const VEC z = OP(mul_ps)(OP(andnot_ps)(sign, x), OP(set1_ps)(0.70710678f));
+    const VEC t = OP(div_ps)(one, OP(fmadd_ps)(z, OP(set1_ps)(0.3275911f), one));
+    VEC tail = OP(set1_ps)(1.061405429f);
+    tail = OP(fmadd_ps)(tail, t, OP(set1_ps)(-1.453152027f));
+    tail = OP(fmadd_ps)(tail, t, OP(set1_ps)(1.421413741f));
+    tail = OP(fmadd_ps)(tail, t, OP(set1_ps)(-0.284496736f));
+    tail = OP(fmadd_ps)(tail, t, OP(set1_ps)(0.254829592f));
+    const VEC bell = NAME(exponential)(OP(xor_ps)(OP(mul_ps)(z, z), sign));
+    const VEC error = OP(fnmadd_ps)(OP(mul_ps)(tail, t), bell, one);
+    const VEC half = OP(mul_ps)(x, OP(set1_ps)(0.5f));
+    return OP(fmadd_ps)(half, OP(or_ps)(error, OP(and_ps)(sign, x)), half);
+}
+
+/* x (1 + tanh(y)) / 2 = x / (1 + exp(-2 y)) */
+TARGET(FEATURES) INLINE VEC NAME(gelu_tanh)(VEC x) {
+    const VEC cube = OP(mul_ps)(OP(mul_ps)(x, x), x);
+    const VEC sum = OP(fmadd_ps)(cube, OP(set1_ps)(0.044715f), x);
+    const VEC exponential = NAME(exponential)(OP(mul_ps)(sum, OP(set1_ps)(-1.5957691f)));
+    return OP(div_ps)(x, OP(add_ps)(OP(set1_ps)(1.0f), exponential));
+}
+
+TARGET(FEATURES) INLINE VEC NAME(silu)(VEC x) {
+    const VEC exponential = NAME(exponential)(OP(xor_ps)(x, OP(set1_ps)(-0.0f)));
+    return OP(div_ps)(x, OP(add_ps)(OP(set1_ps)(1.0f), exponential));
+}
+
+TARGET(FEATURES) INLINE VEC NAME(activated)(VEC x, int activation) {
+    switch (activation) {
+        case GELU: return NAME(gelu)(x);
+        case GELU_TANH: return NAME(gelu_tanh)(x);
+        case SILU: return NAME(silu)(x);
+        default: return x;
+    }
+}
+
+/* A number that is not finite is the largest, and the scale is not a number then. */
+TARGET(FEATURES)
+static float NAME(quantize)(const ProductWork *w, int64_t row, uint8_t *bytes) {
+    const int64_t start = row * w->x_row;
+    const int wide = w->inner / WIDTH * WIDTH;
+    INTEGERS lanes = ZERO_INTEGERS;
+    for (int c = 0; c < wide; c += WIDTH)
+        lanes = NAME(larger)(lanes, NAME(load)(w->x, start + c, w->is_bfloat16));
+    int32_t bits = NAME(largest)(lanes);
+    if (wide < w->inner) {
+        const __m256 rest = load_avx2(w->x, start + wide, w->is_bfloat16);
+        const int32_t other = largest_avx2(larger_avx2(_mm256_setzero_si256(), rest));
+        bits = other > bits ? other : bits;
+    }
+    if (bits >= 0x7f800000) return __builtin_nanf("");
+    float top;
+    memcpy(&top, &bits, sizeof top);
+    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    for (int c = 0; c < wide; c += WIDTH) {
+        const VEC x = NAME(load)(w->x, start + c, w->is_bfloat16);
+        NAME(store_bytes)(bytes + c, OP(mul_ps)(x, OP(set1_ps)(inverse)));
+    }
+    if (wide < w->inner) {
+        const __m256 rest = load_avx2(w->x, start + wide, w->is_bfloat16);
+        store_bytes_avx2(bytes + wide, _mm256_mul_ps(rest, _mm256_set1_ps(inverse)));
+    }
+    return top / 127.0f;
+}
+
+TARGET(FEATURES)
+static void NAME(write)(const ProductWork *w, const Block *block, const float *scales) {
+    int i = 0;
+    for (; i + WIDTH <= block->columns; i += WIDTH) {
+        const int c = block->column + i;
+        const INTEGERS offset = LOAD_INTEGERS(w->offset + c);
+        const VEC column_scale = OP(loadu_ps)(w->scale + c);
+        const VEC bias = w->bias ? OP(loadu_ps)(w->bias + c) : OP(setzero_ps)();
+        for (int r = 0; r < block->rows; r++) {
+            const int64_t row = block->row + r;
+            const INTEGERS sum = LOAD_INTEGERS(block->sums + r * block->stride + i);
+            const VEC scale = OP(mul_ps)(column_scale, OP(set1_ps)(scales[r]));
+            VEC y = OP(cvtepi32_ps)(OP(sub_epi32)(sum, offset));
+            y = NAME(activated)(OP(add_ps)(OP(mul_ps)(y, scale), bias), w->activation);
+            if (w->operation != NOTHING) {
+                const VEC other = NAME(load)(w->other, row * w->other_row + c, w->is_bfloat16);
+                y = w->operation == ADD ? OP(add_ps)(y, other) : OP(mul_ps)(y, other);
+            }
+            NAME(store)(w->out, row * w->out_row + c, y, w->is_bfloat16);
+        }
+    }
+#if WIDTH > 8
+    if (i < block->columns) {
+        Block rest = *block;
+        rest.column += i, rest.columns -= i, rest.sums += i;
+        write_avx2(w, &rest, scales);
+    }
+#endif
+}
