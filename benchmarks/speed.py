@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from peers.exports import EXPORTERS, export
+from peers.scorers import OURS
+from peers.table import PACKAGES, installed_scorers
 from peers.trainers import GROUP_SIZE, MAX_LENGTH
 from rich.console import Console
 from shared import machine
 from shared.folders import SQUAD_OR_SAMPLE, add_device, add_folders
 from shared.models import MODELS, model_folder
-from shared.report import plot, print_row
+from shared.report import plot, print_agreement, print_machine, print_row
 from shared.results import Results, Row
 from shared.scoring import (
     DOCUMENTS,
@@ -23,7 +26,7 @@ from shared.scoring import (
 )
 from shared.texts import MIXES, Source, Texts
 from shared.training import Workload, measure_training
-from shared.workers import WorkerError
+from shared.workers import WorkerError, run_apart
 from tokenizers import Tokenizer
 
 KINDS = ("scoring", "latency", "training")
@@ -81,6 +84,8 @@ class Benchmark:
         self.kinds: list[str] = options.rows
         self.models: list[str] = options.models
         self.quick: bool = options.quick
+        #: This project and the peers that are asked for.
+        self.scorers = [who for who in installed_scorers() if who in (OURS, *options.peers)]
         self.sizes = dict(sizes(options))
         if options.groups:
             for name, size in self.sizes.items():
@@ -93,6 +98,7 @@ class Benchmark:
             "texts": self.source.name,
             "threads": options.threads,
             "device": options.device,
+            "scorers": self.scorers,
             "sizes": {name: asdict(size) for name, size in self.sizes.items()},
         }
         self.results = Results(
@@ -103,6 +109,7 @@ class Benchmark:
 
     def run(self) -> None:
         """Measure every row, and keep each as soon as it is there."""
+        print_machine(self.console, self.results.machine)
         for model in self.models:
             folder = model_folder(model, self.output / "models" / model, self.source)
             self.score(model, folder)
@@ -117,10 +124,13 @@ class Benchmark:
         if not rows:
             return
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.export(model, folder)
         self.console.print(f"{model}: loading all contestants")
-        with open_workers(folder, self.log) as workers:
+        with open_workers(folder, self.log, self.scorers) as workers:
             texts = Texts(self.source, "wide", tokenizer, seed=0)
-            self.results.agreement[model] = check_agreement(workers, texts.requests(4, 5))
+            agreement = check_agreement(workers, texts.requests(4, 5))
+            self.results.agreement[model] = agreement
+            print_agreement(self.console, agreement)
             for row in rows:
                 self.console.print(f"{row.key} …")
                 texts = Texts(self.source, row.workload, tokenizer, seed=1)
@@ -132,6 +142,13 @@ class Benchmark:
                 else:
                     measure_latency(row, workers, texts, folder, queries=size.latency_queries)
                 self.keep(row)
+
+    def export(self, model: str, folder: Path) -> None:
+        """Write what the runtimes load instead of the model folder."""
+        for who in self.scorers:
+            if who in EXPORTERS:
+                self.console.print(f"{model}: exporting for {who}")
+                run_apart(export, folder, who, log=self.log)
 
     def scoring_rows(self, model: str) -> list[Row]:
         """Return the rows of scoring and latency that are asked for."""
@@ -214,6 +231,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rows", type=names(KINDS), default=list(KINDS), help="of scoring,latency,training"
     )
     parser.add_argument("--models", type=names(MODELS), help=f"of {','.join(MODELS)}")
+    peers = [who for who in PACKAGES if who != OURS]
+    parser.add_argument(
+        "--peers",
+        type=names(peers),
+        default=peers,
+        help=f"who scores beside this project, of {','.join(peers)}",
+    )
     parser.add_argument(
         "--groups",
         type=int,

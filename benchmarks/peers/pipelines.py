@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from shared.machine import PRECISIONS
 from shared.models import MAX_LENGTH
 from shared.texts import Request
 
@@ -25,6 +26,9 @@ class Pipeline(ABC):
         folder: The model folder.
         precision: `float32`, `bfloat16`, or None for the library's own default.
     """
+
+    #: The precisions that it is measured at.
+    precisions = PRECISIONS
 
     #: The precision that its weights turned out to have.
     precision: str

@@ -5,14 +5,17 @@ All give raw logits, so that they can be compared, and rank as their users would
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from shared.machine import device
+from shared.machine import PRECISIONS, device
 from shared.models import MAX_LENGTH
 from shared.texts import Request
 
 OURS = "rerank-plugin"
+
+
+class UnsupportedPrecisionError(Exception):
+    """A library does not compute at a precision, or not on this machine."""
 
 
 class Scorer(ABC):
@@ -20,8 +23,14 @@ class Scorer(ABC):
 
     Args:
         folder: The model folder.
-        precision: `float32`, `bfloat16`, or None for the library's own default.
+        precision: One of `precisions`, or None for the library's own default.
+
+    Raises:
+        UnsupportedPrecisionError: the precision cannot be had here.
     """
+
+    #: The precisions that it is measured at.
+    precisions: tuple[str, ...] = PRECISIONS
 
     #: The precision that its weights turned out to have.
     precision: str
@@ -41,16 +50,23 @@ class Scorer(ABC):
 class RerankPlugin(Scorer):
     """`Reranker` of this project."""
 
-    def __init__(self, folder: str, precision: str | None) -> None:
-        from rerank_plugin import Reranker
+    precisions = (*PRECISIONS, "int8")
 
-        self.model = Reranker(
-            folder,
-            dtype=precision or "auto",
-            max_length=MAX_LENGTH,
-            device=device(),
-            normalize="none",
-        )
+    def __init__(self, folder: str, precision: str | None) -> None:
+        from rerank_plugin import InputError, Reranker
+
+        try:
+            self.model = Reranker(
+                folder,
+                dtype=precision or "auto",
+                max_length=MAX_LENGTH,
+                device=device(),
+                normalize="none",
+            )
+        except InputError as error:
+            if precision != "int8":
+                raise
+            raise UnsupportedPrecisionError(error) from error
         self.precision = str(self.model.dtype).removeprefix("torch.")
 
     def score(self, requests: Sequence[Request]) -> list[float]:
@@ -138,27 +154,6 @@ class Rerankers(Scorer):
     def rank(self, query: str, documents: list[str]) -> list[int]:
         """Return the indices of the documents, the best one first."""
         return [int(result.document.doc_id) for result in self.model.rank(query, documents).results]
-
-
-SCORERS: dict[str, type[Scorer]] = {
-    OURS: RerankPlugin,
-    "sentence-transformers": SentenceTransformers,
-    "FlagEmbedding": FlagEmbedding,
-    "rerankers": Rerankers,
-}
-
-#: What each needs installed.
-PACKAGES = {
-    OURS: "rerank_plugin",
-    "sentence-transformers": "sentence_transformers",
-    "FlagEmbedding": "FlagEmbedding",
-    "rerankers": "rerankers",
-}
-
-
-def is_installed(who: str) -> bool:
-    """Return whether a scorer's library is there; peers are an optional extra."""
-    return find_spec(PACKAGES[who]) is not None
 
 
 def as_pairs(requests: Sequence[Request]) -> list[tuple[str, str]]:

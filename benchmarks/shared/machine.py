@@ -22,7 +22,29 @@ DEVICE = "BENCHMARK_DEVICE"
 PRECISIONS = ("float32", "bfloat16")
 
 #: What decides how fast a CPU multiplies.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "bf16", "sve")
+CPU_FLAGS = (
+    "avx2",
+    "fma",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "bf16",
+    "sve",
+)
+
+#: The environment variables that keep libraries from using some of it.
+CPU_LIMITS = (
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "LD_PRELOAD",
+    "KEEP_AVX_VNNI",
+)
 
 PACKAGES = (
     "torch",
@@ -33,6 +55,9 @@ PACKAGES = (
     "sentence-transformers",
     "FlagEmbedding",
     "rerankers",
+    "onnxruntime",
+    "openvino",
+    "nncf",
 )
 
 STATUS = Path("/proc/self/status")
@@ -56,6 +81,11 @@ def device() -> str:
     return os.environ.get(DEVICE, "cpu")
 
 
+def threads() -> int:
+    """Return the number of threads of this process."""
+    return int(os.environ["OMP_NUM_THREADS"])
+
+
 def available_cpus() -> int:
     """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -75,6 +105,7 @@ def describe(threads: int) -> dict[str, Any]:
     return {
         "cpu": name[1] if name else platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in known],
+        "cpu_limits": {name: os.environ[name] for name in CPU_LIMITS if name in os.environ},
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpus": available_cpus(),
         "threads": threads,

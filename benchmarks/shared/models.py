@@ -42,6 +42,12 @@ class Shape:
         return float(sum(length * (weights + attention * length) for length in lengths))
 
 
+def pad_token(folder: Path) -> int:
+    """Return the token that a model folder pads with."""
+    token: int = json.loads((folder / "config.json").read_text())["pad_token_id"]
+    return token
+
+
 def model_folder(name: str, folder: Path, source: Source) -> Path:
     """Return the folder of a model, built where it is not there yet."""
     if not folder.is_dir():

@@ -11,7 +11,7 @@ from shared.results import DISTURBED, Results, Row, summary
 
 GIGABYTE = 2**30
 
-SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
 
 
 def print_row(console: Console, row: Row) -> None:
@@ -30,6 +30,24 @@ def print_row(console: Console, row: Row) -> None:
     console.print(table)
 
 
+def print_machine(console: Console, machine: dict[str, Any]) -> None:
+    """Print what the CPU can multiply with, and what limits it."""
+    limits = [f"{name}={value}" for name, value in machine["cpu_limits"].items()]
+    limited = f"; limited by {' '.join(limits)}" if limits else ""
+    console.print(
+        f"{machine['cpu']}, {machine['threads']} threads: {' '.join(machine['cpu_flags'])}{limited}"
+    )
+
+
+def print_agreement(console: Console, agreement: dict[str, dict[str, float]]) -> None:
+    """Print how well logits agree with those of float32."""
+    for name, figures in agreement.items():
+        console.print(
+            f"  {name}: logits differ by at most {figures['difference']:.2g}, "
+            f"correlation {figures['correlation']:.4f}"
+        )
+
+
 def cells(line: dict[str, Any]) -> list[str]:
     """Return a contestant's figures as texts."""
     if "p50_seconds" in line:
@@ -41,7 +59,7 @@ def cells(line: dict[str, Any]) -> list[str]:
         SHORT[line["precision"]],
         *times,
         f"{line['tokens_per_second']:,.0f}",
-        f"{line['gemm_share']:.0%}",
+        "" if line["gemm_share"] is None else f"{line['gemm_share']:.0%}",
         f"{line['peak_memory'] / GIGABYTE:.2f}",
         *(ratio(line, name) for name in ("same_precision", "default")),
     ]

@@ -78,8 +78,10 @@ class Row:
         """Something a second, round by round, of the rounds that can be used."""
         return [counts[number] / run.seconds[number] for number in usable(run)]
 
-    def gemm_share(self, run: Run) -> float:
-        """Share of the machine's best GEMM rate at the run's precision."""
+    def gemm_share(self, run: Run) -> float | None:
+        """Share of the machine's best GEMM rate at the run's precision, where that is measured."""
+        if run.precision not in self.gemm:
+            return None
         rate = statistics.median(self.rates(run, self.flops))
         return rate / max(self.gemm[run.precision])
 
@@ -112,8 +114,8 @@ class Results:
     machine: dict[str, Any]
     settings: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
-    #: For each model, how far each contestant's logits are from float32's.
-    agreement: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: For each model and contestant, `difference` and `correlation` of logits with float32's.
+    agreement: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # As they come back from a file.

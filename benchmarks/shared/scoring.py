@@ -4,13 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from peers.scorers import SCORERS, is_installed
+import numpy as np
 
-from shared.machine import PRECISIONS
 from shared.models import MAX_LENGTH, Shape
 from shared.results import Row, Run
 from shared.texts import Request, Texts, pair_lengths
-from shared.workers import Answer, Worker
+from shared.workers import Answer, Unsupported, Worker
 
 #: Documents of a query when scoring: two full batches of rerankers, one of sentence-transformers.
 DOCUMENTS = 32
@@ -23,20 +22,21 @@ TOLERANCE = 1e-3
 
 
 @contextmanager
-def open_workers(
-    folder: Path, log: Path, names: Iterable[str] | None = None
-) -> Iterator[list[Worker]]:
+def open_workers(folder: Path, log: Path, names: Iterable[str]) -> Iterator[list[Worker]]:
     """Return each contestant in its default, and in the precisions that this is not.
 
-    Without names these are the scorers that are installed.
+    A precision that a contestant does not support here is left out.
     """
-    names = filter(is_installed, SCORERS) if names is None else names
     workers: list[Worker] = []
     try:
         workers += [Worker(who, folder, None, log) for who in names]
         for worker in list(workers):
-            others = [name for name in PRECISIONS if name != worker.loaded.precision]
+            others = [name for name in worker.precisions if name != worker.loaded.precision]
             workers += [Worker(worker.who, folder, name, log) for name in others]
+        for worker in list(workers):
+            if isinstance(worker.started, Unsupported):
+                workers.remove(worker)
+                worker.close()
         for worker in workers:
             if worker.setting not in ("default", worker.loaded.precision):
                 raise SystemExit(f"{worker.name} holds its weights in {worker.loaded.precision}")
@@ -46,23 +46,30 @@ def open_workers(
             worker.close()
 
 
-def check_agreement(workers: Sequence[Worker], requests: Sequence[Request]) -> dict[str, float]:
-    """Check that all compute the same float32 logits; returns how far each is from the first.
+def check_agreement(
+    workers: Sequence[Worker], requests: Sequence[Request]
+) -> dict[str, dict[str, float]]:
+    """Check that all compute the same float32 logits.
+
+    Returns:
+        For each worker the largest difference from the logits of the first one in float32, and the
+        correlation with them.
 
     Raises:
         SystemExit: they do not, so comparing their times would mean nothing.
     """
     workers = sorted(workers, key=lambda worker: worker.loaded.precision != "float32")
     logits = [worker.score(requests).values for worker in workers]
-    distances = {}
+    agreement = {}
     for worker, values in zip(workers, logits, strict=True):
-        distance = max(abs(logit - first) for logit, first in zip(values, logits[0], strict=True))
-        distances[worker.name] = distance
+        distance = float(np.abs(np.subtract(values, logits[0])).max())
+        correlation = float(np.corrcoef(values, logits[0])[0, 1])
+        agreement[worker.name] = {"difference": distance, "correlation": correlation}
         if worker.loaded.precision == "float32" and distance > TOLERANCE:
             raise SystemExit(
                 f"{worker.name}: logits differ by {distance:.2g} from {workers[0].name}'s"
             )
-    return distances
+    return agreement
 
 
 def measure_scoring(

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peers.scorers import OURS, is_installed
+from peers.scorers import OURS
+from peers.table import is_installed
 from peers.trainers import GROUP_SIZE, MAX_LENGTH, TRAINERS, Task, train
 from tokenizers import Tokenizer
 

@@ -4,17 +4,21 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from peers.pipelines import PIPELINES
-from peers.scorers import SCORERS
+from peers.scorers import UnsupportedPrecisionError
+from peers.table import SCORERS
 
 from shared.machine import OtherWork, peak_memory, reset_peak_memory
 from shared.texts import Request
+
+#: What a worker can be, by its name.
+MAKERS: dict[str, Any] = {**SCORERS, **PIPELINES["langchain"], **PIPELINES["llama_index"]}
 
 # Not fork: a child that starts as a copy has its parent's memory and its parent's threads.
 CONTEXT = multiprocessing.get_context("spawn")
@@ -33,6 +37,13 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Unsupported:
+    """A scorer cannot be had at its precision."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """The result, how long it took, and the peak memory since the last reset."""
 
@@ -47,9 +58,9 @@ class Worker:
     """A scorer in its own process; it loads while others do, `loaded` waits for it.
 
     Args:
-        who: A name in `SCORERS` or `PIPELINES`.
+        who: A name in `MAKERS`.
         folder: The model folder.
-        precision: `float32`, `bfloat16`, or None for the library's own default.
+        precision: A precision, or None for the library's own default.
         log: The file that takes what the process writes.
     """
 
@@ -64,14 +75,27 @@ class Worker:
         )
         self._process.start()
         theirs.close()
-        self._loaded: Loaded | None = None
+        self._started: Loaded | Unsupported | None = None
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Return the precisions that it is measured at."""
+        precisions: tuple[str, ...] = MAKERS[self.who].precisions
+        return precisions
+
+    @property
+    def started(self) -> Loaded | Unsupported:
+        """Return how it loaded, or why it cannot; waits until that is known."""
+        if self._started is None:
+            self._started = self._receive()
+        return self._started
 
     @property
     def loaded(self) -> Loaded:
         """Return how it loaded; waits until it has."""
-        if self._loaded is None:
-            self._loaded = self._receive()
-        return self._loaded
+        started = self.started
+        assert isinstance(started, Loaded)
+        return started
 
     def score(self, requests: Sequence[Request]) -> Answer:
         """Score all pairs of some requests; the values are logits."""
@@ -117,11 +141,32 @@ class Worker:
             raise WorkerError(f"{self.name} failed, see {self.log}") from None
 
 
+def run_apart(target: Callable[..., None], *arguments: Any, log: Path) -> None:
+    """Call a function in a process of its own, so that its memory and threads end with it.
+
+    Raises:
+        WorkerError: it failed.
+    """
+    process = CONTEXT.Process(target=call, args=(log, target, *arguments))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise WorkerError(f"{target.__name__} failed, see {log}")
+
+
+def call(log: Path, target: Callable[..., None], *arguments: Any) -> None:
+    write_to(log)
+    target(*arguments)
+
+
 def serve(pipe: Connection, log: Path, who: str, folder: str, precision: str | None) -> None:
     """Answer questions until the pipe is closed."""
     write_to(log)
-    makers: dict[str, Any] = {**SCORERS, **PIPELINES["langchain"], **PIPELINES["llama_index"]}
-    scorer = makers[who](folder, precision)
+    try:
+        scorer = MAKERS[who](folder, precision)
+    except UnsupportedPrecisionError as error:
+        pipe.send(Unsupported(str(error)))
+        return
     pipe.send(Loaded(scorer.precision, peak_memory()))
     while True:
         try:
