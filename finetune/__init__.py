@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .export.agreement import Agreement
     from .export.export import ExportResult, export_model
     from .export.merge import MergeResult, merge
+    from .export.quantization import QuantizationResult
+    from .export.quantize import quantize
     from .mining.mine import mine_negatives
     from .mining.result import MiningResult
     from .training.finetune import FinetuneResult, finetune
@@ -29,6 +31,7 @@ __all__ = [
     "FinetuneResult",
     "MergeResult",
     "MiningResult",
+    "QuantizationResult",
     "check_groups",
     "convert",
     "evaluate",
@@ -36,6 +39,7 @@ __all__ = [
     "finetune",
     "merge",
     "mine_negatives",
+    "quantize",
 ]
 
 #: The module of every name that is imported when it is first used: torch and transformers are then
@@ -49,6 +53,7 @@ MODULES = {
     "FinetuneResult": "training.finetune",
     "MergeResult": "export.merge",
     "MiningResult": "mining.result",
+    "QuantizationResult": "export.quantization",
     "check_groups": "check.check",
     "convert": "converters.convert",
     "evaluate": "evaluation.evaluate",
@@ -56,6 +61,7 @@ MODULES = {
     "finetune": "training.finetune",
     "merge": "export.merge",
     "mine_negatives": "mining.mine",
+    "quantize": "export.quantize",
 }
 
 

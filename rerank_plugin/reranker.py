@@ -14,7 +14,7 @@ from torch import nn
 from rerank_plugin.arguments import model_name
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.fork import check_fork
-from rerank_plugin.engine.fused_layers import check_int8
+from rerank_plugin.engine.precision import scoring_dtype
 from rerank_plugin.engine.queue import ModelQueue
 from rerank_plugin.engine.scorer import Scorer
 from rerank_plugin.engine.scores import (
@@ -77,8 +77,8 @@ class Reranker:
         device: `auto`, `cpu`, `cuda`, `cuda:1` …, the number of a GPU, or a `torch.device`.
         dtype: Precision of the backbone, by name or as a `torch.dtype`; `auto` is bfloat16 where
             the hardware multiplies it. `int8` multiplies weights of 7 bits by activations of 8
-            bits, on a CPU: faster, and scores differ (`rerank-plugin quantize` measures by how
-            much).
+            bits, on a CPU: faster, and scores differ. `rerank-plugin quantize` measures by how
+            much, and writes a folder for which `auto` is int8 on a CPU that supports it.
         max_length: The maximum length of a pair in tokens; default the one of training, else 512.
         normalize: `sigmoid` (scores from 0 to 1), `none` (raw logits) or `calibrated` (the
             probability that a document is relevant, for folders with a calibration); default the
@@ -170,7 +170,7 @@ class Reranker:
 
     def _resolve_settings(self, loaded: LoadedModel) -> None:
         """Set what the caller leaves to the folder, or to the folders of all adapters."""
-        trained = list((self._adapters.settings if self._adapters else self._settings).values())
+        trained = self._folder_settings
         options = self._options
         self.normalize = check_normalization(agreed(trained, "normalize", options["normalize"]))
         if self.normalize == "calibrated":
@@ -201,10 +201,16 @@ class Reranker:
             token_budget=self._options["token_budget"],
             adapters=self._adapters,
         )
-        if self.dtype == torch.int8:
-            check_int8(loaded.model)
+        self.dtype = scoring_dtype(
+            loaded.model, self._options["dtype"], self.dtype, self.device, self._folder_settings
+        )
         scorer.fuse(int8=self.dtype == torch.int8)
         return scorer
+
+    @property
+    def _folder_settings(self) -> list[RerankSettings]:
+        """Return the settings of the folder, or of the folders of all adapters."""
+        return list((self._adapters.settings if self._adapters else self._settings).values())
 
     @property
     def options(self) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from rerank_plugin.finetune import (
     export_model,
     merge,
     mine_negatives,
+    quantize,
 )
 from rerank_plugin.finetune.check.options import GroupCheckOptions
 from rerank_plugin.finetune.converters.options import ConvertOptions
 from rerank_plugin.finetune.evaluation.options import EvaluationOptions
-from rerank_plugin.finetune.export.options import ExportOptions, MergeOptions
+from rerank_plugin.finetune.export.options import ExportOptions, MergeOptions, QuantizeOptions
 from rerank_plugin.finetune.mining.options import MineOptions
 
 
@@ -31,6 +32,7 @@ from rerank_plugin.finetune.mining.options import MineOptions
         (evaluate, EvaluationOptions),
         (merge, MergeOptions),
         (export_model, ExportOptions),
+        (quantize, QuantizeOptions),
     ],
 )
 def test_parameters_are_the_options_of_the_command(

@@ -79,7 +79,7 @@ def evaluate(
         long_documents: How longer documents are scored: `cut` or `windows`.
         instruction: The instruction of queries without one, for models that take one.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
-        dtype: The precision: `auto`, `float32`, `bfloat16` or `float16`.
+        dtype: The precision: `auto`, `float32`, `bfloat16`, `float16` or `int8`.
         token_budget: The maximum cost of a batch in tokens.
         threads: The number of threads on a CPU; default as for `Reranker`.
         revision: Branch, tag or commit of models on the hub.

@@ -190,7 +190,7 @@ def write_without_model(folder: Path, graph: Path, options: ExportOptions) -> Pa
     model.config.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
     name_tokenizer(folder)
-    replace(settings, max_length=max_length).write(folder)
+    replace(settings, max_length=max_length, dtype=None, quantization={}).write(folder)
     batches = PairBatches.from_model(loaded, max_length)
     pairs = batches.encoder.encode(sample_pairs("dev.jsonl", 2))
     write_graph(model, batches.batch(pairs), graph)

@@ -59,6 +59,8 @@ def model_card(
         name=name,
         base=settings.base_model,
         groups=settings.data.get("train_groups"),
+        is_trained=bool(settings.options),
+        quantization=settings.quantization,
         metrics=metrics,
         rows=card_rows(metrics) if metrics else [],
         has_curves=(folder / "training_curves.png").is_file(),

@@ -46,6 +46,7 @@ def model_facts(model: str) -> dict[str, Any]:
         "folder or hub id": model,
         "base": settings.base_model,
         "normalize": settings.normalize,
+        "dtype": settings.dtype,
         "trained on": settings.data.get("fingerprint"),
         "training groups": settings.data.get("train_groups"),
         "loss": settings.options.get("loss"),

@@ -124,6 +124,12 @@ COMMANDS = {
         "ExportOptions",
         positional=("model_dir",),
     ),
+    "quantize": Command(
+        "measure a model with int8, and write a folder that scores with it",
+        "rerank_plugin.finetune.commands.quantize",
+        "QuantizeOptions",
+        positional=("model_dir",),
+    ),
     "check": Command(
         "report the problems of groups",
         "rerank_plugin.finetune.commands.check",

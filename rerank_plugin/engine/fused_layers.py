@@ -23,6 +23,7 @@ from rerank_plugin.engine.last_layer import (
     pools_in_last_layer,
     sliding_window,
 )
+from rerank_plugin.engine.packing import takes_packed_rows
 from rerank_plugin.engine.products import (
     ACTIVATIONS,
     Activation,
@@ -284,21 +285,23 @@ def check_int8(model: PreTrainedModel) -> None:
     Raises:
         OptionError: they cannot; the reason is given.
     """
+    problem = int8_problem(model)
+    if problem is not None:
+        raise OptionError("dtype", f"{problem}; use auto")
+
+
+def int8_problem(model: PreTrainedModel) -> str | None:
+    """Return why the layers of a model cannot be fused with weights of 8 bits on this machine."""
     if not is_int8_supported():
-        problem = "int8 needs an x86 CPU with AVX2 and the compiled part of this package; use auto"
-        raise OptionError("dtype", problem)
-    # Models that take no packed rows have no family of layers.
-    if not takes_fused_layers(model):
-        problem = f"int8 is not supported for this {model.config.model_type} model; use auto"
-        raise OptionError("dtype", problem)
+        return "int8 needs an x86 CPU with AVX2 and the compiled part of this package"
+    if not takes_packed_rows(model) or not takes_fused_layers(model):
+        return f"int8 is not supported for this {model.config.model_type} model"
     for layer in linear_layers(layer_lists(model)):
         stock: Any = getattr(layer, "base_layer", layer)
         if stock.out_features % SIZE_MULTIPLE or stock.in_features % SIZE_MULTIPLE:
             sizes = f"{stock.out_features}×{stock.in_features}"
-            problem = (
-                f"int8 needs weights whose sizes are multiples of {SIZE_MULTIPLE}, not {sizes}"
-            )
-            raise OptionError("dtype", problem)
+            return f"int8 needs weights whose sizes are multiples of {SIZE_MULTIPLE}, not {sizes}"
+    return None
 
 
 def activation_of(model: PreTrainedModel) -> Activation | None:

@@ -7,8 +7,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from rerank_plugin.arguments import device_name, dtype_name, flag, model_name, text_or_none
 from rerank_plugin.engine.encoder import PairEncoder
-from rerank_plugin.engine.fused_layers import check_int8, takes_fused_layers
+from rerank_plugin.engine.fused_layers import takes_fused_layers
 from rerank_plugin.engine.packing import prepare_packing
+from rerank_plugin.engine.precision import scoring_dtype
 from rerank_plugin.info.prompt import prompt_info
 from rerank_plugin.info.recognition import head_info, recognize
 from rerank_plugin.info.result import AdapterInfo, ModelInfo
@@ -51,7 +52,8 @@ def model_info(
     """
     name = absolute(model_name("model", model))
     target = resolve_device(device_name(device))
-    wanted = resolve_dtype(dtype_name(dtype), target)
+    wanted = dtype_name(dtype)
+    usual = resolve_dtype(wanted, target)
     revision = text_or_none("revision", revision)
     loaded = load_model(
         name,
@@ -59,8 +61,10 @@ def model_info(
         revision=revision,
         trust_remote_code=flag("trust_remote_code", trust_remote_code),
     )
-    precision = usable_dtype(wanted, loaded.model.config)
-    cast_backbone(loaded.model, floating_dtype(precision, target))
+    usual = usable_dtype(usual, loaded.model.config)
+    cast_backbone(loaded.model, floating_dtype(usual, target))
+    settings = [RerankSettings.read(expanded(name))]
+    precision = scoring_dtype(loaded.model, wanted, usual, target, settings)
     return info_of(name, loaded, target, precision, revision)
 
 
@@ -79,8 +83,6 @@ def info_of(
     loaded = loaded.with_instruction(settings.instruction)
     encoder = pair_encoder(loaded, settings)
     packs = prepare_packing(loaded.model)
-    if dtype == torch.int8:
-        check_int8(loaded.model)
     return ModelInfo(
         model=name,
         format=str(recognition.format),

@@ -21,6 +21,9 @@ ADAPTER = "adapter_config.json"
 #: The record in a folder that was exported for another runtime, which has no weights for this one.
 EXPORT = "export.json"
 
+#: The only `dtype` that a folder can ask for.
+INT8 = "int8"
+
 
 def is_adapter(folder: str | Path) -> bool:
     """Return whether a folder is a LoRA adapter."""
@@ -84,6 +87,7 @@ ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "max_length": (is_length, "a whole number above 0"),
     "normalize": (lambda value: value in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
     "instruction": (is_text, "a string"),
+    "dtype": (lambda value: value == INT8, INT8),
     "calibration": (is_calibration, "numbers 'scale', above 0, and 'bias'"),
     "thresholds": (are_thresholds, "names with finite numbers"),
     "base_model": (is_text, "a string"),
@@ -91,6 +95,7 @@ ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "data": (is_mapping, "an object"),
     "options": (is_mapping, "an object"),
     "metrics": (is_mapping, "an object"),
+    "quantization": (is_mapping, "an object"),
 }
 
 
@@ -104,6 +109,8 @@ class RerankSettings:
     normalize: str = "sigmoid"
     #: The instruction of queries that had none in training; None for the model's own.
     instruction: str | None = None
+    #: `int8` if that is the precision of `auto` on a CPU that supports it; None for the usual one.
+    dtype: str | None = None
     #: `scale` and `bias` of calibrated scores; the share of relevant documents that they assume
     #: (`prior`), the numbers of queries and documents of the fit, and its calibration error.
     calibration: dict[str, float] | None = None
@@ -120,6 +127,8 @@ class RerankSettings:
     options: dict[str, Any] = field(default_factory=dict)
     #: `before`, `after` and their `difference` on the held-out queries.
     metrics: dict[str, Any] = field(default_factory=dict)
+    #: The differences between int8 and float32 on validation queries, if they were measured.
+    quantization: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
