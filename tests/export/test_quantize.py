@@ -17,7 +17,7 @@ from rerank_plugin.engine import fused_layers
 from rerank_plugin.engine.int8_products import is_int8_supported
 from rerank_plugin.engine.precision import scoring_dtype
 from rerank_plugin.errors import CheckFailedError, InputError, OptionError
-from rerank_plugin.finetune import QuantizationResult, quantize
+from rerank_plugin.finetune import QuantizationResult, evaluate, quantize
 from rerank_plugin.info.model_info import model_info
 from rerank_plugin.model.settings import RerankSettings
 
@@ -78,6 +78,15 @@ def test_auto_is_int8(result: QuantizationResult) -> None:
     np.testing.assert_array_equal(logits(folder), logits(folder, "int8"))
     assert Reranker(folder, device="cpu", dtype="float32").dtype == torch.float32
     assert model_info(folder, device="cpu", dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_other_programs_score_with_int8_too(result: QuantizationResult, data: Path) -> None:
+    langchain = pytest.importorskip("rerank_plugin.integrations.langchain")
+    evaluation = evaluate(model_dir=result.model_dir, data_path=data, device="cpu")
+    assert evaluation.metrics == pytest.approx(result.int8)
+    model = langchain.RerankCrossEncoder(model=str(result.model_dir), device="cpu")
+    expected = Reranker(result.model_dir, device="cpu", dtype="int8").score(PAIRS)
+    np.testing.assert_array_equal(model.score(PAIRS), expected)
 
 
 def test_the_weights_are_those_of_the_model(result: QuantizationResult, trained: Path) -> None:
