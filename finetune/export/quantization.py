@@ -73,15 +73,10 @@ class QuantizationResult:
         """Check that int8 costs little.
 
         Raises:
-            CheckFailedError: it may cost too much.
+            QuantizationError: it may cost too much.
         """
         if not self.is_safe:
-            low, high = self.difference["interval_95"][METRIC]
-            raise CheckFailedError(
-                f"{METRIC} changes by {self.difference[METRIC]:+.4f} with int8, and the 95% "
-                f"interval {low:+.4f} to {high:+.4f} reaches below -{LARGEST_LOSS}: nothing is "
-                "written; give more queries, or use --force"
-            )
+            raise QuantizationError(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measurements as JSON values; `forced` if they would not pass the check."""
@@ -93,3 +88,20 @@ class QuantizationResult:
             "pairs_per_second": self.pairs_per_second,
             "forced": not self.is_safe,
         }
+
+
+class QuantizationError(CheckFailedError):
+    """Scoring with int8 may cost too much; nothing is written.
+
+    Args:
+        result: The measurements.
+    """
+
+    def __init__(self, result: QuantizationResult) -> None:
+        low, high = result.difference["interval_95"][METRIC]
+        super().__init__(
+            f"{METRIC} changes by {result.difference[METRIC]:+.4f} with int8, and the 95% "
+            f"interval {low:+.4f} to {high:+.4f} reaches below -{LARGEST_LOSS}: nothing is "
+            "written; give more queries, or use --force"
+        )
+        self.result = result

@@ -73,7 +73,8 @@ def quantize(
     Raises:
         InputError: the model cannot be loaded or int8 does not support it, the groups cannot be
             read or are too few, or the folder cannot be replaced.
-        CheckFailedError: int8 may cost more than 0.005 of nDCG@10; nothing is written.
+        QuantizationError: int8 may cost more than 0.005 of nDCG@10; nothing is written. Its
+            `result` has the measurements.
         SavingError: the disk is full or broken.
     """
     # The parameters are the fields of QuantizeOptions, which checks them.
@@ -127,7 +128,7 @@ def write_quantized(
     """Write a folder that scores with int8, and measure it.
 
     Raises:
-        CheckFailedError: int8 may cost too much.
+        QuantizationError: int8 may cost too much.
     """
     settings = write_model(folder, options)
     float32, int8 = (
