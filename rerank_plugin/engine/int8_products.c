@@ -1,7 +1,7 @@
 /* Products of rows with 8-bit weights, on AVX2, AVX-VNNI, AVX512-VNNI or AMX.
  *
- * A row of numbers is quantised to 8 bits with a scale of its own, multiplied by weights of 7 bits
- * with a scale for each column, and summed in 32 bits. Weights of 7 bits keep the 16-bit sums of
+ * A row of numbers is quantised to 8 bits with a scale and a zero point of its own, multiplied by
+ * weights of 7 bits with a scale for each column, and summed in 32 bits. Weights of 7 bits keep the 16-bit sums of
  * AVX2 from overflowing (2 * 255 * 63 < 32768), so that all processors compute the same integers.
  * Bias, activation and another tensor are applied while the sums are in the cache.
  *
@@ -38,7 +38,7 @@ typedef struct {
     int64_t x_row, other_row, out_row; /* the strides of rows, in numbers */
     const int8_t *weight;              /* packed */
     const float *scale;                /* of each column */
-    const int32_t *offset;             /* of each column: 128 times the sum of its weights */
+    const int32_t *total;              /* of each column: the sum of its weights */
     const float *bias;                 /* of each column, or none */
     int32_t rows, inner, columns;
     int32_t is_bfloat16; /* the numbers of x, other and out; float32 if not */
@@ -183,8 +183,14 @@ TARGET("amx-tile") static void reset_tiles(const Tiles *before) {
 
 /* ---- numbers ---- */
 
-/* The rows of a call, quantised to bytes that are 128 more than their numbers; the scale. */
-typedef float (*Quantize)(const ProductWork *w, int64_t row, uint8_t *bytes);
+/* A byte is its number divided by the scale, plus the zero point. */
+typedef struct {
+    float scale;
+    int32_t zero;
+} Units;
+
+/* Quantise a row of a call. */
+typedef Units (*Quantize)(const ProductWork *w, int64_t row, uint8_t *bytes);
 
 /* Sums of rows and columns. */
 typedef struct {
@@ -194,7 +200,7 @@ typedef struct {
 } Block;
 
 /* Write sums times scales, with bias, activation and the other tensor. */
-typedef void (*Write)(const ProductWork *w, const Block *block, const float *scales);
+typedef void (*Write)(const ProductWork *w, const Block *block, const Units *units);
 
 #define JOIN(name, set) name##_##set
 #define NAMED(name, set) JOIN(name, set)
@@ -237,13 +243,17 @@ TARGET(AVX2_FEATURES) INLINE int32_t largest_avx2(__m256i x) {
     return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
 }
 
-/* Numbers as bytes that are 128 more. */
-TARGET(AVX2_FEATURES) INLINE void store_bytes_avx2(uint8_t *to, __m256 x) {
-    const __m256i numbers = _mm256_cvtps_epi32(x);
+TARGET(AVX2_FEATURES) INLINE float smallest_avx2(__m256 x) {
+    __m128 y = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_min_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_min_ss(y, _mm_movehdup_ps(y)));
+}
+
+TARGET(AVX2_FEATURES) INLINE void store_bytes_avx2(uint8_t *to, __m256 x, int32_t zero) {
+    const __m256i numbers = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
     const __m128i words =
         _mm_packs_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
-    const __m128i bytes = _mm_xor_si128(_mm_packs_epi16(words, words), _mm_set1_epi8((char)128));
-    _mm_storel_epi64((__m128i *)to, bytes);
+    _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
 }
 
 #define SET avx2
@@ -296,9 +306,12 @@ TARGET(AVX512_FEATURES) INLINE int32_t largest_avx512(__m512i x) {
     return _mm512_reduce_max_epi32(x);
 }
 
-TARGET(AVX512_FEATURES) INLINE void store_bytes_avx512(uint8_t *to, __m512 x) {
-    const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
-    _mm_storeu_si128((__m128i *)to, _mm_xor_si128(bytes, _mm_set1_epi8((char)128)));
+TARGET(AVX512_FEATURES) INLINE float smallest_avx512(__m512 x) { return _mm512_reduce_min_ps(x); }
+
+TARGET(AVX512_FEATURES) INLINE void store_bytes_avx512(uint8_t *to, __m512 x, int32_t zero) {
+    const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
+    const __m512i positive = _mm512_max_epi32(numbers, _mm512_setzero_si512());
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(positive));
 }
 
 #define SET avx512
@@ -336,9 +349,9 @@ static Kernel kernel_of(int which) {
 static void multiply(
     const ProductWork *w, const Kernel *kernel, int64_t first, int rows, uint8_t *bytes) {
     const int64_t depth = round_up(w->inner, MULTIPLE);
-    float scales[ROWS];
+    Units units[ROWS];
     int32_t sums[TILE];
-    for (int r = 0; r < rows; r++) scales[r] = kernel->quantize(w, first + r, bytes + r * depth);
+    for (int r = 0; r < rows; r++) units[r] = kernel->quantize(w, first + r, bytes + r * depth);
     for (int column = 0; column < w->columns; column += kernel->columns) {
         const int left = w->columns - column;
         const int columns = left < kernel->columns ? left : kernel->columns;
@@ -352,7 +365,7 @@ static void multiply(
                 .columns = columns,
                 .stride = kernel->columns,
             };
-            kernel->write(w, &block, scales + row);
+            kernel->write(w, &block, units + row);
         }
     }
 }

@@ -1,8 +1,8 @@
 """Products with weights of 8 bits on a CPU: `int8_products.c`, for scoring with `dtype="int8"`.
 
-The rows of a tensor are quantised to 8 bits on the way, each with a scale of its own, so that a
-score does not depend on the other pairs of a batch. Weights have 7 bits and a scale for each
-output. Sums are integers, which are the same on every processor.
+The rows of a tensor are quantised to 8 bits on the way, each with a scale and a zero point of its
+own, so that a score does not depend on the other pairs of a batch. Weights have 7 bits and a scale
+for each output. Sums are integers, which are the same on every processor.
 """
 
 import ctypes
@@ -50,7 +50,7 @@ class ProductWork(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "other", "out")),
         *((name, ctypes.c_int64) for name in ("x_row", "other_row", "out_row")),
-        *((name, ctypes.c_void_p) for name in ("weight", "scale", "offset", "bias")),
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "total", "bias")),
         *(
             (name, ctypes.c_int32)
             for name in (
@@ -104,7 +104,7 @@ class Int8Product(LinearProduct):
     def __init__(self, weight: Tensor, bias: Tensor | None, **adapters: Any) -> None:
         self.columns, self.inner = weight.shape
         quantized, self.scale = quantize_weight(weight)
-        self.offset = 128 * quantized.sum(1, dtype=torch.int32)
+        self.total = quantized.sum(1, dtype=torch.int32)
         bias = None if bias is None else bias.float().contiguous()
         super().__init__(pack(quantized), bias, **adapters)
 
@@ -147,7 +147,7 @@ class Int8Product(LinearProduct):
             out_row=self.columns,
             weight=self.weight.data_ptr(),
             scale=self.scale.data_ptr(),
-            offset=self.offset.data_ptr(),
+            total=self.total.data_ptr(),
             bias=address(self.bias),
             rows=len(x),
             inner=self.inner,

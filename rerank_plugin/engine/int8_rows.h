@@ -58,47 +58,58 @@ TARGET(FEATURES) INLINE VEC NAME(activated)(VEC x, int activation) {
     }
 }
 
-/* A number that is not finite is the largest, and the scale is not a number then. */
+/* The range of a row, 0 included, in 255 steps. The scale is not a number if one of the row's is not
+ * finite. */
 TARGET(FEATURES)
-static float NAME(quantize)(const ProductWork *w, int64_t row, uint8_t *bytes) {
+static Units NAME(quantize)(const ProductWork *w, int64_t row, uint8_t *bytes) {
     const int64_t start = row * w->x_row;
     const int wide = w->inner / WIDTH * WIDTH;
-    INTEGERS lanes = ZERO_INTEGERS;
-    for (int c = 0; c < wide; c += WIDTH)
-        lanes = NAME(larger)(lanes, NAME(load)(w->x, start + c, w->is_bfloat16));
-    int32_t bits = NAME(largest)(lanes);
-    if (wide < w->inner) {
-        const __m256 rest = load_avx2(w->x, start + wide, w->is_bfloat16);
-        const int32_t other = largest_avx2(larger_avx2(_mm256_setzero_si256(), rest));
-        bits = other > bits ? other : bits;
-    }
-    if (bits >= 0x7f800000) return __builtin_nanf("");
-    float top;
-    memcpy(&top, &bits, sizeof top);
-    const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+    INTEGERS bits = ZERO_INTEGERS;
+    VEC low = OP(setzero_ps)(), high = low;
     for (int c = 0; c < wide; c += WIDTH) {
         const VEC x = NAME(load)(w->x, start + c, w->is_bfloat16);
-        NAME(store_bytes)(bytes + c, OP(mul_ps)(x, OP(set1_ps)(inverse)));
+        bits = NAME(larger)(bits, x);
+        low = OP(min_ps)(low, x);
+        high = OP(max_ps)(high, x);
     }
-    if (wide < w->inner) {
-        const __m256 rest = load_avx2(w->x, start + wide, w->is_bfloat16);
-        store_bytes_avx2(bytes + wide, _mm256_mul_ps(rest, _mm256_set1_ps(inverse)));
+    int32_t largest = NAME(largest)(bits);
+    float from = NAME(smallest)(low), to = -NAME(smallest)(OP(sub_ps)(OP(setzero_ps)(), high));
+    const int has_rest = wide < w->inner;
+    const __m256 rest = has_rest ? load_avx2(w->x, start + wide, w->is_bfloat16) : _mm256_setzero_ps();
+    if (has_rest) {
+        const int32_t other = largest_avx2(larger_avx2(_mm256_setzero_si256(), rest));
+        const float other_from = smallest_avx2(rest);
+        const float other_to = -smallest_avx2(_mm256_sub_ps(_mm256_setzero_ps(), rest));
+        largest = other > largest ? other : largest;
+        from = other_from < from ? other_from : from;
+        to = other_to > to ? other_to : to;
     }
-    return top / 127.0f;
+    const float range = to - from;
+    if (largest >= 0x7f800000) return (Units){__builtin_nanf(""), 0};
+    const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
+    const int32_t zero = _mm_cvtss_si32(_mm_set_ss(-from * inverse));
+    for (int c = 0; c < wide; c += WIDTH) {
+        const VEC x = NAME(load)(w->x, start + c, w->is_bfloat16);
+        NAME(store_bytes)(bytes + c, OP(mul_ps)(x, OP(set1_ps)(inverse)), zero);
+    }
+    if (has_rest)
+        store_bytes_avx2(bytes + wide, _mm256_mul_ps(rest, _mm256_set1_ps(inverse)), zero);
+    return (Units){range / 255.0f, zero};
 }
 
 TARGET(FEATURES)
-static void NAME(write)(const ProductWork *w, const Block *block, const float *scales) {
+static void NAME(write)(const ProductWork *w, const Block *block, const Units *units) {
     int i = 0;
     for (; i + WIDTH <= block->columns; i += WIDTH) {
         const int c = block->column + i;
-        const INTEGERS offset = LOAD_INTEGERS(w->offset + c);
+        const INTEGERS total = LOAD_INTEGERS(w->total + c);
         const VEC column_scale = OP(loadu_ps)(w->scale + c);
         const VEC bias = w->bias ? OP(loadu_ps)(w->bias + c) : OP(setzero_ps)();
         for (int r = 0; r < block->rows; r++) {
             const int64_t row = block->row + r;
             const INTEGERS sum = LOAD_INTEGERS(block->sums + r * block->stride + i);
-            const VEC scale = OP(mul_ps)(column_scale, OP(set1_ps)(scales[r]));
+            const INTEGERS offset = OP(mullo_epi32)(total, OP(set1_epi32)(units[r].zero));
+            const VEC scale = OP(mul_ps)(column_scale, OP(set1_ps)(units[r].scale));
             VEC y = OP(cvtepi32_ps)(OP(sub_epi32)(sum, offset));
             y = NAME(activated)(OP(add_ps)(OP(mul_ps)(y, scale), bias), w->activation);
             if (w->operation != NOTHING) {
@@ -112,7 +123,7 @@ static void NAME(write)(const ProductWork *w, const Block *block, const float *s
     if (i < block->columns) {
         Block rest = *block;
         rest.column += i, rest.columns -= i, rest.sums += i;
-        write_avx2(w, &rest, scales);
+        write_avx2(w, &rest, units);
     }
 #endif
 }

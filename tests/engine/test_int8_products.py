@@ -60,10 +60,13 @@ def product(weight: Tensor, bias: Tensor | None = None) -> Int8Product:
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the product of quantised numbers, float64 `[rows, out]`."""
     quantized, scale = quantize_weight(weight)
-    largest = x.float().abs().amax(1, keepdim=True)
+    low = x.float().amin(1, keepdim=True).clamp(max=0)
+    high = x.float().amax(1, keepdim=True).clamp(min=0)
     # In float32, whose rounding decides about halves; a number over a tensor would be a reciprocal.
-    integers = (x.float() * (torch.full_like(largest, 127) / largest)).round().double()
-    out = integers @ quantized.double().T * (largest.double() / 127) * scale.double()
+    inverse = torch.full_like(low, 255) / (high - low)
+    zero = (-low * inverse).round()
+    integers = ((x.float() * inverse).round() + zero).clamp(0, 255) - zero
+    out = integers.double() @ quantized.double().T * ((high - low).double() / 255) * scale.double()
     return out if bias is None else out + bias.double()
 
 
