@@ -170,7 +170,8 @@ def test_commands_run(block: Block, cli: Callable[..., tuple[int, str, str]]) ->
 def test_every_page_is_read() -> None:
     assert {block.page for block in PYTHON} >= {"README.md", "langchain.md", "llamaindex.md"}
     names = {command[0] for block in CONSOLE for command in block.commands}
-    assert names == set(COMMANDS) - {"demo"}
+    # One trains for minutes, the other needs an x86 CPU: they have tests of their own.
+    assert names == set(COMMANDS) - {"demo", "quantize"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
