@@ -81,10 +81,8 @@ def test_a_product_is_that_of_the_quantised_numbers(
     x = torch.randn(rows, inner).to(dtype)
     weight, bias = torch.randn(columns, inner), torch.randn(columns)
     other = torch.randn(rows, columns).to(dtype)
-    bounds = (
-        {"rtol": 2**-8, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-4}
-    )
-    close = partial(torch.testing.assert_close, **bounds)  # type: ignore[arg-type]
+    rtol, atol = (2**-8, 2e-2) if dtype == torch.bfloat16 else (1e-5, 1e-4)
+    close = partial(torch.testing.assert_close, rtol=rtol, atol=atol)
     for own in (bias, None):
         multiply, expected = product(weight, own), exact(x, weight, own)
         for name, function in FUNCTIONS.items():
