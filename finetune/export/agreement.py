@@ -1,4 +1,4 @@
-"""How well the logits of an exported model agree with those of the model itself."""
+"""Agreement of the logits of an exported model with those of the model itself."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How the scores of a reranker with int8 differ from those in float32."""
+"""Differences between the scores of a reranker with int8 and those in float32."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

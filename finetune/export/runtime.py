@@ -1,4 +1,4 @@
-"""What a runtime other than torch does: take a model over, and compute logits."""
+"""Runtimes other than torch, which take a model over and compute its logits."""
 
 import logging
 import warnings

@@ -1,8 +1,9 @@
 /* Products of rows with 8-bit weights, on AVX2, AVX-VNNI, AVX512-VNNI or AMX.
  *
  * A row of numbers is quantised to 8 bits with a scale and a zero point of its own, multiplied by
- * weights of 7 bits with a scale for each column, and summed in 32 bits. Weights of 7 bits keep the 16-bit sums of
- * AVX2 from overflowing (2 * 255 * 63 < 32768), so that all processors compute the same integers.
+ * weights of 7 bits with a scale for each column, and summed in 32 bits. Weights of 7 bits keep the
+ * 16-bit sums of AVX2 from overflowing (2 * 255 * 63 < 32768), so that all processors compute the
+ * same integers.
  * Bias, activation and another tensor are applied while the sums are in the cache.
  *
  * Weights are packed in panels of 16 columns: [columns / 16][inner / 4][16 columns][4 numbers],
@@ -29,8 +30,8 @@ enum { AVX2 = 1, AVX_VNNI, AVX512_VNNI, AMX }; /* the kernels */
 #define ROWS 96     /* that a thread takes at once: a multiple of every kernel's */
 #define TILE 1024   /* sums that a kernel computes at once, at most */
 
-enum { NONE, GELU, GELU_TANH, SILU };  /* activations */
-enum { NOTHING, ADD, TIMES };          /* what is done with the other tensor */
+enum { NONE, GELU, GELU_TANH, SILU }; /* activations */
+enum { NOTHING, ADD, TIMES };         /* what is done with the other tensor */
 
 typedef struct {
     const void *x, *other; /* rows of numbers; the other tensor may be none */
