@@ -55,7 +55,7 @@ $(VENV)/bin/python:
 		{ echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 …'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-BUILT_FROM := pyproject.toml constraints.txt $(wildcard rerank_plugin/engine/*.c)
+BUILT_FROM := pyproject.toml constraints.txt $(wildcard rerank_plugin/engine/cpu/*.[ch])
 
 $(VENV)/.demo: $(VENV)/bin/python $(BUILT_FROM)
 	$(INSTALL) --editable '.[demo]'

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from rerank_plugin.cli.main import COMMANDS
-from rerank_plugin.engine.int8_products import is_int8_supported
+from rerank_plugin.engine.cpu.int8_products import is_int8_supported
 from rerank_plugin.model.settings import RerankSettings
 from rerank_plugin.sample import sample_path
 

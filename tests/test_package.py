@@ -36,7 +36,8 @@ def test_the_wheel_contains_exactly_the_tracked_files(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         installed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    compiled = {name for name in installed if name.startswith("rerank_plugin/engine/_compiled.")}
+    extension = "rerank_plugin/engine/cpu/_compiled."
+    compiled = {name for name in installed if name.startswith(extension)}
     assert len(compiled) == (shutil.which("gcc") is not None)
     expected = set()
     for name in tracked:

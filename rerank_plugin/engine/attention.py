@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from rerank_plugin.engine.boundaries import Boundaries, Segments
-from rerank_plugin.engine.cpu_attention import CpuAttention, Sizes, is_supported
+from rerank_plugin.engine.cpu.attention import CpuAttention, Sizes, is_supported
 
 #: Its name in transformers. No mask function has this name, so that models build no mask.
 ATTENTION = "rerank_packed"

@@ -15,8 +15,15 @@ from transformers import PreTrainedModel
 
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries
-from rerank_plugin.engine.cpu_rows import norm_and_rotate
-from rerank_plugin.engine.int8_products import SIZE_MULTIPLE, Int8Product, is_int8_supported
+from rerank_plugin.engine.cpu.int8_products import SIZE_MULTIPLE, Int8Product, is_int8_supported
+from rerank_plugin.engine.cpu.products import (
+    ACTIVATIONS,
+    Activation,
+    LinearProduct,
+    product_of,
+    takes_products,
+)
+from rerank_plugin.engine.cpu.rows import norm_and_rotate
 from rerank_plugin.engine.last_layer import (
     layer_lists,
     pooled_of,
@@ -24,13 +31,6 @@ from rerank_plugin.engine.last_layer import (
     sliding_window,
 )
 from rerank_plugin.engine.packing import takes_packed_rows
-from rerank_plugin.engine.products import (
-    ACTIVATIONS,
-    Activation,
-    LinearProduct,
-    product_of,
-    takes_products,
-)
 from rerank_plugin.errors import OptionError
 from rerank_plugin.model.adapters import ActiveAdapter, low_rank_factors
 from rerank_plugin.model.families import family_of

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from rerank_plugin.engine.attention import attend, of_one_precision
 from rerank_plugin.engine.boundaries import Boundaries, PooledTokens
-from rerank_plugin.engine.cpu_rows import Angles
+from rerank_plugin.engine.cpu.rows import Angles
 from rerank_plugin.model.families import family_of
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rerank_plugin.engine.cpu.products import ROW_MULTIPLE
 from rerank_plugin.engine.distinct import EncodedPairs
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.fused_layers import fuse_layers
@@ -27,7 +28,6 @@ from rerank_plugin.engine.packing import (
     row_cost,
 )
 from rerank_plugin.engine.padding import batches_by_length, pad
-from rerank_plugin.engine.products import ROW_MULTIPLE
 from rerank_plugin.engine.schedule import Schedule
 from rerank_plugin.engine.scores import Logits
 from rerank_plugin.engine.template import EncodedPair

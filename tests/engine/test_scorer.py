@@ -72,7 +72,7 @@ import json, logging, sys
 import torch
 logging.basicConfig(format="%(message)s")
 from rerank_plugin import Reranker
-from rerank_plugin.engine.cpu_attention import kernels
+from rerank_plugin.engine.cpu.attention import kernels
 from rerank_plugin.model.device import cpu_multiplies_bfloat16
 assert kernels(torch.bfloat16) is None and not cpu_multiplies_bfloat16()
 pairs = json.load(sys.stdin)

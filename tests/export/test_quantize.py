@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rerank_plugin import Reranker
 from rerank_plugin.engine import fused_layers
-from rerank_plugin.engine.int8_products import is_int8_supported
+from rerank_plugin.engine.cpu.int8_products import is_int8_supported
 from rerank_plugin.engine.precision import scoring_dtype
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import QuantizationResult, evaluate, quantize

@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rerank_plugin import Reranker
-from rerank_plugin.engine import int8_products
-from rerank_plugin.engine.fused_layers import fuse_layers
-from rerank_plugin.engine.int8_products import (
+from rerank_plugin.engine.cpu import int8_products
+from rerank_plugin.engine.cpu.int8_products import (
     Instructions,
     Int8Product,
     is_int8_supported,
     quantize_weight,
     usable_instructions,
 )
-from rerank_plugin.engine.products import ACTIVATIONS
+from rerank_plugin.engine.cpu.products import ACTIVATIONS
+from rerank_plugin.engine.fused_layers import fuse_layers
 from rerank_plugin.errors import OptionError
 from rerank_plugin.info.model_info import model_info
 from rerank_plugin.model.adapters import ActiveAdapter
 
-from ..factories import build_model, sample_texts
-from . import test_causal_packing
+from ...factories import build_model, sample_texts
+from .. import test_causal_packing
 
 pytestmark = pytest.mark.skipif(not is_int8_supported(), reason="no products of bytes here")
 

@@ -6,15 +6,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from rerank_plugin.engine.compiled import Function, compiled_function, run
-from rerank_plugin.engine.cpu_attention import variant
+from rerank_plugin.engine.cpu.compiled import Function, address, compiled_function, run
+from rerank_plugin.engine.cpu.instructions import AVX512_BF16, can_run
 
 #: Cosine and sine of the positions, `[1, tokens, head size]`; both halves of a head are equal.
 Angles = tuple[Tensor, Tensor]
 
 
 class RowsWork(ctypes.Structure):
-    """The arguments of `packed_rows`, with the layout of `RowsWork` in the C file."""
+    """The arguments of `packed_rows`, with the layout of `RowsWork` in `packed_rows.c`."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -30,7 +30,7 @@ class RowsWork(ctypes.Structure):
 @cache
 def kernel() -> Function | None:
     """Return the compiled function, for bfloat16; None if it cannot be used."""
-    if variant(torch.bfloat16) is None:
+    if not can_run(AVX512_BF16):
         return None
     return compiled_function("packed_rows", RowsWork, "packed_rows_work_size")
 
@@ -67,11 +67,6 @@ def norm_and_rotate(
     )
     run(compiled, work)
     return out
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """Return the address of a tensor, if there is one."""
-    return None if tensor is None else tensor.data_ptr()
 
 
 def plain_norm_and_rotate(

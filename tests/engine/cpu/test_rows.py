@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rerank_plugin.engine.cpu_rows import kernel, norm_and_rotate, plain_norm_and_rotate
+from rerank_plugin.engine.cpu.rows import kernel, norm_and_rotate, plain_norm_and_rotate
 
 
 @pytest.mark.skipif(kernel() is None, reason="no compiled kernel for this machine")

@@ -12,19 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rerank_plugin.engine.compiled import Function, compiled_function, run
-from rerank_plugin.model.device import cpu_has, torch_uses_avx2, torch_uses_avx512
+from rerank_plugin.engine.cpu.compiled import Function, address, compiled_function, run
+from rerank_plugin.engine.cpu.instructions import AVX2, AVX512, AVX512_BF16, can_run
 
 #: The sizes of heads for which the kernels of a precision are faster than torch's.
 HEAD_SIZES = {torch.bfloat16: (32, 64, 128), torch.float32: (32, 64, 96, 128, 256)}
 
-AVX2 = ("avx2", "fma3")
-AVX512 = (*AVX2, "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
-
 #: The kernels of each precision, the fastest first, with the instructions that they are compiled
-#: for, by torch's names.
+#: for.
 VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
-    torch.bfloat16: {"bfloat16": (*AVX512, "avx512_bf16")},
+    torch.bfloat16: {"bfloat16": AVX512_BF16},
     torch.float32: {"float32_avx512": AVX512, "float32_avx2": AVX2},
 }
 
@@ -45,7 +42,7 @@ class Rows(ctypes.Structure):
 
 
 class Work(ctypes.Structure):
-    """The arguments of one call, with the layout of `Work` in the C file."""
+    """The arguments of one call, with the layout of `Work` in `packed_attention.h`."""
 
     _fields_ = (
         *((name, Rows) for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")),
@@ -63,15 +60,6 @@ class Work(ctypes.Structure):
         ("failed", ctypes.c_int32),
         ("next", ctypes.c_int64),
     )
-
-
-def can_run(instructions: tuple[str, ...]) -> bool:
-    """Return whether this CPU has some instructions, and torch itself uses their like.
-
-    `ATEN_CPU_CAPABILITY` can keep it from that.
-    """
-    uses = torch_uses_avx512() if "avx512_f" in instructions else torch_uses_avx2()
-    return uses and all(map(cpu_has, instructions))
 
 
 @cache
@@ -124,7 +112,7 @@ def call(kernel: Function, sizes: Sizes, lse: Tensor | None, **tensors: Tensor) 
     tokens, heads, dim = tensors["q"].shape
     work = Work(
         **{name: Rows.from_tensor(tensor) for name, tensor in tensors.items()},
-        lse=None if lse is None else lse.data_ptr(),
+        lse=address(lse),
         bounds=sizes.bounds.data_ptr(),
         key_bounds=sizes.key_bounds.data_ptr(),
         segments=len(sizes.bounds) - 1,

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 #: The compiled library, which setuptools puts into the package.
-MODULE = "rerank_plugin.engine._compiled"
+MODULE = "rerank_plugin.engine.cpu._compiled"
 
 #: Takes the address of a structure, that of `GOMP_parallel` and a number of threads; 0 is success.
 Function = Callable[[Any, int | None, int], int]
@@ -69,6 +70,11 @@ def run(function: Function, work: ctypes.Structure) -> None:
     """
     if function(ctypes.byref(work), parallel(), torch.get_num_threads()):
         raise MemoryError("no memory for the buffers of a packed row")
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return the address of a tensor, if there is one."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 @cache

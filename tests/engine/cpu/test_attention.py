@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rerank_plugin.engine import compiled
 from rerank_plugin.engine.attention import attend
 from rerank_plugin.engine.boundaries import Boundaries, Keys
-from rerank_plugin.engine.cpu_attention import HEAD_SIZES, VARIANTS, can_run, kernels, variant
-from rerank_plugin.engine.cpu_rows import RowsWork
+from rerank_plugin.engine.cpu import compiled
+from rerank_plugin.engine.cpu.attention import HEAD_SIZES, VARIANTS, kernels, variant
+from rerank_plugin.engine.cpu.instructions import can_run
+from rerank_plugin.engine.cpu.rows import RowsWork
 
 DTYPES = {name: dtype for dtype, names in VARIANTS.items() for name in names}
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rerank_plugin.engine.compiled import Function, compiled_function, library, run
-from rerank_plugin.engine.cpu_attention import AVX2, can_run
-from rerank_plugin.engine.products import Activation, LinearProduct
+from rerank_plugin.engine.cpu.compiled import Function, address, compiled_function, library, run
+from rerank_plugin.engine.cpu.instructions import AVX2, can_run
+from rerank_plugin.engine.cpu.products import Activation, LinearProduct
 from rerank_plugin.model.device import cpu_has, torch_uses_avx512
 
 #: The largest weight: with it two products of a weight and a byte fit 16 bits, as AVX2 adds them.
@@ -175,8 +175,3 @@ def pack(weight: Tensor) -> Tensor:
     padded = weight.new_zeros(columns, inner)
     padded[: weight.shape[0], : weight.shape[1]] = weight
     return padded.reshape(columns // 16, 16, inner // 4, 4).transpose(1, 2).contiguous()
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """Return the address of a tensor, if there is one."""
-    return None if tensor is None else tensor.data_ptr()

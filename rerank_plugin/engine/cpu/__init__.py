@@ -1,0 +1,1 @@
+"""Kernels for scoring and attention on a CPU, some of them compiled."""

@@ -1,0 +1,17 @@
+"""The sets of instructions that kernels are compiled for."""
+
+from rerank_plugin.model.device import cpu_has, torch_uses_avx2, torch_uses_avx512
+
+#: The instructions of each set, by torch's names.
+AVX2 = ("avx2", "fma3")
+AVX512 = (*AVX2, "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl")
+AVX512_BF16 = (*AVX512, "avx512_bf16")
+
+
+def can_run(instructions: tuple[str, ...]) -> bool:
+    """Return whether this CPU has some instructions, and torch itself uses their like.
+
+    `ATEN_CPU_CAPABILITY` can keep it from that.
+    """
+    uses = torch_uses_avx512() if "avx512_f" in instructions else torch_uses_avx2()
+    return uses and all(map(cpu_has, instructions))
