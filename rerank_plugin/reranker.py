@@ -48,7 +48,6 @@ from rerank_plugin.model.families import usable_dtype
 from rerank_plugin.model.head import cast_backbone
 from rerank_plugin.model.loaded import LoadedModel
 from rerank_plugin.model.loading import (
-    default_max_length,
     load_base,
     load_model,
     resolve_max_length,
@@ -178,8 +177,8 @@ class Reranker:
                 scale_and_bias(settings)
         self.max_length = resolve_max_length(
             options["max_length"],
-            default=agreed(trained, "max_length", options["max_length"])
-            or default_max_length(loaded.prompt),
+            saved=agreed(trained, "max_length", options["max_length"]),
+            prompt=loaded.prompt,
             config=loaded.model.config,
             option="max_length",
         )

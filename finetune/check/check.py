@@ -129,7 +129,6 @@ def start_lengths(options: GroupCheckOptions, result: CheckResult) -> Lengths | 
     from rerank_plugin.model.formats import find_format
     from rerank_plugin.model.language_models import language_reranker
     from rerank_plugin.model.loading import (
-        default_max_length,
         load_config,
         load_tokenizer,
         resolve_max_length,
@@ -143,7 +142,7 @@ def start_lengths(options: GroupCheckOptions, result: CheckResult) -> Lengths | 
         reranker = language_reranker(model, config, tokenizer, model_format, is_base=True)
         prompt = reranker.prompt if reranker else None
         max_len = resolve_max_length(
-            options.max_len, default=default_max_length(prompt), config=config, option="max_len"
+            options.max_len, prompt=prompt, config=config, option="max_len"
         )
         encoder = PairEncoder(
             tokenizer,

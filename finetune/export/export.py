@@ -11,7 +11,7 @@ from rerank_plugin.io.atomic import write_json
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.io.versions import with_versions
 from rerank_plugin.model.head import keep_one_label
-from rerank_plugin.model.loading import default_max_length, load_model, resolve_max_length
+from rerank_plugin.model.loading import load_model, resolve_max_length
 from rerank_plugin.model.modular import ModularClassifier
 from rerank_plugin.model.settings import EXPORT, RerankSettings, read_object
 from rerank_plugin.reranker import Reranker
@@ -179,7 +179,8 @@ def write_without_model(folder: Path, graph: Path, options: ExportOptions) -> Pa
     model, settings = loaded.model, RerankSettings.read(expanded(options.model_dir))
     max_length = resolve_max_length(
         options.max_length,
-        default=settings.max_length or default_max_length(None),
+        saved=settings.max_length,
+        prompt=loaded.prompt,
         config=model.config,
         option="max_length",
     )

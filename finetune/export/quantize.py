@@ -13,7 +13,7 @@ from rerank_plugin.engine.fused_layers import int8_problem
 from rerank_plugin.engine.scores import threshold
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.io.paths import expanded
-from rerank_plugin.model.loading import default_max_length, load_model, resolve_max_length
+from rerank_plugin.model.loading import load_model, resolve_max_length
 from rerank_plugin.model.settings import INT8, RerankSettings
 from rerank_plugin.reranker import Reranker
 
@@ -155,7 +155,8 @@ def write_model(folder: Path, options: QuantizeOptions) -> RerankSettings:
     ).with_instruction(settings.instruction)
     max_length = resolve_max_length(
         options.max_length,
-        default=settings.max_length or default_max_length(loaded.prompt),
+        saved=settings.max_length,
+        prompt=loaded.prompt,
         config=loaded.model.config,
         option="max_length",
     )

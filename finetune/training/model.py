@@ -18,7 +18,7 @@ from rerank_plugin.model.device import warn_of_slow_products
 from rerank_plugin.model.families import usable_dtype
 from rerank_plugin.model.head import keep_one_label
 from rerank_plugin.model.loaded import LoadedModel
-from rerank_plugin.model.loading import default_max_length, load_model, resolve_max_length
+from rerank_plugin.model.loading import load_model, resolve_max_length
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 
 from ..config import FinetuneConfig
@@ -133,7 +133,7 @@ def prepare_encoder(
     """Return the encoder of a run, and save its length and prompt with the tokenizer."""
     max_length = resolve_max_length(
         config.max_len,
-        default=default_max_length(loaded.prompt),
+        prompt=loaded.prompt,
         config=loaded.model.config,
         option="max_len",
     )

@@ -20,7 +20,7 @@ from rerank_plugin.model.families import family_of, usable_dtype, usable_positio
 from rerank_plugin.model.formats import architectures
 from rerank_plugin.model.head import cast_backbone, head_names
 from rerank_plugin.model.loaded import LoadedModel
-from rerank_plugin.model.loading import default_max_length, load_model, resolve_max_length
+from rerank_plugin.model.loading import load_model, resolve_max_length
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 from rerank_plugin.model.source import absolute
 from rerank_plugin.model.threads import default_threads
@@ -112,7 +112,8 @@ def pair_encoder(loaded: LoadedModel, settings: RerankSettings) -> PairEncoder:
     """Return the encoder of a model's pairs, with the longest pair by default."""
     max_length = resolve_max_length(
         None,
-        default=settings.max_length or default_max_length(loaded.prompt),
+        saved=settings.max_length,
+        prompt=loaded.prompt,
         config=loaded.model.config,
         option="max_length",
     )

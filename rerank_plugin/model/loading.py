@@ -384,22 +384,30 @@ def base_errors(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: the base of the adapter: {error}") from None
 
 
-def default_max_length(prompt: Prompt | None) -> int:
-    """Return the maximum length of a pair if neither the user nor the model folder sets it."""
-    return DEFAULT_MAX_LENGTH if prompt is None else DEFAULT_PROMPT_MAX_LENGTH
-
-
 def resolve_max_length(
-    max_length: int | None, *, default: int, config: PreTrainedConfig, option: str
+    max_length: int | None,
+    *,
+    saved: int | None = None,
+    prompt: Prompt | None,
+    config: PreTrainedConfig,
+    option: str,
 ) -> int:
     """Return the maximum length of a pair; the default is lowered to the model's positions.
+
+    Args:
+        max_length: The length that the user sets, if any.
+        saved: The length in the settings of the model folder, if any.
+        prompt: The model's prompt, if it has one.
+        config: The model's config.
+        option: The name of the option that sets the length.
 
     Raises:
         OptionError: the model has fewer positions.
     """
     positions = usable_positions(config) or sys.maxsize
     if max_length is None:
-        return min(default, positions)
+        default = DEFAULT_MAX_LENGTH if prompt is None else DEFAULT_PROMPT_MAX_LENGTH
+        return min(saved or default, positions)
     if max_length > positions:
         raise OptionError(option, f"{max_length} is more than the model's {positions} positions")
     return max_length
