@@ -10,7 +10,6 @@
  * with zeros up to a multiple of 64 in both directions.
  */
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,8 +23,8 @@ enum { AVX2 = 1, AVX_VNNI, AVX512_VNNI, AMX }; /* the kernels */
 #include <unistd.h>
 #endif
 
-#define TARGET(names) __attribute__((target(names)))
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels.h"
+
 #define MULTIPLE 64 /* of packed columns and of the inner size */
 #define ROWS 96     /* that a thread takes at once: a multiple of every kernel's */
 #define TILE 1024   /* sums that a kernel computes at once, at most */
@@ -48,8 +47,6 @@ typedef struct {
     int64_t next; /* the next row that a thread takes */
     int64_t size; /* the rows that it takes */
 } ProductWork;
-
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
 /* Sums of a tile: rows of `x`, `depth` bytes each, times the columns of panels. */
 typedef void (*Tile)(const uint8_t *x, const int8_t *weight, int64_t depth, int32_t *sums);
@@ -203,21 +200,17 @@ typedef struct {
 /* Write sums times scales, with bias, activation and the other tensor. */
 typedef void (*Write)(const ProductWork *w, const Block *block, const Units *units);
 
-#define JOIN(name, set) name##_##set
-#define NAMED(name, set) JOIN(name, set)
-#define NAME(name) NAMED(name, SET)
+#define WIDTH 8
+#include "vectors.h"
 
-#define AVX2_FEATURES "avx2,fma"
-#define AVX512_FEATURES "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
-
-TARGET(AVX2_FEATURES) INLINE __m256 load_avx2(const void *from, int64_t index, int is_bfloat16) {
+TARGET(FEATURES) INLINE __m256 load_avx2(const void *from, int64_t index, int is_bfloat16) {
     if (!is_bfloat16) return _mm256_loadu_ps((const float *)from + index);
     const __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)from + index));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
 /* bfloat16 is rounded to the nearest, a half to even; what is not a number keeps its first bits. */
-TARGET(AVX2_FEATURES) INLINE void store_avx2(void *to, int64_t index, __m256 y, int is_bfloat16) {
+TARGET(FEATURES) INLINE void store_avx2(void *to, int64_t index, __m256 y, int is_bfloat16) {
     if (!is_bfloat16) {
         _mm256_storeu_ps((float *)to + index, y);
         return;
@@ -233,57 +226,49 @@ TARGET(AVX2_FEATURES) INLINE void store_avx2(void *to, int64_t index, __m256 y, 
 }
 
 /* The bits of the largest absolute value of each lane: their order is that of the values. */
-TARGET(AVX2_FEATURES) INLINE __m256i larger_avx2(__m256i largest, __m256 x) {
+TARGET(FEATURES) INLINE __m256i larger_avx2(__m256i largest, __m256 x) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     return _mm256_max_epi32(largest, _mm256_and_si256(_mm256_castps_si256(x), magnitude));
 }
 
-TARGET(AVX2_FEATURES) INLINE int32_t largest_avx2(__m256i x) {
+TARGET(FEATURES) INLINE int32_t largest_avx2(__m256i x) {
     __m128i y = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     y = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
 }
 
-TARGET(AVX2_FEATURES) INLINE float smallest_avx2(__m256 x) {
+TARGET(FEATURES) INLINE float smallest_avx2(__m256 x) {
     __m128 y = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_min_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_min_ss(y, _mm_movehdup_ps(y)));
 }
 
-TARGET(AVX2_FEATURES) INLINE void store_bytes_avx2(uint8_t *to, __m256 x, int32_t zero) {
+TARGET(FEATURES) INLINE void store_bytes_avx2(uint8_t *to, __m256 x, int32_t zero) {
     const __m256i numbers = _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(zero));
     const __m128i words =
         _mm_packs_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1));
     _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
 }
 
-#define SET avx2
-#define VEC __m256
 #define INTEGERS __m256i
-#define WIDTH 8
-#define OP(name) _mm256_##name
 #define ZERO_INTEGERS _mm256_setzero_si256()
 #define LOAD_INTEGERS(from) _mm256_loadu_si256((const __m256i *)(from))
-#define EXPONENT(x) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23))
-#define FEATURES AVX2_FEATURES
 #include "int8_rows.h"
-#undef SET
-#undef VEC
 #undef INTEGERS
-#undef WIDTH
-#undef OP
 #undef ZERO_INTEGERS
 #undef LOAD_INTEGERS
-#undef EXPONENT
-#undef FEATURES
+#undef WIDTH
 
-TARGET(AVX512_FEATURES) INLINE __m512 load_avx512(const void *from, int64_t index, int is_bfloat16) {
+#define WIDTH 16
+#include "vectors.h"
+
+TARGET(FEATURES) INLINE __m512 load_avx512(const void *from, int64_t index, int is_bfloat16) {
     if (!is_bfloat16) return _mm512_loadu_ps((const float *)from + index);
     const __m256i half = _mm256_loadu_si256((const __m256i *)((const uint16_t *)from + index));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-TARGET(AVX512_FEATURES)
+TARGET(FEATURES)
 INLINE void store_avx512(void *to, int64_t index, __m512 y, int is_bfloat16) {
     if (!is_bfloat16) {
         _mm512_storeu_ps((float *)to + index, y);
@@ -298,32 +283,26 @@ INLINE void store_avx512(void *to, int64_t index, __m512 y, int is_bfloat16) {
     _mm256_storeu_si256((__m256i *)((uint16_t *)to + index), packed);
 }
 
-TARGET(AVX512_FEATURES) INLINE __m512i larger_avx512(__m512i largest, __m512 x) {
+TARGET(FEATURES) INLINE __m512i larger_avx512(__m512i largest, __m512 x) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     return _mm512_max_epi32(largest, _mm512_and_si512(_mm512_castps_si512(x), magnitude));
 }
 
-TARGET(AVX512_FEATURES) INLINE int32_t largest_avx512(__m512i x) {
+TARGET(FEATURES) INLINE int32_t largest_avx512(__m512i x) {
     return _mm512_reduce_max_epi32(x);
 }
 
-TARGET(AVX512_FEATURES) INLINE float smallest_avx512(__m512 x) { return _mm512_reduce_min_ps(x); }
+TARGET(FEATURES) INLINE float smallest_avx512(__m512 x) { return _mm512_reduce_min_ps(x); }
 
-TARGET(AVX512_FEATURES) INLINE void store_bytes_avx512(uint8_t *to, __m512 x, int32_t zero) {
+TARGET(FEATURES) INLINE void store_bytes_avx512(uint8_t *to, __m512 x, int32_t zero) {
     const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
     const __m512i positive = _mm512_max_epi32(numbers, _mm512_setzero_si512());
     _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(positive));
 }
 
-#define SET avx512
-#define VEC __m512
 #define INTEGERS __m512i
-#define WIDTH 16
-#define OP(name) _mm512_##name
 #define ZERO_INTEGERS _mm512_setzero_si512()
 #define LOAD_INTEGERS _mm512_loadu_si512
-#define EXPONENT(x) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23))
-#define FEATURES AVX512_FEATURES
 #include "int8_rows.h"
 
 /* ---- products ---- */
@@ -416,10 +395,7 @@ int int8_products(ProductWork *work, Parallel parallel, int threads) {
     const int64_t shares = (work->rows + (int64_t)ROWS * count - 1) / ((int64_t)ROWS * count) * count;
     work->size = round_up((work->rows + shares - 1) / (shares ? shares : 1), multiple);
     work->next = work->failed = 0;
-    if (count > 1)
-        parallel(share, work, (unsigned)count, 0);
-    else
-        share(work);
+    run_in_parallel(share, work, parallel, count);
     return work->failed;
 }
 

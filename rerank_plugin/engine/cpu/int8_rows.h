@@ -1,24 +1,4 @@
-/* The rows of `int8_products.c` for one set of instructions, which it names. */
-
-/* exp(x), of which x is a multiple of log(2) and the rest in [-log(2) / 2, log(2) / 2]: a Taylor
- * polynomial of degree 6, to 2e-7. Added to `magic`, the multiple is rounded, and the last bits of
- * the sum are the biased exponent. */
-TARGET(FEATURES) INLINE VEC NAME(exponential)(VEC x) {
-    const VEC magic = OP(set1_ps)(12582912.0f + 127.0f);
-    x = OP(min_ps)(OP(set1_ps)(87.0f), OP(max_ps)(OP(set1_ps)(-87.0f), x));
-    const VEC whole = OP(fmadd_ps)(x, OP(set1_ps)(1.44269504f), magic);
-    const VEC n = OP(sub_ps)(whole, magic);
-    VEC r = OP(fnmadd_ps)(n, OP(set1_ps)(0.693359375f), x);
-    r = OP(fnmadd_ps)(n, OP(set1_ps)(-2.12194440e-4f), r);
-    VEC y = OP(set1_ps)(1.0f / 720);
-    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f / 120));
-    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f / 24));
-    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f / 6));
-    y = OP(fmadd_ps)(y, r, OP(set1_ps)(0.5f));
-    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f));
-    y = OP(fmadd_ps)(y, r, OP(set1_ps)(1.0f));
-    return OP(mul_ps)(y, EXPONENT(whole));
-}
+/* The rows of `int8_products.c` for vectors of one width. */
 
 /* x (1 + erf(x / sqrt(2))) / 2, by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7. */
 TARGET(FEATURES) INLINE VEC NAME(gelu)(VEC x) {

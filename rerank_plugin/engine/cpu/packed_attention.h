@@ -6,18 +6,15 @@
  * Matrices are named as in the paper (Dao 2023, "FlashAttention-2", arXiv:2307.08691):
  * S = Q K^T, P = softmax(S), O = P V; and going back dV = P^T dO, dP = dO V^T,
  * dS = P * (dP - rowsum(dO * O)), dQ = dS K, dK = dS^T Q.
- *
- * No library is linked: the caller hands in the GOMP_parallel of the OpenMP runtime that its own
- * process uses, so that both share one pool of threads.
  */
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels.h"
+
 #define LOG2E 1.44269504088896340736f
 #define FAR_BELOW (-1e30f)
-#define INLINE static inline __attribute__((always_inline))
 
 /* One row of tokens: token t of head h starts at number `t * token + h * head` of the data. */
 typedef struct {
@@ -35,8 +32,6 @@ typedef struct {
     int32_t failed;
     int64_t next; /* the next (segment, head of keys) that a thread takes */
 } Work;
-
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
 /* The first number of a token's head, counted from the start of the data. */
 INLINE int64_t place(const Rows *rows, int token, int head) {
@@ -76,9 +71,6 @@ INLINE void share(Work *w, size_t bytes, void (*one)(Work *, int, int, char *)) 
 INLINE int run(Work *work, void (*fn)(void *), Parallel parallel, int threads) {
     work->next = 0;
     work->failed = 0;
-    if (parallel && threads > 1)
-        parallel(fn, work, (unsigned)threads, 0);
-    else
-        fn(work);
+    run_in_parallel(fn, work, parallel, threads);
     return work->failed;
 }

@@ -11,10 +11,6 @@
 
 #include "packed_attention.h"
 
-#define JOIN(name, set) name##_##set
-#define NAMED(name, set) JOIN(name, set)
-#define NAME(name) NAMED(name, SET)
-
 /* So few queries of a segment (times the heads that share keys) that packing would take longer. */
 #define FEW 3
 /* Queries that a backward pass looks at together: a multiple of rows and columns of each tile. */
@@ -92,19 +88,12 @@ INLINE __m256 between_avx2(__m256 x, float other, int start, int from, int to) {
     return _mm256_blendv_ps(_mm256_set1_ps(other), x, _mm256_castsi256_ps(in));
 }
 
-#define SET avx2
-#define VEC __m256
 #define WIDTH 8
 #define ROWS 6
-#define OP(name) _mm256_##name
-#define EXPONENT(x) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23))
+#include "vectors.h"
 #include "packed_attention_float32.h"
-#undef SET
-#undef VEC
 #undef WIDTH
 #undef ROWS
-#undef OP
-#undef EXPONENT
 
 #pragma GCC pop_options
 
@@ -123,12 +112,9 @@ INLINE __m512 between_avx512(__m512 x, float other, int start, int from, int to)
     return _mm512_mask_blend_ps(in, _mm512_set1_ps(other), x);
 }
 
-#define SET avx512
-#define VEC __m512
 #define WIDTH 16
 #define ROWS 8
-#define OP(name) _mm512_##name
-#define EXPONENT(x) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23))
+#include "vectors.h"
 #include "packed_attention_float32.h"
 
 #pragma GCC pop_options

@@ -1,30 +1,10 @@
-/* The kernels of `packed_attention_float32.c` for one set of instructions, which it names. */
+/* The kernels of `packed_attention_float32.c` for vectors of one width. */
 
 #define TILE (2 * WIDTH) /* columns of a tile: two registers */
 
 INLINE int NAME(padded)(int n) { return (n + TILE - 1) / TILE * TILE; }
 
 INLINE int NAME(whole_rows)(int n) { return (n + ROWS - 1) / ROWS * ROWS; }
-
-/* 2^x for x <= 0, within 1 ulp; below 2^-126 it is 0, and of NaN it is NaN.
- *
- * x is split into a whole number, which becomes the exponent, and the rest in [-1/2, 1/2]. Added to
- * `magic`, x is rounded, and the last bits of the sum are the biased exponent. The polynomial is the
- * minimax one of the relative error (2e-9) that is exact at 0. */
-INLINE VEC NAME(exp2)(VEC x) {
-    const VEC magic = OP(set1_ps)(12582912.0f + 127.0f);
-    x = OP(max_ps)(OP(set1_ps)(-127.0f), x);
-    const VEC whole = OP(add_ps)(x, magic);
-    const VEC f = OP(sub_ps)(x, OP(sub_ps)(whole, magic));
-    VEC y = OP(set1_ps)(1.5353362e-4f);
-    y = OP(fmadd_ps)(y, f, OP(set1_ps)(1.3398874e-3f));
-    y = OP(fmadd_ps)(y, f, OP(set1_ps)(9.6184374e-3f));
-    y = OP(fmadd_ps)(y, f, OP(set1_ps)(5.5503325e-2f));
-    y = OP(fmadd_ps)(y, f, OP(set1_ps)(2.4022648e-1f));
-    y = OP(fmadd_ps)(y, f, OP(set1_ps)(6.9314720e-1f));
-    y = OP(fmadd_ps)(y, f, OP(set1_ps)(1.0f));
-    return OP(mul_ps)(y, EXPONENT(whole));
-}
 
 /* acc[r][c] = sum over k < n of a[r * row + k * step] b[k * ldb + c], c < TILE: the one product. */
 INLINE void NAME(product)(VEC acc[ROWS][2], const float *a, int64_t row, int64_t step, int n,

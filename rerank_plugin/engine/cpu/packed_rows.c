@@ -5,16 +5,16 @@
  */
 
 #include <math.h>
-#include <stdint.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <immintrin.h>
 
+#include "kernels.h"
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
 
-#define INLINE static inline __attribute__((always_inline))
 #define CHUNK 64 /* tokens that a thread takes at once */
 
 typedef uint16_t bf16;
@@ -29,8 +29,6 @@ typedef struct {
     float epsilon;
     int64_t next; /* the next token that a thread takes */
 } RowsWork;
-
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
 INLINE __m512 load_bf16(const bf16 *from) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
@@ -92,10 +90,7 @@ int packed_rows_work_size(void) { return (int)sizeof(RowsWork); }
 
 int packed_rows(RowsWork *work, Parallel parallel, int threads) {
     work->next = 0;
-    if (parallel && threads > 1)
-        parallel(share, work, (unsigned)threads, 0);
-    else
-        share(work);
+    run_in_parallel(share, work, parallel, threads);
     return 0;
 }
 
