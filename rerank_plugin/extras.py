@@ -24,10 +24,13 @@ EXTRAS = {
     "onnxscript": "export",
     "openvino": "export",
     "peft": "lora",
+    "prometheus_client": "serve",
     "pyarrow": "train",
     "pytrec_eval": "train",
     "rich": "train",
     "sentence_transformers": "mine",
+    "starlette": "serve",
+    "uvicorn": "serve",
 }
 
 

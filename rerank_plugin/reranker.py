@@ -207,6 +207,11 @@ class Reranker:
         return scorer
 
     @property
+    def encoder(self) -> PairEncoder:
+        """Return the encoder of its pairs, which any number of threads may use."""
+        return self._scorer.encoder
+
+    @property
     def _folder_settings(self) -> list[RerankSettings]:
         """Return the settings of the folder, or of the folders of all adapters."""
         return list((self._adapters.settings if self._adapters else self._settings).values())
@@ -320,12 +325,23 @@ class Reranker:
         *,
         instruction: str | None = None,
         adapter: str | None = None,
+        count_tokens: Callable[[int], Any] | None = None,
     ) -> Logits:
-        """`logits`, without blocking the event loop; cancelled, the rest is not scored."""
+        """`logits`, without blocking the event loop; cancelled, the rest is not scored.
+
+        Args:
+            pairs: The pairs.
+            instruction: The instruction of pairs without one.
+            adapter: The name of one of `adapters`.
+            count_tokens: Called with numbers of tokens that the model reads, whose sum is that of
+                all pairs after long ones are cut, equal pairs once.
+        """
         adapter = self._known_adapter(adapter)
         checked = checked_pairs(pairs, query_text, self._instruction(instruction, adapter))
         return await self._queue.alogits(
-            await self._queue.beside_loop(list[Pair], checked), adapter=adapter
+            await self._queue.beside_loop(list[Pair], checked),
+            adapter=adapter,
+            count_tokens=count_tokens,
         )
 
     def stream(

@@ -49,6 +49,7 @@ def test_names_take_dashes_and_underscores_and_values_keep_theirs() -> None:
 def test_flags_and_lists() -> None:
     assert parse("--path", "a", "b", "--loud") == Options(path=["a", "b"], loud=True)
     assert parse("--loud", "false", "--path", "a").loud is False
+    assert parse("--path", "a", "--path", "b", "c").path == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ def test_a_yaml_file_gives_options_and_the_command_line_wins(tmp_path: Path) -> 
     path.write_text("path: [a, b]\ncount: 3\nrate: 1e-5\nloud: true\n", encoding="utf-8")
     expected = Options(path=["a", "b"], count=4, rate=1e-5, loud=True)
     assert parse("--config", str(path), "--count", "4") == expected
+    assert parse("--config", str(path), "--path", "c").path == "c"
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,11 @@ COMMANDS = {
         "rerank_plugin.finetune.commands.trainer_options:TRAINER_OPTIONS",
     ),
     "rerank": Command("rank documents with a model", "rerank_plugin.cli.rerank", "RerankOptions"),
+    "serve": Command(
+        "serve a model over HTTP, for tools that speak Jina's, Cohere's or TEI's format",
+        "rerank_plugin.cli.serve",
+        "ServeOptions",
+    ),
     "info": Command(
         "describe a model without reading its weights",
         "rerank_plugin.cli.info",

@@ -69,7 +69,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class OneOrMore(argparse.Action):
-    """A list of values, or the value itself if it is one."""
+    """A list of values, or the value itself if it is one; a repeated option adds to the list."""
 
     def __call__(
         self,
@@ -79,6 +79,8 @@ class OneOrMore(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Store them."""
+        earlier = getattr(namespace, self.dest, [])
+        values = [*(earlier if isinstance(earlier, list) else [earlier]), *values]
         setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
@@ -102,12 +104,15 @@ def parse_options(
     aliases = spellings(option_list, extras)
     known = KnownNames({option_name(field) for field, _ in option_list} | set(aliases), extras)
     arguments = rename_aliases(with_underscores(argv), aliases)
+    values: dict[str, Any] = dict(defaults or {})
+    unknown: list[str] = []
     config = config_file(arguments)
-    if config is not None:
-        arguments = rename_aliases(read_config(config, known), aliases) + arguments
-    parsed, unknown = parser.parse_known_args(arguments)
-    parsed_values = {name: value for name, value in vars(parsed).items() if name != "config"}
-    values = {**(defaults or {}), **parsed_values}
+    sources = [rename_aliases(read_config(config, known), aliases)] if config else []
+    for source in [*sources, arguments]:
+        parsed, not_parsed = parser.parse_known_args(source)
+        values |= vars(parsed)
+        unknown += not_parsed
+    values.pop("config", None)
     if unknown:
         check_unknown(unknown, known)
     if unknown and extras:

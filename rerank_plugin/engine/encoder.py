@@ -163,6 +163,11 @@ class PairEncoder:
         """
         return self._encode(pairs, first_only=self.long_documents == "cut")
 
+    def first_tokens(self, text: str, count: int) -> str:
+        """Return a text up to the end of its first tokens."""
+        tokens = self._backend.encode(text, add_special_tokens=False)
+        return text if len(tokens) <= count else text[: tokens.offsets[count - 1][1]]
+
     def lengths(self, pairs: Sequence[Pair]) -> Ids:
         """Return the lengths of pairs before anything is cut, int32 `[pairs]`."""
         texts, ids = self._tokenize(pairs)
@@ -209,12 +214,11 @@ class PairEncoder:
         if template.prompt is None:
             self._warn_of_long_query(len(query), limit)
             return query[:limit], document
-        tokens = self._backend.encode(pair[0], add_special_tokens=False)
-        if len(tokens) <= limit:
-            return query, document
-        self._warn_of_long_query(len(tokens), limit)
         # The text is cut, as its last token may be part of the prompt's next one.
-        text = pair[0][: tokens.offsets[limit - 1][1]]
+        text = self.first_tokens(pair[0], limit)
+        if text == pair[0]:
+            return query, document
+        self._warn_of_long_query(len(self._ids([pair[0]])[0]), limit)
         query, document = self._ids(template.texts(text, pair[1]))
         return query, document
 

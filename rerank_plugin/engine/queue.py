@@ -94,11 +94,18 @@ class ModelQueue:
             progress(len(pairs) - len(distinct))
         return logits[rows]
 
-    async def alogits(self, pairs: Sequence[Pair], *, adapter: str | None = None) -> Logits:
+    async def alogits(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        adapter: str | None = None,
+        count_tokens: Callable[[int], Any] | None = None,
+    ) -> Logits:
         """`logits`, without blocking the event loop."""
         distinct, rows = await self.beside_loop(distinct_pairs, pairs)
         chunks = [
-            await self._score(chunk, adapter=adapter) for chunk in self._scorer.chunks(distinct)
+            await self._score(chunk, adapter=adapter, count_tokens=count_tokens)
+            for chunk in self._scorer.chunks(distinct)
         ]
         return concatenated(chunks)[rows]
 
@@ -150,11 +157,19 @@ class ModelQueue:
             ticket.result()
             return self._submit(*self._encode(pairs), adapter, caller, progress)
 
-    async def _score(self, pairs: Sequence[Pair], *, adapter: str | None) -> Logits:
+    async def _score(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        adapter: str | None,
+        count_tokens: Callable[[int], Any] | None,
+    ) -> Logits:
         """Return the logits of one chunk of pairs, without blocking the event loop."""
         with self._room(len(pairs)) as ticket:
             await asyncio.wrap_future(ticket)
             encoded, batches = await self.beside_loop(self._encode, pairs)
+            if count_tokens:
+                count_tokens(sum(map(len, encoded.windows)))
             future = self._submit(encoded, batches, adapter)
         return await asyncio.wrap_future(future)
 

@@ -1,0 +1,1 @@
+"""The formats of requests and responses, by the service that they come from."""

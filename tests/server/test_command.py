@@ -1,0 +1,156 @@
+"""`rerank-plugin serve` as a process of its own."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rerank_plugin import Reranker
+from rerank_plugin.cli.serve import ServeOptions
+from rerank_plugin.errors import OptionError
+
+from ..factories import Run
+from ..training.test_lora import drawn_adapter
+from .conftest import QUERY, TEXTS
+
+REQUEST = {"query": QUERY, "documents": TEXTS}
+
+
+class Process:
+    """A running `rerank-plugin serve`."""
+
+    def __init__(self, *arguments: object, **options: Any) -> None:
+        command = [sys.executable, "-m", "rerank_plugin", "serve", "--port", "0"]
+        command += [str(argument) for argument in arguments]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+        assert self.process.stderr is not None
+        self.lines = [line := self.process.stderr.readline()]
+        while line and "serving at" not in line:
+            self.lines.append(line := self.process.stderr.readline())
+        found = re.search(r"http://\S+", line)
+        assert found, self.lines
+        self.url = found[0]
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; returns the exit code, and what was written to stderr."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=60)
+        return self.process.returncode, "".join(self.lines) + err
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    processes: list[Process] = []
+
+    def run(*arguments: object, **options: Any) -> Process:
+        processes.append(Process("--device", "cpu", "--threads", 1, *arguments, **options))
+        return processes[-1]
+
+    yield run
+    for started in processes:
+        if started.process.poll() is None:
+            started.process.kill()
+        started.process.wait()
+
+
+def test_a_model_with_adapters_and_a_key(tiny_model: Path, tmp_path: Path, start: Start) -> None:
+    legal, medical = (drawn_adapter(tiny_model, tmp_path / str(seed), seed) for seed in (0, 1))
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_text("secret-key\n")
+    adapters = ("--adapter", f"legal={legal}", "--adapter", f"medical={medical}")
+    options = ("--api_key_file", key, "--served_model_name", "mine", "--dtype", "float32")
+    server = start("--model_dir", tiny_model, *adapters, *options)
+    headers = {"Authorization": "Bearer secret-key"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+        reply = client.post("/v1/rerank", json={**REQUEST, "model": "medical"}).json()
+        models = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        with httpx.Client(base_url=server.url) as stranger:
+            refused = stranger.post("/v1/rerank", json=REQUEST)
+    assert refused.status_code == 401
+    assert models == ["mine", "legal", "medical"]
+    reranker = Reranker(tiny_model, adapters={"medical": medical}, dtype="float32", device="cpu")
+    expected = reranker.rank(QUERY, TEXTS, adapter="medical")
+    assert [result["index"] for result in reply["results"]] == [r.index for r in expected]
+    code, err = server.end()
+    assert code == 0
+    assert "POST /v1/rerank 200: jina, 12 documents" in err
+    assert "POST /v1/rerank 401: jina, 0 documents" in err
+    assert QUERY not in err and TEXTS[0] not in err and "secret" not in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders can be made read-only on POSIX only")
+def test_nothing_is_written(tiny_model: Path, tmp_path: Path, start: Start) -> None:
+    """Neither in the working directory, nor in the folder of the model."""
+    before = sorted(tiny_model.rglob("*"))
+    home = {"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    server = start("--model_dir", tiny_model, cwd=tmp_path, env={**os.environ, **home})
+    assert httpx.post(f"{server.url}/v1/rerank", json=REQUEST, timeout=60).status_code == 200
+    assert server.end(signal.SIGINT)[0] == 0
+    assert list(tmp_path.iterdir()) == [] and sorted(tiny_model.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "problem"),
+    [
+        ("secret", 0o644, "every user may read it"),
+        ("", 0o600, "the file is empty"),
+        (" \n", 0o600, "the file is empty"),
+        ("two\nkeys", 0o600, "expected one key"),
+        ("schlüssel", 0o600, "expected one key"),
+        (None, 0o600, "cannot be read"),
+    ],
+)
+def test_a_bad_key_file_is_refused(
+    cli: Run, tiny_model: Path, tmp_path: Path, content: str | None, mode: int, problem: str
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_text(content, "utf-8")
+        file.chmod(mode)
+    code, _, err = cli("serve", "--model_dir", tiny_model, "--api_key_file", file)
+    assert code == 2 and len(err.splitlines()) == 1
+    assert f"--api_key_file: {file}: {problem}" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"adapter": ["legal"]}, "adapter"),
+        ({"adapter": ["=folder"]}, "adapter"),
+        ({"adapter": ["a=b", "a=c"]}, "adapter"),
+        ({"port": 70_000}, "port"),
+        ({"max_waiting_pairs": 10}, "max_waiting_pairs"),
+        ({"max_waiting_bytes": 10}, "max_waiting_bytes"),
+        ({"max_documents": 0}, "max_documents"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(OptionError, match=f"^--{name}: "):
+        ServeOptions(model_dir="mine", **options)
+
+
+def test_a_name_stands_for_one_model(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
+    adapter = drawn_adapter(tiny_model, tmp_path / "legal", 0)
+    names = ("--adapter", f"legal={adapter}", "--served_model_name", "legal")
+    code, _, err = cli("serve", "--model_dir", tiny_model, *names)
+    assert code == 2 and "'legal' is the name of the model, too" in err
+
+
+def test_a_busy_port_is_one_line(cli: Run, tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        code, _, err = cli("serve", "--model_dir", tiny_model, "--port", port)
+    assert code == 2 and len(err.splitlines()) == 1
+    assert f"--port: 127.0.0.1:{port}: Address already in use" in err
