@@ -2,6 +2,7 @@
 
     python benchmarks/causal.py                        # both shapes, float32 and bfloat16
     python benchmarks/causal.py --models smollm2-135m --dtypes bfloat16 --rows scoring
+    python benchmarks/causal.py --device cuda --queries 32 --documents 32
 
 Weights are random, in the shapes of published models. Every contestant gets the same pairs in the
 same round, in turns, in one process: a query whose prompt is about a third of each of its pairs.
@@ -23,8 +24,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from shared.folders import SQUAD_OR_SAMPLE, add_folders
-from shared.machine import peak_memory, set_environment
+from shared.folders import SQUAD_OR_SAMPLE, add_device, add_folders
+from shared.machine import device, peak_memory, set_environment
 from shared.texts import Source
 from shared.workers import CONTEXT
 
@@ -44,11 +45,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 1536,
         "vocab_size": 49152,
     },
-    # Qwen3-0.6B, 6 of its 28 layers.
-    "qwen3-0.6b-6": {
+    "qwen3-0.6b": {
         "model_type": "qwen3",
         "hidden_size": 1024,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": 28,
         "num_attention_heads": 16,
         "num_key_value_heads": 8,
         "head_dim": 128,
@@ -56,6 +56,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 151936,
     },
 }
+# 6 of its 28 layers.
+SHAPES["qwen3-0.6b-6"] = SHAPES["qwen3-0.6b"] | {"num_hidden_layers": 6}
+
+#: The shapes that are measured if none are named, by device.
+DEFAULT_SHAPES = {"cpu": ["smollm2-135m", "qwen3-0.6b-6"], "cuda": ["smollm2-135m", "qwen3-0.6b"]}
 
 #: Pairs that the peers score at once, which is the default of sentence-transformers.
 BATCH = 32
@@ -155,7 +160,7 @@ def ours(setting: Setting, *, shared: bool = True) -> Contestant:
     """Return the scoring of a `Reranker`, with or without shared prefixes."""
     from rerank_plugin import Reranker
 
-    reranker = Reranker(setting.folder, dtype=setting.dtype, device="cpu")
+    reranker = Reranker(setting.folder, dtype=setting.dtype, device=device())
     if not shared:
         scorer = reranker._scorer
         with_prefixes = scorer.encoder.windows
@@ -173,7 +178,7 @@ def cross_encoder(setting: Setting) -> Contestant:
     from sentence_transformers import CrossEncoder
 
     dtype = {"dtype": getattr(torch, setting.dtype)}
-    model = CrossEncoder(str(setting.folder), device="cpu", model_kwargs=dtype)
+    model = CrossEncoder(str(setting.folder), device=device(), model_kwargs=dtype)
 
     def score(pairs: Pairs) -> Any:
         return model.predict(
@@ -201,7 +206,7 @@ def padded(setting: Setting) -> Contestant:
                 inputs = encode(pairs[start : start + BATCH])
                 logits = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
                 scores.append(logits[:, yes] - logits[:, no])
-        return torch.cat(scores).numpy()
+        return torch.cat(scores).numpy(force=True)
 
     return score
 
@@ -213,7 +218,7 @@ def causal_lm(setting: Setting) -> tuple[Any, Callable[[Pairs], Any], int, int]:
 
     model = AutoModelForCausalLM.from_pretrained(
         setting.folder, dtype=getattr(torch, setting.dtype)
-    )
+    ).to(device())
     tokenizer = AutoTokenizer.from_pretrained(setting.folder, padding_side="left")
 
     def encode(pairs: Pairs) -> Any:
@@ -222,7 +227,8 @@ def causal_lm(setting: Setting) -> tuple[Any, Callable[[Pairs], Any], int, int]:
             for query, document in pairs
         ]
         prompts = tokenizer.apply_chat_template(chats, tokenize=False)
-        return tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
+        batch = tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
+        return batch.to(device())
 
     yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
     return model, encode, yes, no
@@ -241,12 +247,12 @@ def our_training(setting: Setting, *, shared: bool = True) -> Contestant:
     import torch
 
     from rerank_plugin.engine.encoder import PairEncoder
-    from rerank_plugin.engine.scorer import Scorer, pair_logits
+    from rerank_plugin.engine.scorer import Scorer, on_device, pair_logits
     from rerank_plugin.model.loading import load_model
 
     loaded = load_model(setting.folder)
     encoder = PairEncoder(loaded.tokenizer, max_length=1024, prompt=loaded.prompt)
-    scorer = Scorer(loaded.model, encoder)
+    scorer = Scorer(loaded.model.to(device()), encoder)
     loaded.model.train()
 
     def step(pairs: Pairs) -> Any:
@@ -254,8 +260,8 @@ def our_training(setting: Setting, *, shared: bool = True) -> Contestant:
         encoded = encoder.encode(pairs)
         if not shared:
             encoded = [replace(pair, shared=0) for pair in encoded]
-        with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"):
-            logits = pair_logits(loaded.model, scorer.inputs(encoded))
+        with torch.autocast(device(), torch.bfloat16, enabled=setting.dtype == "bfloat16"):
+            logits = pair_logits(loaded.model, on_device(scorer.inputs(encoded), scorer.device))
         return backward(logits)
 
     return step
@@ -270,7 +276,7 @@ def padded_training(setting: Setting) -> Contestant:
 
     def step(pairs: Pairs) -> Any:
         model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"):
+        with torch.autocast(device(), torch.bfloat16, enabled=setting.dtype == "bfloat16"):
             outputs = model(**encode(pairs), logits_to_keep=1, use_cache=False)
         logits = outputs.logits[:, -1].float()
         return backward(logits[:, yes] - logits[:, no])
@@ -283,12 +289,12 @@ def cross_encoder_training(setting: Setting) -> Contestant:
     import torch
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder(str(setting.folder), device="cpu")
+    model = CrossEncoder(str(setting.folder), device=device())
     model.train()
 
     def step(pairs: Pairs) -> Any:
         model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=setting.dtype == "bfloat16"):
+        with torch.autocast(device(), torch.bfloat16, enabled=setting.dtype == "bfloat16"):
             scores = model(model.preprocess(pairs, prompt=""))["scores"]
         return backward(scores[:, 0].float())
 
@@ -300,7 +306,7 @@ def backward(logits: Any) -> Any:
     import torch
 
     torch.autograd.backward(-torch.log_softmax(logits, 0)[0])
-    return logits.detach().numpy()
+    return logits.detach().numpy(force=True)
 
 
 TRAINING: dict[str, Callable[[Setting], Contestant]] = {
@@ -321,7 +327,8 @@ def measure(
     import torch
 
     torch.set_num_threads(setting.threads)
-    clock = time.process_time if setting.threads == 1 else time.perf_counter
+    alone = setting.threads == 1 and device() == "cpu"
+    clock = time.process_time if alone else time.perf_counter
     contestants = {name: make(setting) for name, make in makers.items()}
     scores = {name: np.asarray(score(pairs)) for name, score in contestants.items()}
     rates: dict[str, list[float]] = {name: [] for name in contestants}
@@ -387,13 +394,13 @@ def show(console: Console, title: str, figures: dict[str, dict[str, Any]]) -> No
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    set_environment(options.threads)
+    set_environment(options.threads, options.device)
     console = Console()
     source = Source.read(options.data)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "causal.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
-    for name in options.models:
+    for name in options.models or DEFAULT_SHAPES[options.device]:
         folder = build(name, options.output / name, source)
         pairs = texts(source, options.queries, options.documents, options.words)
         tokens, part = shared_part(folder, pairs)
@@ -416,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--models", nargs="+", choices=SHAPES, help="both shapes for the device")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--queries", type=int, default=2)
@@ -427,6 +434,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_folders(
         parser, data=SQUAD_OR_SAMPLE, output="where causal.json and models go", name="causal"
     )
+    add_device(parser)
     return parser.parse_args(argv)
 
 

@@ -14,7 +14,7 @@ from .distributed import gather
 from .lr_finder import LearningRateFinder
 from .model import TrainableModel
 from .run_dir import RunDir
-from .trainer import freed_memory_kept
+from .trainer import freed_memory_kept, without_cudnn_attention
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def find_learning_rate(
         seed=config.seed,
         dtype=model.dtype,
     )
-    with freed_memory_kept():
+    with freed_memory_kept(), without_cudnn_attention():
         return gather(finder.best(default))[0]
 
 

@@ -180,7 +180,7 @@ class RerankTrainer(Trainer):
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         """Train as transformers does, with freed memory kept between steps."""
-        with freed_memory_kept():
+        with freed_memory_kept(), without_cudnn_attention():
             return super().train(*arguments, **named)
 
     def training_step(
@@ -380,6 +380,21 @@ def freed_memory_kept() -> Iterator[None]:
         for name, value in MALLOPT_DEFAULTS.items():
             libc.mallopt(name, value)
         libc.malloc_trim(0)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Keep torch's attention from cuDNN, which it prefers on Hopper GPUs.
+
+    With a mask and some lengths cuDNN's gradients are NaN (pytorch issue 196678), and it plans
+    anew for every shape that it has not seen, which takes longer than the attention.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled)
 
 
 def check_checkpointing(model: nn.Module, args: TrainingArguments) -> None:

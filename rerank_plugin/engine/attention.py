@@ -125,12 +125,12 @@ def has_flash(query: Tensor) -> bool:
     """Return whether FlashAttention takes a tensor: half precision, on Ampere or newer."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     capable = half and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    return capable and has_varlen()
+    return capable and torch.backends.cuda.is_flash_attention_available()
 
 
 @cache
 def has_varlen() -> bool:
-    """Return whether this torch calls FlashAttention for rows of pairs, without splitting keys."""
+    """Return whether this torch has a public function for rows of pairs that splits no keys."""
     if find_spec("torch.nn.attention.varlen") is None:
         return False
     from torch.nn.attention.varlen import varlen_attn
@@ -146,26 +146,36 @@ def varlen(
     keys: Segments,
     scores: Scores,
 ) -> Tensor:
-    """Compute attention by FlashAttention for packed rows, `[tokens, heads, head size]`."""
-    from torch.nn.attention.varlen import varlen_attn
+    """Compute attention by FlashAttention for packed rows, `[tokens, heads, head size]`.
 
+    No version splits keys by the number of pairs: a score would depend on its neighbours.
+    """
     before = scores.window - 1 if scores.window else -1
-    out = varlen_attn(
-        query,
-        key,
-        value,
-        segments.on_device,
-        keys.on_device,
-        segments.longest,
-        keys.longest,
+    after = 0 if scores.causal else before
+    groups = query.shape[1] // key.shape[1]
+    where = (segments.on_device, keys.on_device, segments.longest, keys.longest)
+    if has_varlen():
+        from torch.nn.attention.varlen import varlen_attn
+
+        out = varlen_attn(
+            *(query, key, value, *where),
+            scale=scores.scale,
+            window_size=(before, after),
+            enable_gqa=groups > 1,
+            num_splits=1,
+        )
+        assert isinstance(out, Tensor)
+        return out
+    if groups > 1:
+        # For heads that share keys, this function does split them where a segment has one query.
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    flash: Callable[..., tuple[Tensor, ...]] = torch.ops.aten._flash_attention_forward
+    return flash(
+        *(query, key, value, *where, 0.0, scores.causal, False),
         scale=scores.scale,
-        window_size=(before, 0 if scores.causal else before),
-        enable_gqa=query.shape[1] != key.shape[1],
-        # Splits that depend on the number of pairs would let a score depend on its neighbours.
-        num_splits=1,
-    )
-    assert isinstance(out, Tensor)
-    return out
+        window_size_left=before,
+        window_size_right=after,
+    )[0]
 
 
 def nested(

@@ -30,7 +30,7 @@ from rerank_plugin.model.device import onednn_takes
 from rerank_plugin.model.families import FAMILIES
 from rerank_plugin.model.head import cast_backbone, run_head_in_float32
 
-from .test_packing import assert_same_gradients, gradients, with_adapter
+from .test_packing import assert_same_gradients, gradients, needs_gpu, with_adapter
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -235,7 +235,10 @@ def plain_attention(boundaries: Boundaries, tensors: list[Tensor], window: int) 
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("window", [0, 2, 5, 65])
 @pytest.mark.parametrize("heads", [(3, 3), (6, 2), (4, 1)], ids=str)
-def test_causal_attention_in_bfloat16(size: int, window: int, heads: tuple[int, int]) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_causal_attention_in_bfloat16(
+    size: int, window: int, heads: tuple[int, int], device: str
+) -> None:
     torch.manual_seed(0)
     rows: list[tuple[int, list[int]]] = [
         (100, [1, 2, 11, 12, 13, 200]),
@@ -244,10 +247,13 @@ def test_causal_attention_in_bfloat16(size: int, window: int, heads: tuple[int, 
         (1, [1, 32]),
     ]
     boundaries = Layout.with_shared_prefixes(make_pairs(rows)).boundaries(causal=True)
-    tokens = boundaries.tokens + 7
+    # Rows are filled up on a CPU alone.
+    tokens = boundaries.tokens + (7 if device == "cpu" else 0)
     query = torch.randn(tokens, heads[0], size).bfloat16().requires_grad_()
     key, value = (torch.randn(tokens, heads[1], size).bfloat16().requires_grad_() for _ in "kv")
-    out = attend(boundaries, query, key, value, scale=size**-0.5, window=window, causal=True)
+    rows_there = [tensor.to(device) for tensor in (query, key, value)]
+    there = boundaries.to(torch.device(device))
+    out = attend(there, *rows_there, scale=size**-0.5, window=window, causal=True).cpu()
     weight = torch.randn(out.shape).bfloat16()
     torch.autograd.backward((out * weight).float().sum())
     exact = [tensor.detach().float().requires_grad_() for tensor in (query, key, value)]
