@@ -1,6 +1,7 @@
 """The learning rate of a run: given, found by `--lr auto`, or the default for the model."""
 
 import logging
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig
@@ -24,14 +25,30 @@ BASE_HIDDEN_SIZE = 768
 #: The groups of an optimizer step with which the rates were measured.
 BASE_STEP_GROUPS = 8
 
-#: Learning rate by (newly initialised head, LoRA). The rates for a newly initialised head were
-#: measured at a hidden size of 384 (all-MiniLM-L6-v2 on SQuAD and on the sample data) and scaled
-#: by the formula below; the ones for a trained reranker are those that its makers publish.
+
+@dataclass(frozen=True)
+class DefaultRates:
+    """The rates of models of one kind, at the hidden size of base-size models."""
+
+    full: float
+    lora: float
+    #: The power of the hidden size by which larger models take smaller rates.
+    power: int
+    #: Whether the scores mean nothing before training.
+    untrained: bool
+
+
+#: By what is trained. The rates for a newly initialised head were measured at a hidden size of 384
+#: (all-MiniLM-L6-v2 on SQuAD and on the sample data), those for a language model at 576
+#: (SmolLM2-135M-Instruct on SQuAD), and scaled by the formula below; by it, a language model of 7
+#: billion parameters gets the rates that are usual for such models. The ones for a trained reranker
+#: are those that its makers publish.
 RATES = {
-    (True, False): 5e-5,
-    (False, False): 1e-5,
-    (True, True): 4e-4,
-    (False, True): 1e-4,
+    "a newly initialised scoring head": DefaultRates(5e-5, 4e-4, power=2, untrained=True),
+    "a language model that is no reranker yet": DefaultRates(
+        7.5e-5, 1.1e-3, power=1, untrained=True
+    ),
+    "a trained reranker": DefaultRates(1e-5, 1e-4, power=2, untrained=False),
 }
 
 
@@ -67,42 +84,50 @@ def find_learning_rate(
         return gather(finder.best(default))[0]
 
 
+def kind_of(loaded: LoadedModel) -> str:
+    """Return what a model is before training, a key of `RATES`."""
+    if loaded.has_new_head:
+        return "a newly initialised scoring head"
+    return (
+        "a trained reranker" if loaded.is_reranker else "a language model that is no reranker yet"
+    )
+
+
 def default_learning_rate(
-    config: PreTrainedConfig, *, new_head: bool, lora: bool, step_groups: int
+    config: PreTrainedConfig, kind: str, *, lora: bool, step_groups: int
 ) -> float:
-    """Return the default rate for a model; smaller models take larger ones.
+    """Return the default rate for a model of a kind in `RATES`; smaller models take larger ones.
 
-    rate = table rate * (768 / hidden size) ^ 2, the factor at most 4; for a newly initialised
-    head also * sqrt(step groups / 8), at most 1: steps of fewer groups are noisier.
+    rate = table rate * (768 / hidden size) ^ power, the factor at most 4; for an untrained model
+    also * sqrt(step groups / 8), at most 1: steps of fewer groups are noisier.
 
-    A newly initialised head on a small encoder learns nothing within an epoch at the rates that
-    suit a trained reranker, and a trained reranker is damaged by the rates that such a head needs.
+    An untrained model learns next to nothing within an epoch at the rates that suit a trained
+    reranker, and a trained reranker is damaged by the rates that an untrained one needs.
     """
+    rates = RATES[kind]
     hidden = getattr(config, "hidden_size", BASE_HIDDEN_SIZE)
-    rate = RATES[new_head, lora] * min(4.0, (BASE_HIDDEN_SIZE / hidden) ** 2)
-    return rate * min(1.0, (step_groups / BASE_STEP_GROUPS) ** 0.5) if new_head else rate
+    rate = rates.lora if lora else rates.full
+    rate *= min(4.0, (BASE_HIDDEN_SIZE / hidden) ** rates.power)
+    return rate * min(1.0, (step_groups / BASE_STEP_GROUPS) ** 0.5) if rates.untrained else rate
 
 
 def given_or_default_rate(config: FinetuneConfig, loaded: LoadedModel) -> float:
     """Return the given rate, or the default one for the model; `auto` starts from the default."""
+    kind = kind_of(loaded)
     default = default_learning_rate(
-        loaded.model.config,
-        new_head=loaded.has_new_head,
-        lora=config.lora,
-        step_groups=step_groups(config),
+        loaded.model.config, kind, lora=config.lora, step_groups=step_groups(config)
     )
-    model = "a newly initialised scoring head" if loaded.has_new_head else "a trained reranker"
     method = "LoRA" if config.lora else "full"
     if isinstance(config.lr, str):
         return default
     if config.lr is None:
-        logger.info("learning rate: %.2g (%s, %s fine-tuning)", default, model, method)
+        logger.info("learning rate: %.2g (%s, %s fine-tuning)", default, kind, method)
         return default
-    if loaded.has_new_head and config.lr < default / 4:
+    if RATES[kind].untrained and config.lr < default / 4:
         logger.warning(
             "--lr %.2g is low for %s (%s fine-tuning): the default is %.2g",
             config.lr,
-            model,
+            kind,
             method,
             default,
         )

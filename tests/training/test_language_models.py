@@ -70,6 +70,16 @@ def test_a_trained_folder_scores_the_same_elsewhere(
     np.testing.assert_allclose(cross_encoder_scores(folder), trained, atol=1e-4)
 
 
+def test_the_default_rate_depends_on_whether_it_is_a_reranker_already(
+    language_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="rerank_plugin")
+    folder = run(language_model, tmp_path / "trained", steps=1, lr=None)
+    run(folder, tmp_path / "again", steps=1, lr=None)
+    kinds = [text for text in caplog.messages if text.startswith("learning rate")]
+    assert ["no reranker yet" in text for text in kinds] == [True, False]
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_activation_checkpointing_changes_no_weight(
     language_model: Path, tmp_path: Path, lora: bool
