@@ -70,9 +70,16 @@ class Share:
         self.pairs += count
         self._admission.pairs += count
 
-    def take_bytes(self, count: int) -> None:
-        """Take room for bytes; raises as `take_pairs`."""
+    def check_bytes(self, count: int) -> None:
+        """Check that there is room for bytes that are announced; raises as `take_pairs`.
+
+        They take it as they arrive: a client that sends none of them keeps no one out.
+        """
         if self._admission.bytes + count > self._admission.max_bytes:
             raise self._admission.overloaded()
+
+    def take_bytes(self, count: int) -> None:
+        """Take room for bytes; raises as `take_pairs`."""
+        self.check_bytes(count)
         self.bytes += count
         self._admission.bytes += count

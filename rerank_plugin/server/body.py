@@ -61,12 +61,12 @@ async def read_bytes(request: Request, limit: int, share: Share) -> bytes:
     # The HTTP server has checked that it is a number.
     announced = int(length) if length.isdecimal() else 0
     check_size(announced, limit)
-    share.take_bytes(announced)
+    share.check_bytes(announced)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         check_size(len(body), limit)
-        share.take_bytes(max(0, len(body) - share.bytes))
+        share.take_bytes(len(chunk))
     return bytes(body)
 
 

@@ -2,7 +2,12 @@
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+#: The bytes of a body that are read after its request is refused. A client that still sends gets
+#: the response only if the connection is not closed before.
+LINGERING_BYTES = 10_000_000
 
 
 class TimedConnection(H11Protocol):
@@ -11,6 +16,9 @@ class TimedConnection(H11Protocol):
     The time is uvicorn's for connections that are kept alive. uvicorn stops it at the first byte,
     and does not start it for a new connection.
     """
+
+    #: The bytes that were read of bodies whose requests are refused.
+    discarded = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time of the first request."""
@@ -21,6 +29,11 @@ class TimedConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Receive data; bytes of a head that is not complete do not stop the time."""
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+            self.discarded += len(data)
+            if self.discarded > LINGERING_BYTES:
+                self.transport.close()
+                return
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
         in_request = self.cycle is not None and not self.cycle.response_complete

@@ -66,12 +66,12 @@ class Description:
         try:
             check_key(request, self.service.api_key)
         except RefusedError as error:
-            return refused(error, JINA)
+            return refused(error, [JINA])
         return self.service.metrics.response()
 
     def _to_those_with_a_key(self, request: Request, body: dict[str, Any]) -> Response:
         try:
             check_key(request, self.service.api_key)
         except RefusedError as error:
-            return refused(error, JINA)
+            return refused(error, [JINA])
         return JSONResponse(body)

@@ -1,8 +1,10 @@
 """The endpoints that rank: read a request in a format, rank, answer in the same format."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -41,7 +43,8 @@ class Record:
     """What is logged of a request: sizes and times, never texts."""
 
     start: float
-    format: Format
+    #: The formats that it may be in: one, as soon as its body is read.
+    formats: list[Format]
     documents: int = 0
     characters: int = 0
     tokens: int = 0
@@ -64,25 +67,26 @@ class RankingEndpoint:
 
     async def answer(self, request: Request) -> Response:
         """Answer a request."""
-        record = Record(monotonic(), next(iter(self.formats.values())))
+        record = Record(monotonic(), list(self.formats.values()))
         try:
             with self.service.admission.request() as share:
                 response = await self._rank(request, share, record)
         except RefusedError as error:
-            response = refused(error, record.format)
+            response = refused(error, record.formats)
         except ClientDisconnect:
             response = Response(status_code=CLOSED_BY_CLIENT)
         except Exception as error:
-            response = refused(failed(error), record.format)
+            response = refused(failed(error), record.formats)
         self._note(record, response.status_code)
         return response
 
     async def _rank(self, request: Request, share: Share, record: Record) -> Response:
         check_key(request, self.service.api_key)
         body = await read_object(request, self.service.settings, share)
-        record.format = self._format_of(body)
+        format = self._format_of(body)
+        record.formats = [format]
         try:
-            fields = record.format.request.model_validate(body)
+            fields = format.request.model_validate(body)
         except ValidationError as error:
             raise invalid(error) from None
         ranking_request = fields.ranking_request()
@@ -118,7 +122,7 @@ class RankingEndpoint:
             "POST %s %d: %s, %d documents, %d characters, %d tokens, %.3f s",
             self.path,
             status,
-            record.format.name,
+            " or ".join(format.name for format in record.formats),
             record.documents,
             record.characters,
             record.tokens,
@@ -126,9 +130,15 @@ class RankingEndpoint:
         )
 
 
-def refused(error: RefusedError, format: Format) -> Response:
-    """Return the response to a request that is refused, in its format."""
-    return JSONResponse(format.refuse(error), format.status(error.reason), headers=error.headers)
+def refused(error: RefusedError, formats: Sequence[Format]) -> Response:
+    """Return the response to a request that is refused, in its format.
+
+    If the format is not known, the response has the fields of all that it may be in.
+    """
+    body: dict[str, Any] = {}
+    for format in formats:
+        body |= format.refuse(error)
+    return JSONResponse(body, formats[0].status(error.reason), headers=error.headers)
 
 
 def failed(error: Exception) -> RefusedError:

@@ -44,6 +44,8 @@ class RefusedError(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.reason is Reason.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.reason is Reason.TOO_SLOW:
+            headers["Connection"] = "close"
         return headers
 
 

@@ -1,12 +1,15 @@
 """`rerank-plugin serve` as a process of its own."""
 
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from rerank_plugin.errors import OptionError
 from ..factories import Run
 from ..training.test_lora import drawn_adapter
 from .conftest import QUERY, TEXTS
+from .test_faults import head, read_all
 
 REQUEST = {"query": QUERY, "documents": TEXTS}
 
@@ -65,13 +69,19 @@ def start() -> Iterator[Start]:
 
 
 def test_a_model_with_adapters_and_a_key(tiny_model: Path, tmp_path: Path, start: Start) -> None:
+    """It writes nothing: neither into its folder, nor into the home, nor beside the model."""
     legal, medical = (drawn_adapter(tiny_model, tmp_path / str(seed), seed) for seed in (0, 1))
     key = tmp_path / "key"
     key.touch(0o600)
     key.write_text("secret-key\n")
     adapters = ("--adapter", f"legal={legal}", "--adapter", f"medical={medical}")
     options = ("--api_key_file", key, "--served_model_name", "mine", "--dtype", "float32")
-    server = start("--model_dir", tiny_model, *adapters, *options)
+    home = tmp_path / "home"
+    home.mkdir()
+    before = sorted(tmp_path.rglob("*")), sorted(tiny_model.rglob("*"))
+    environment = {**os.environ, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = ("--model_dir", tiny_model, *adapters, *options)
+    server = start(*command, cwd=home, env=environment)
     headers = {"Authorization": "Bearer secret-key"}
     with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
         reply = client.post("/v1/rerank", json={**REQUEST, "model": "medical"}).json()
@@ -83,22 +93,47 @@ def test_a_model_with_adapters_and_a_key(tiny_model: Path, tmp_path: Path, start
     reranker = Reranker(tiny_model, adapters={"medical": medical}, dtype="float32", device="cpu")
     expected = reranker.rank(QUERY, TEXTS, adapter="medical")
     assert [result["index"] for result in reply["results"]] == [r.index for r in expected]
-    code, err = server.end()
+    code, err = server.end(signal.SIGINT)
     assert code == 0
+    assert (sorted(tmp_path.rglob("*")), sorted(tiny_model.rglob("*"))) == before
     assert "POST /v1/rerank 200: jina, 12 documents" in err
     assert "POST /v1/rerank 401: jina, 0 documents" in err
     assert QUERY not in err and TEXTS[0] not in err and "secret" not in err
 
 
-@pytest.mark.skipif(os.name != "posix", reason="folders can be made read-only on POSIX only")
-def test_nothing_is_written(tiny_model: Path, tmp_path: Path, start: Start) -> None:
-    """Neither in the working directory, nor in the folder of the model."""
-    before = sorted(tiny_model.rglob("*"))
-    home = {"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    server = start("--model_dir", tiny_model, cwd=tmp_path, env={**os.environ, **home})
-    assert httpx.post(f"{server.url}/v1/rerank", json=REQUEST, timeout=60).status_code == 200
-    assert server.end(signal.SIGINT)[0] == 0
-    assert list(tmp_path.iterdir()) == [] and sorted(tiny_model.rglob("*")) == before
+def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(
+    tiny_model: Path, start: Start
+) -> None:
+    server = start("--model_dir", tiny_model)
+    url = httpx.URL(server.url)
+    body = json.dumps(REQUEST).encode()
+    answered: list[int] = []
+
+    def ask() -> None:
+        with suppress(httpx.TransportError):
+            while True:
+                answered.append(httpx.post(url.join("/v1/rerank"), json=REQUEST).status_code)
+
+    clients = [threading.Thread(target=ask) for _ in range(8)]
+    with socket.create_connection((url.host, url.port), timeout=60) as slow:
+        # A request whose last byte arrives when no more connections are accepted.
+        slow.sendall(head(len(body)) + body[:-1])
+        for client in clients:
+            client.start()
+        while len(answered) < 20:
+            pass
+        server.process.terminate()
+        for client in clients:
+            client.join(60)
+        with suppress(ConnectionRefusedError):
+            while True:
+                socket.create_connection((url.host, url.port), timeout=60).close()
+        slow.sendall(body[-1:])
+        assert read_all(slow).startswith(b"HTTP/1.1 200 ")
+    code, err = server.end()
+    assert code == 0 and set(answered) == {200}
+    # Nobody's answer was lost.
+    assert err.count("POST /v1/rerank 200: ") == len(answered) + 1
 
 
 @pytest.mark.parametrize(
