@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,18 @@ import httpx
 import pytest
 
 from rerank_plugin import Reranker
-from rerank_plugin.server import ServerSettings
+from rerank_plugin.server import ServerSettings, create_app
 from rerank_plugin.server.serve import Server, bind
 
 from ..factories import sample_texts
 from ..training.test_lora import drawn_adapter
+
+#: Tests with packages that cannot be installed beside the oldest ones of others.
+collect_ignore = [
+    file
+    for file, package in {"test_clients.py": "litellm", "test_openapi.py": "schemathesis"}.items()
+    if find_spec(package) is None
+]
 
 QUERY = "when does it sail"
 TEXTS = sample_texts()[:12]
@@ -45,8 +53,6 @@ Serve = Callable[..., Served]
 @contextmanager
 def serving(reranker: Reranker, settings: dict[str, Any], **options: Any) -> Iterator[Served]:
     """Serve a model until the block ends."""
-    from rerank_plugin.server import create_app
-
     names = options.pop("names", ["tiny"])
     app_settings = ServerSettings(**settings)
     app = create_app(reranker, settings=app_settings, names=names, **options)
@@ -87,8 +93,6 @@ def served(reranker: Reranker) -> Iterator[Served]:
 @pytest.fixture
 def serve(reranker: Reranker) -> Iterator[Serve]:
     """Serve with other settings."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
         def start(reranker: Reranker = reranker, **settings: Any) -> Served:
