@@ -26,6 +26,7 @@ from rerank_plugin.server.formats.jina import JINA
 from rerank_plugin.server.formats.tei import TEI
 from rerank_plugin.server.metrics import Metrics
 from rerank_plugin.server.openapi import openapi
+from rerank_plugin.server.page import Page
 from rerank_plugin.server.ranking_endpoint import RankingEndpoint, Service
 from rerank_plugin.server.served_model import ServedModel
 from rerank_plugin.server.settings import ServerSettings
@@ -66,6 +67,7 @@ def create_app(
             Route(path, RankingEndpoint(service, path, formats).answer, methods=["POST"])
             for path, formats in RANKING.items()
         ),
+        Route("/", Page().answer),
         Route("/v1/models", description.models),
         Route("/health", description.health),
         Route("/info", description.info),

@@ -14,6 +14,7 @@ SCHEMAS = "#/components/schemas/{model}"
 
 #: The endpoints that take no body, with their summaries.
 DESCRIPTIONS = {
+    "/": "A page to try the models",
     "/health": "Whether the model is loaded",
     "/info": "The models and the limits",
     "/metrics": "Measurements in the format of Prometheus",

@@ -27,7 +27,7 @@ def test_replies_are_as_described(served: Served) -> None:
     operations = [
         result.ok() for result in described.get_all_operations() if isinstance(result, Ok)
     ]
-    assert len(operations) == 7
+    assert len(operations) == 8
     for operation in operations:
 
         @settings(max_examples=15, suppress_health_check=list(HealthCheck))
