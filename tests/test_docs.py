@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,18 +24,20 @@ from rerank_plugin.model.settings import RerankSettings
 from rerank_plugin.sample import sample_path
 
 from .factories import build_language_model, build_model, easy_groups, write_lines
+from .server.test_command import Process
 from .training.test_lora import drawn_adapter
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
-#: Options of other programs: pip, torchrun, vLLM and the benchmarks.
+#: Options of other programs: pip, curl, torchrun, vLLM, ASGI servers and the benchmarks.
 FOREIGN = {
     *("config", "constraint", "editable", "help", "debug", "report_to"),
     *("nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"),
     *("chat", "runner"),
-    *("rows", "models", "epochs", "knowledge_distillation"),
+    *("data", "header", "silent", "workers"),
+    *("documents", "rows", "models", "epochs", "knowledge_distillation"),
 }
 
 
@@ -48,10 +51,14 @@ class Block:
     text: str
 
     @property
+    def joined(self) -> str:
+        """The text, with a command a line."""
+        return self.text.replace("\\\n", " ")
+
+    @property
     def commands(self) -> list[list[str]]:
         """The arguments of each rerank-plugin command."""
-        joined = self.text.replace("\\\n", " ")
-        commands = re.findall(r"^\$ rerank-plugin (.*)$", joined, re.MULTILINE)
+        commands = re.findall(r"^\$ rerank-plugin (.*)$", self.joined, re.MULTILINE)
         return [shlex.split(command, comments=True) for command in commands]
 
     def __str__(self) -> str:
@@ -74,6 +81,8 @@ def page_name(page: Path) -> str:
 
 PYTHON = [block for block in blocks() if block.language == "python"]
 CONSOLE = [block for block in blocks() if block.language == "console" and block.commands]
+#: Blocks that start a server, and send requests to it.
+SERVED = [block for block in CONSOLE if block.commands[0][0] == "serve"]
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +177,7 @@ def test_python_runs(block: Block) -> None:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("block", CONSOLE, ids=str)
+@pytest.mark.parametrize("block", [block for block in CONSOLE if block not in SERVED], ids=str)
 def test_commands_run(block: Block, cli: Callable[..., tuple[int, str, str]]) -> None:
     skip_int8(block)
     make_room(block.text)
@@ -177,10 +186,29 @@ def test_commands_run(block: Block, cli: Callable[..., tuple[int, str, str]]) ->
         assert code == 0, stderr
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("block", SERVED, ids=str)
+def test_requests_are_answered(block: Block) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("no curl")
+    (command,) = block.commands
+    process = Process(*command[1:], "--device", "cpu")
+    try:
+        address = process.url.removeprefix("http://")
+        requests = re.findall(r"^\$ (curl .*)$", block.joined, re.MULTILINE)
+        assert requests
+        for request in requests:
+            arguments = shlex.split(request.replace("localhost:8000", address))
+            replied = subprocess.run(arguments, capture_output=True, text=True, check=True)
+            assert "results" in json.loads(replied.stdout), replied.stdout
+    finally:
+        process.end()
+
+
 def test_every_page_is_read() -> None:
     assert {block.page for block in PYTHON} >= {"README.md", "langchain.md", "llamaindex.md"}
     names = {command[0] for block in CONSOLE for command in block.commands}
-    assert names == set(COMMANDS) - {"demo", "serve"}
+    assert names == set(COMMANDS) - {"demo"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
