@@ -11,13 +11,16 @@ SCORING := tests/engine tests/model/test_adapters.py tests/test_reranker.py
 # Another environment, with the oldest versions that the package takes: on Python 3.11 or 3.12.
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-avx2 test-oldest notebooks docs lint types clean
+.PHONY: demo test test-slow test-avx2 test-oldest notebooks docs lint types clean
 
 demo: $(VENV)/.demo  ## fine-tune a small model on the sample data and use it
 	$(BIN)/rerank-plugin demo
 
-test: $(VENV)/.dev  ## the test suite
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+test: $(VENV)/.dev  ## the test suite, without its slow tests
+	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.dev  ## the slow tests
+	$(BIN)/python -m pytest -n 2 -m slow $(PYTEST_ARGS)
 
 test-avx2: $(VENV)/.dev  ## the scoring tests as a CPU without AVX-512 runs them
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 $(SCORING)
