@@ -137,7 +137,8 @@ def write_retrieval(folder: Path) -> None:
     judged = [row for row in judged if row[0] in ids]
     (folder / "qrels.tsv").write_text("".join("\t".join(row) + "\n" for row in judged), "utf-8")
     run = [f"{query} Q0 {passage} 1 9.5 bm25\n" for query, passage, _ in judged]
-    (folder / "bm25.trec").write_text("".join(run), "utf-8")
+    for name in ("bm25.trec", "top200.trec"):
+        (folder / name).write_text("".join(run), "utf-8")
 
 
 @pytest.fixture

@@ -85,8 +85,10 @@ class Corpus:
         wanted: set[str],
         counts: ReasonCounts,
         progress: Callable[[int], Any] | None = None,
+        *,
+        wanted_only: bool = False,
     ) -> "Corpus":
-        """Write all texts of a corpus into a folder.
+        """Write the texts of a corpus into a folder.
 
         Args:
             data_path: The corpus, as `read_passages` takes it.
@@ -94,6 +96,8 @@ class Corpus:
             wanted: The ids whose positions are kept.
             counts: Counts repeated passages.
             progress: Called with the number of passages read since the last call.
+            wanted_only: Leave out the passages with other ids, so that disk and memory do not grow
+                with the corpus.
 
         Raises:
             InputError: two texts have the same id, or there are fewer than two passages.
@@ -108,13 +112,15 @@ class Corpus:
         blank_ids: set[str] = set()
         with path.open("wb") as file:
             for passage in read_passages(data_path):
+                first_id = first_id or passage.id
                 if passage.id in seen:
                     repeated.add(passage)
                     continue
-                seen.add(passage.id)
-                first_id = first_id or passage.id
                 if progress:
                     progress(1)
+                if wanted_only and passage.id not in wanted:
+                    continue
+                seen.add(passage.id)
                 if not passage.text.strip():
                     blank += 1
                     blank_ids |= {passage.id} & wanted
@@ -123,7 +129,7 @@ class Corpus:
                     positions[passage.id] = len(lengths) - 1
                 lengths.append(file.write(passage.text.encode()))
         repeated.check(data_path)
-        if len(lengths) < 3:
+        if len(lengths) < 3 and not wanted_only:
             raise InputError(f"{data_path}: expected at least two passages")
         return cls(path, np.cumsum(lengths), positions, blank, frozenset(blank_ids), first_id)
 

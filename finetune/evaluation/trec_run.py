@@ -1,9 +1,8 @@
 """TREC runs of a retriever, with texts and judgements, as queries to rerank."""
 
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +12,11 @@ import numpy as np
 from rerank_plugin.cli.console import bar
 from rerank_plugin.engine.scores import Logits
 from rerank_plugin.errors import InputError
-from rerank_plugin.io.jsonl import DataPath, Line, read_lines
+from rerank_plugin.io.jsonl import DataPath
 
 from ..data.beir_files import (
-    COLUMN,
     ChecksInstruction,
     Record,
-    at,
     check_instructions,
     check_match,
     is_own_document,
@@ -30,14 +27,12 @@ from ..data.beir_files import (
 )
 from ..data.corpus import Corpus, Positions
 from ..data.reason_counts import ReasonCounts
+from ..data.run_file import RunQuery, known_position, read_run
 from .metrics import METRICS, ScoredQuery, query_metrics
 from .scoring import Evaluation
 
 #: trec_eval counts documents of every grade up to the highest there is.
 HIGHEST_GRADE = 1000
-
-#: Scores are kept as float32.
-HIGHEST_SCORE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -50,26 +45,6 @@ class Retrieved:
     missed: list[int]
     instruction: str = ""
     teacher: None = None
-
-
-@dataclass
-class RunQuery:
-    """The documents of a query in a run, as indices into all documents of the run, and scores."""
-
-    indices: "array[int]" = field(default_factory=lambda: array("l"))
-    scores: "array[float]" = field(default_factory=lambda: array("f"))
-
-    def ranked(self, names: Sequence[str]) -> tuple[list[str], Logits]:
-        """Return the ids of the documents and their scores, the best first.
-
-        Of documents with equal scores the last id comes first, as in trec_eval.
-
-        Args:
-            names: The ids of all documents of the run.
-        """
-        documents = (names[index] for index in self.indices)
-        ranked = sorted(zip(self.scores, documents, strict=True), reverse=True)
-        return [name for _, name in ranked], np.array([score for score, _ in ranked], np.float32)
 
 
 @dataclass(frozen=True)
@@ -170,7 +145,9 @@ def open_run(
         judged = {name for query in run_queries for name in grades.get(query, ())}
         wanted = judged.union(documents)
         with bar("reading", "passage", shown=progress) as read:
-            passages = Corpus.build(corpus, Path(folder), wanted, counts, read.update)
+            passages = Corpus.build(
+                corpus, Path(folder), wanted, counts, read.update, wanted_only=True
+            )
         if passages.positions.keys().isdisjoint(documents):
             raise no_match("document", run, next(iter(documents)), corpus, passages.first_id)
         counts["queries of the qrels that the run lacks"] = len(grades.keys() - run_queries)
@@ -240,12 +217,8 @@ class CandidateSelector:
         return RunCandidates(query, positions, scores, labels, missed)
 
     def _is_kept(self, query: Record, name: str, grades: Mapping[str, int]) -> bool:
-        position = self.passages.positions.get(name)
+        position = known_position(name, query.id, self.passages, self.counts)
         if position is None:
-            why = "are blank" if name in self.passages.blank_ids else "the corpus lacks"
-            self.counts.add(
-                f"documents of the run that {why}, left out", f"{name!r} of {query.id!r}"
-            )
             return False
         if name == query.id and name not in grades:
             (text,) = self.passages.texts([position])
@@ -253,65 +226,6 @@ class CandidateSelector:
                 self.counts.add("queries among their own documents, left out there", repr(name))
                 return False
         return True
-
-
-def read_run(
-    data_path: DataPath, documents: dict[str, int], counts: ReasonCounts
-) -> dict[str, RunQuery]:
-    """Return the documents of every query, by the query's id.
-
-    If a document comes twice for a query, the best score counts, as for passages of one document.
-
-    Args:
-        data_path: The run.
-        documents: Gets the index of every document by its id.
-        counts: Counts documents that come twice.
-    """
-    queries: dict[str, RunQuery] = {}
-    seen: dict[int, int] = {}
-    last: str | None = None
-    for line in read_lines(data_path):
-        name, document, score = run_fields(line)
-        query = queries.setdefault(name, RunQuery())
-        if name != last:
-            seen, last = {index: row for row, index in enumerate(query.indices)}, name
-        index = documents.setdefault(document, len(documents))
-        if index in seen:
-            query.scores[seen[index]] = max(query.scores[seen[index]], score)
-            counts.add(
-                "documents that come twice for a query: the best score counts", at(document, line)
-            )
-            continue
-        seen[index] = len(query.indices)
-        query.indices.append(index)
-        query.scores.append(score)
-    return queries
-
-
-def run_fields(line: Line) -> tuple[str, str, float]:
-    """Return query, document and score of a line; the tag may be missing.
-
-    Ids with spaces need tabs between the columns.
-    """
-    text = line.text().rstrip()
-    fields = [field.strip() for field in text.split("\t")]
-    if len(fields) not in (5, 6):
-        fields = COLUMN.findall(text)
-    if len(fields) not in (5, 6) or not (fields[0] and fields[2]):
-        expected = "expected query, Q0, document, rank, score and tag"
-        why = "; a column is blank" if len(fields) in (5, 6) else ""
-        if len(fields) in (3, 4):
-            why = "; MS MARCO's format has no scores: use TREC's"
-        elif len(fields) > 6:
-            why = "; ids with spaces need tabs between the columns"
-        raise line.error(f"{expected}, found {len(fields)} columns{why}")
-    try:
-        score = float(fields[4])
-    except ValueError:
-        score = float("nan")
-    if not abs(score) <= HIGHEST_SCORE:
-        raise line.error(f"the score {fields[4][:40]!r} is not a finite number")
-    return fields[0], fields[2], score
 
 
 def read_whole_grades(qrels: DataPath, counts: ReasonCounts) -> dict[str, dict[str, int]]:

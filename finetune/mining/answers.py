@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ..data.corpus import Corpus
 from ..text.normalize import is_unspaced, normalize_text, text_key
 from .bm25 import Bm25
+from .retrieval import Hits
 
 #: How many of the passages that BM25 ranks best are searched for the answer.
 SEARCHED = 100
@@ -44,19 +45,24 @@ def whole(key: str) -> str:
     return f"(?<= ){before}{re.escape(key)}(?= ){after}"
 
 
-def find_answers(
-    queries: Sequence[str], answers: Sequence[Answers], bm25: Bm25, corpus: Corpus
-) -> list[int | None]:
-    """Return for each query the position of the passage with its answer that BM25 ranks best.
+def bm25_hits(queries: Sequence[str], answers: Sequence[Answers], bm25: Bm25) -> list[Hits]:
+    """Return the passages in which to look for the answers of each query.
 
     BM25 searches for the query and its answers together: a query alone may rank the passage low.
     """
     searched = [
         " ".join([query, *wanted.texts]) for query, wanted in zip(queries, answers, strict=True)
     ]
+    return bm25.search(searched, SEARCHED)
+
+
+def find_answers(
+    answers: Sequence[Answers], hits: Sequence[Hits], corpus: Corpus
+) -> list[int | None]:
+    """Return for each query the position of its best hit with an answer; None without one."""
     best: list[int | None] = []
-    for wanted, hits in zip(answers, bm25.search(searched, SEARCHED), strict=True):
-        positions = hits.positions.tolist()
+    for wanted, found in zip(answers, hits, strict=True):
+        positions = found.positions.tolist()
         positives = (i for i in positions if wanted.are_in(corpus.texts([i])[0]))
         best.append(next(positives, None))
     return best

@@ -1,6 +1,7 @@
 """Mining from start to end: groups from a corpus, queries, and judgements or answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +23,14 @@ from ..data.beir_files import (
 from ..data.corpus import Corpus
 from ..data.groups import Group
 from ..data.writer import group_writer, split_sides
+from .answers import Answers, bm25_hits
 from .bm25 import Bm25
+from .candidates import CandidateSearch, IndexSearch, Run, RunSearch
 from .negatives import NegativeSelection, select
 from .options import MineOptions
 from .queries import QUERIES_AT_ONCE, Target, answered_targets, judged_targets, merge_same
 from .result import MiningResult
-from .retrieval import Retriever
+from .retrieval import Hits, Retriever
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -46,6 +49,7 @@ def mine_negatives(
     queries: Paths,
     output: str | PathLike[str],
     qrels: Paths | None = None,
+    run: Paths | None = None,
     overwrite: bool = False,
     negatives: int = 15,
     retrieval: str | None = None,
@@ -81,10 +85,14 @@ def mine_negatives(
             `answer`: the positive is the passage that contains the answer and that BM25 ranks best.
         output: The `.jsonl` file of the groups.
         qrels: Judgements: query id, passage id and grade a line; a grade above 0 is a positive.
+        run: Candidates from another search engine, as a TREC run: lines of
+            `query Q0 passage rank score tag`, ranked by score. Nothing is indexed, and passages
+            that are neither in it nor judged are not used. Without `qrels` the positive is the
+            passage that contains the answer and that the run ranks best.
         overwrite: Replace earlier groups.
         negatives: How many negatives a group has at most.
-        retrieval: How candidates are found: `bm25`, `dense` or `both`; by default `bm25`, or `both`
-            with an `embedding_model`.
+        retrieval: How candidates are found without a `run`: `bm25`, `dense` or `both`; by default
+            `bm25`, or `both` with an `embedding_model`.
         embedding_model: A sentence-transformers folder or hub id, for dense retrieval.
         range_min: The rank of the first candidate, from 0, positives not counted.
         range_max: The rank after the last candidate.
@@ -122,6 +130,7 @@ def mine(options: MineOptions, *, progress: bool) -> MiningResult:
     """Mine and write the groups."""
     result = MiningResult()
     judged, queries = read_inputs(options, result)
+    run, queries = read_candidates(options, queries, result)
     # Before the corpus is indexed, so that a misspelt name is an error at once.
     teacher = options.load_reranker(options.filter_model) if options.filter_model else None
     if teacher:
@@ -129,20 +138,26 @@ def mine(options: MineOptions, *, progress: bool) -> MiningResult:
     embedding_model = load_embedding_model(options)
     with TemporaryDirectory(prefix=".mine-", dir=scratch_folder(options.files[0])) as work:
         folder = Path(work)
-        corpus = build_corpus(options, folder, judged, queries, result, progress=progress)
-        bm25 = build_bm25(options, corpus, folder, answers=judged is None, progress=progress)
-        retrievers = build_retrievers(
-            options, bm25, embedding_model, corpus, folder, progress=progress
-        )
+        corpus = build_corpus(options, folder, judged, queries, run, result, progress=progress)
+        if run:
+            searches = run_searches(run, corpus, result)
+        else:
+            searches = index_searches(
+                options,
+                embedding_model,
+                corpus,
+                folder,
+                answers=judged is None,
+                progress=progress,
+            )
         if judged is not None:
             assert options.qrels
             targets = judged_targets(queries, judged, corpus, result, options.qrels)
         else:
-            assert bm25
-            targets = answered_targets(queries, bm25, corpus, result, progress=progress)
+            targets = answered_targets(queries, searches.answers, corpus, result, progress=progress)
         targets = merge_same(targets, result)
         groups = mined_groups(
-            targets, retrievers, corpus, teacher, options, result, progress=progress
+            targets, searches.candidates, corpus, teacher, options, result, progress=progress
         )
         write_groups(groups, targets, options, result)
         corpus.close()
@@ -153,17 +168,31 @@ def read_inputs(
     options: MineOptions, result: MiningResult
 ) -> tuple[Judgements | None, list[Record]]:
     """Return the judgements, where there are some, and the queries."""
+    by_id = bool(options.qrels or options.run)
+    queries = list(read_queries(options.queries, result.queries_left_out, by_id=by_id))
     if not options.qrels:
-        queries = list(read_queries(options.queries, result.queries_left_out, by_id=False))
         without = next((query for query in queries if not query.answers), None)
         if without:
             raise without.line.error("field 'answer' is missing: add it, or give --qrels")
         return None, queries
     judged = positives_by_query(options.qrels, result.remarks)
-    queries = list(read_queries(options.queries, result.queries_left_out))
     ids = dict.fromkeys(query.id for query in queries)
     check_match("query", options.qrels, judged, options.queries, ids)
     return judged, queries
+
+
+def read_candidates(
+    options: MineOptions, queries: list[Record], result: MiningResult
+) -> tuple[Run | None, list[Record]]:
+    """Return the run, where there is one, and the queries that it has."""
+    if not options.run:
+        return None, queries
+    ids = {query.id for query in queries}
+    run = Run.read(options.run, options.corpus, options.queries, ids, result.remarks)
+    for query in queries:
+        if query.id not in run.queries:
+            result.queries_left_out.add("queries that the run lacks", repr(query.id))
+    return run, [query for query in queries if query.id in run.queries]
 
 
 def load_embedding_model(options: MineOptions) -> "SentenceTransformer | None":
@@ -184,15 +213,23 @@ def build_corpus(
     folder: Path,
     judged: Judgements | None,
     queries: Sequence[Record],
+    run: Run | None,
     result: MiningResult,
     *,
     progress: bool,
 ) -> Corpus:
     """Write the passages to disk, and check that the judgements are of them."""
     relevant = {passage for passages in (judged or {}).values() for passage in passages}
-    wanted = relevant.union(query.id for query in queries)
+    wanted = relevant.union((query.id for query in queries), run.documents if run else ())
     with bar("reading", "passage", shown=progress) as shown:
-        corpus = Corpus.build(options.corpus, folder, wanted, result.remarks, shown.update)
+        corpus = Corpus.build(
+            options.corpus,
+            folder,
+            wanted,
+            result.remarks,
+            shown.update,
+            wanted_only=run is not None,
+        )
     if judged and options.qrels and relevant.isdisjoint({*corpus.positions, *corpus.blank_ids}):
         name = next(iter(judged.values()))[0]
         raise no_match("passage", options.qrels, name, options.corpus, corpus.first_id)
@@ -200,27 +237,35 @@ def build_corpus(
     return corpus
 
 
-def build_bm25(
-    options: MineOptions, corpus: Corpus, folder: Path, *, answers: bool, progress: bool
-) -> Bm25 | None:
-    """Index the corpus for BM25, where it finds candidates or answers."""
-    if options.retrieval == "dense" and not answers:
-        return None
-    with bar("indexing", "passage", len(corpus), shown=progress) as shown:
-        return Bm25(corpus, folder, shown.update)
+@dataclass(frozen=True)
+class Searches:
+    """Where candidates, and the passages with the answers of queries, are found."""
+
+    candidates: CandidateSearch
+    answers: Callable[[Sequence[Record], Sequence[Answers]], list[Hits]]
 
 
-def build_retrievers(
+def run_searches(run: Run, corpus: Corpus, result: MiningResult) -> Searches:
+    """Return searches among the documents of a run."""
+    search = RunSearch.from_run(run, corpus, result.passages_left_out)
+    return Searches(search, lambda queries, _: [search.hits[query.id] for query in queries])
+
+
+def index_searches(
     options: MineOptions,
-    bm25: Bm25 | None,
     embedding_model: "SentenceTransformer | None",
     corpus: Corpus,
     folder: Path,
     *,
+    answers: bool,
     progress: bool,
-) -> list[Retriever]:
-    """Return the retrievers of candidates, BM25 first."""
+) -> Searches:
+    """Index the corpus, and return searches in it: for candidates by BM25 first, if at all."""
     retrievers: list[Retriever] = []
+    bm25 = None
+    if options.retrieval != "dense" or answers:
+        with bar("indexing", "passage", len(corpus), shown=progress) as shown:
+            bm25 = Bm25(corpus, folder, shown.update)
     if bm25 and options.retrieval != "dense":
         retrievers.append(bm25)
     if embedding_model is not None:
@@ -228,12 +273,17 @@ def build_retrievers(
 
         with bar("embedding", "passage", len(corpus), shown=progress) as shown:
             retrievers.append(Dense(corpus, folder, embedding_model, shown.update))
-    return retrievers
+
+    def find(queries: Sequence[Record], answers: Sequence[Answers]) -> list[Hits]:
+        assert bm25
+        return bm25_hits([query.text for query in queries], answers, bm25)
+
+    return Searches(IndexSearch(retrievers), find)
 
 
 def mined_groups(
     targets: Sequence[Target],
-    retrievers: Sequence[Retriever],
+    search: CandidateSearch,
     corpus: Corpus,
     teacher: "Reranker | None",
     options: MineOptions,
@@ -247,7 +297,7 @@ def mined_groups(
         for batch in batched(targets, QUERIES_AT_ONCE):
             selections = select(
                 batch,
-                retrievers,
+                search,
                 corpus,
                 options.window,
                 negatives=options.negatives,

@@ -14,8 +14,9 @@ from ..data.corpus import Corpus
 from ..data.groups import Group, query_hash
 from ..text.duplicates import Duplicates, profile
 from ..text.normalize import text_key
+from .candidates import CandidateSearch
 from .queries import Target
-from .retrieval import Hits, Retriever, fuse
+from .retrieval import Hits
 
 #: Where candidates run out, at most so many passages are drawn at random until one is a negative.
 DRAWS = 1000
@@ -59,7 +60,7 @@ class NegativeSelection:
     corpus: Corpus
     window: Window
     #: Scores passages for the window's margin.
-    retriever: Retriever
+    search: CandidateSearch
     random: np.random.Generator
     negatives: int
     left_out: "Counter[str]"
@@ -88,7 +89,7 @@ class NegativeSelection:
         ):
             if self.window.relative_margin is not None:
                 margin = self.window.relative_margin
-                (positions,) = within_margin([self.target], [positions], self.retriever, margin)
+                (positions,) = within_margin([self.target], [positions], self.search, margin)
             yield from self.corpus.texts(positions)
 
     def pair(self, text: str) -> Pair:
@@ -134,7 +135,7 @@ class NegativeSelection:
 
 def select(
     targets: Sequence[Target],
-    retrievers: Sequence[Retriever],
+    search: CandidateSearch,
     corpus: Corpus,
     window: Window,
     *,
@@ -143,12 +144,10 @@ def select(
     left_out: "Counter[str]",
 ) -> list[NegativeSelection]:
     """Search for some queries at once, and return a `NegativeSelection` of negatives for each."""
-    ranked = ranked_candidates(targets, retrievers, window)
+    ranked = ranked_candidates(targets, search, window)
     kept = [positions[window.range_min : window.range_max] for positions in ranked]
-    # The last one: similarities of embeddings have one scale for all queries.
-    retriever = retrievers[-1]
     if window.relative_margin is not None:
-        kept = within_margin(targets, kept, retriever, window.relative_margin)
+        kept = within_margin(targets, kept, search, window.relative_margin)
     selections = []
     for target, positions, all_positions in zip(targets, kept, ranked, strict=True):
         random = np.random.default_rng(int(query_hash(target.query, seed)[:16], 16))
@@ -166,7 +165,7 @@ def select(
                 excluded=close,
                 corpus=corpus,
                 window=window,
-                retriever=retriever,
+                search=search,
                 random=random,
                 negatives=negatives,
                 left_out=left_out,
@@ -176,16 +175,12 @@ def select(
 
 
 def ranked_candidates(
-    targets: Sequence[Target], retrievers: Sequence[Retriever], window: Window
+    targets: Sequence[Target], search: CandidateSearch, window: Window
 ) -> list[list[int]]:
     """Return the candidates of each query without its positives, best first."""
-    queries = [target.query for target in targets]
     count = window.range_max + max(len(target.positives) + len(target.copies) for target in targets)
-    lists = [retriever.search(queries, count) for retriever in retrievers]
-    return [
-        negative_positions(fuse(hits, count), target)
-        for hits, target in zip(zip(*lists, strict=True), targets, strict=True)
-    ]
+    hits = search.search(targets, count)
+    return list(map(negative_positions, hits, targets))
 
 
 def without_copies(texts: Sequence[str]) -> list[str]:
@@ -205,23 +200,24 @@ def negative_positions(candidates: Hits, target: Target) -> list[int]:
 def within_margin(
     targets: Sequence[Target],
     ranked: Sequence[list[int]],
-    retriever: Retriever,
+    search: CandidateSearch,
     margin: float,
 ) -> list[list[int]]:
     """Return the candidates that score below the best positive by a share of its score.
 
     This is TopK-PercPos of NV-Retriever (Moreira et al. 2024) for a margin of 0.05.
     """
-    queries = [target.query for target in targets]
     asked = [
         [*target.positives, *positions] for target, positions in zip(targets, ranked, strict=True)
     ]
     kept = []
     for target, positions, scores in zip(
-        targets, ranked, retriever.score(queries, asked), strict=True
+        targets, ranked, search.score(targets, asked), strict=True
     ):
         best = scores[: len(target.positives)].max()
-        allowed = scores[len(target.positives) :] <= best - margin * abs(best)
+        # A run may lack the positives: then only passages that it lacks too are allowed.
+        highest = best - margin * abs(best) if np.isfinite(best) else best
+        allowed = scores[len(target.positives) :] <= highest
         kept.append(
             [
                 position

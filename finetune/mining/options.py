@@ -27,6 +27,11 @@ class MineOptions(ModelOptions):
     qrels: str | list[str] | None = option(
         None, help="judgements, one a line: query id, passage id and grade; above 0 is a positive"
     )
+    run: str | list[str] | None = option(
+        None,
+        help="candidates from another search engine: a TREC run with query id, Q0, passage id, "
+        "rank, score and tag a line; passages that are neither in it nor judged are not used",
+    )
     output: str = option(help="the .jsonl file of the groups")
     overwrite: bool = option(False, help="replace earlier groups")
     negatives: int = option(
@@ -35,7 +40,8 @@ class MineOptions(ModelOptions):
     retrieval: str | None = option(
         None,
         choices=RETRIEVALS,
-        help="how candidates are found; default: bm25, or both with an --embedding_model",
+        help="how candidates are found without a --run; default: bm25, or both with an "
+        "--embedding_model",
     )
     embedding_model: str | None = option(
         None, help="a sentence-transformers folder or hub id, for dense retrieval"
@@ -45,7 +51,8 @@ class MineOptions(ModelOptions):
     relative_margin: float | None = option(
         None,
         help="take only candidates that score below the best positive by this share, 0.05 for 5%; "
-        "compared by dense similarity where there is an --embedding_model",
+        "compared by the scores of --run, or by dense similarity where there is an "
+        "--embedding_model",
     )
     sampling_strategy: str = option(
         "top", choices=SAMPLING_STRATEGIES, help="the best candidates, or random ones of the range"
@@ -77,14 +84,22 @@ class MineOptions(ModelOptions):
         if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
             raise OptionError("relative_margin", f"must be in [0, 1), not {self.relative_margin}")
         self._check_filter()
+        self._check_retrieval()
+        inputs = (self.corpus, self.queries, self.qrels, self.run)
+        check_files(self.files, inputs, overwrite=self.overwrite)
+
+    def _check_retrieval(self) -> None:
+        if self.run:
+            for name in ("retrieval", "embedding_model"):
+                if getattr(self, name) is not None:
+                    raise OptionError(name, "not allowed with --run")
+            return
         if self.retrieval is None:
             self.retrieval = "both" if self.embedding_model else "bm25"
         if self.retrieval == "bm25" and self.embedding_model:
             raise OptionError("embedding_model", "not allowed with --retrieval bm25")
         if self.retrieval != "bm25" and not self.embedding_model:
             raise OptionError("retrieval", f"{self.retrieval} requires --embedding_model")
-        inputs = (self.corpus, self.queries, self.qrels)
-        check_files(self.files, inputs, overwrite=self.overwrite)
 
     def _check_filter(self) -> None:
         for name in (

@@ -1,6 +1,6 @@
 """Queries to mine for, with their positives from judgements or answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rerank_plugin.cli.console import bar
@@ -18,14 +18,14 @@ from ..data.beir_files import (
 from ..data.corpus import Corpus
 from ..text.normalize import text_key
 from .answers import Answers, find_answers
-from .bm25 import Bm25
 from .result import MiningResult
+from .retrieval import Hits
 
 #: How many queries are searched for, and have their pairs scored, at once.
 QUERIES_AT_ONCE = 512
 
 #: Why a query is left out.
-NO_ANSWER = "queries whose answer is in no passage that BM25 finds"
+NO_ANSWER = "queries whose answer is in no passage that was retrieved"
 
 
 @dataclass(frozen=True)
@@ -97,23 +97,29 @@ def own_document(query: Record, corpus: Corpus) -> frozenset[int]:
 
 def answered_targets(
     queries: Sequence[Record],
-    bm25: Bm25,
+    search: Callable[[Sequence[Record], Sequence[Answers]], list[Hits]],
     corpus: Corpus,
     result: MiningResult,
     *,
     progress: bool,
 ) -> list[Target]:
-    """Return the queries whose answer is in a passage of the corpus."""
+    """Return the queries whose answer is in a passage of the corpus.
+
+    Args:
+        queries: The queries.
+        search: Returns the passages in which to look for the answers of queries, best first.
+        corpus: The passages.
+        result: Counts the queries whose answer is not found.
+        progress: Show a progress bar on stderr.
+    """
     targets = []
     with bar("finding answers", "query", len(queries), shown=progress) as shown:
         for batch in batched(queries, QUERIES_AT_ONCE):
             answers = [Answers(query.answers) for query in batch]
-            positions = find_answers([query.text for query in batch], answers, bm25, corpus)
+            positions = find_answers(answers, search(batch, answers), corpus)
             for query, query_answers, position in zip(batch, answers, positions, strict=True):
                 if position is None:
-                    result.queries_left_out[
-                        "queries whose answer is in no passage that BM25 finds"
-                    ] += 1
+                    result.queries_left_out[NO_ANSWER] += 1
                     result.add_not_found(query.text)
                 else:
                     copies = own_document(query, corpus) - {position}

@@ -441,6 +441,7 @@ def test_bad_input_is_one_line(tmp_path: Path, name: str, content: str, expected
         ),
         ({"filter_model": "./nowhere"}, "nowhere"),
         ({"embedding_model": "./nowhere"}, "--embedding_model: ./nowhere"),
+        ({"run": "r.trec", "retrieval": "bm25"}, "--retrieval: not allowed with --run"),
         ({"relative_margin": 1}, "--relative_margin: must be in [0, 1), not 1.0"),
     ],
 )
@@ -449,6 +450,82 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], expected: str) -> 
         mine_sample(tmp_path / "out.jsonl", **options)
     assert expected in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def run_lines(hits: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{query} Q0 {passage} {rank} {10 - rank} engine\n"
+        for query, passages in hits.items()
+        for rank, passage in enumerate(passages)
+    ]
+
+
+@pytest.fixture
+def run_files(tmp_path: Path) -> dict[str, Any]:
+    """Two queries with a run, which contains the positive of the first one."""
+    texts = ["We sail at noon.", "Dogs pay.", "Bikes are free.", "A cabin.", "Fares.", " "]
+    corpus = [{"_id": f"p{i}", "text": text} for i, text in enumerate(texts)]
+    queries = [
+        {"_id": "q0", "text": "when does it sail", "answer": "at noon"},
+        {"_id": "q1", "text": "who pays", "answer": "dogs"},
+        {"_id": "q2", "text": "a query that the run lacks", "answer": "fares"},
+    ]
+    hits = {"q0": ["p3", "p0", "p4", "gone", "p5"], "q1": ["p4", "p3"], "q9": ["p1"]}
+    write_lines(tmp_path / "corpus.jsonl", corpus)
+    write_lines(tmp_path / "queries.jsonl", queries)
+    (tmp_path / "qrels.tsv").write_text("q0\tp0\t1\nq1\tp1\t1\nq2\tp2\t1\n")
+    (tmp_path / "run.trec").write_text("".join(run_lines(hits)))
+    names = ("corpus.jsonl", "queries.jsonl", "qrels.tsv", "run.trec")
+    files = {name.partition(".")[0]: tmp_path / name for name in names}
+    return files | {"output": tmp_path / "train.jsonl"}
+
+
+def test_candidates_of_another_search_engine(run_files: dict[str, Any]) -> None:
+    result = mine_negatives(**run_files, negatives=2)
+    assert [(group["id"], group["pos"], group["neg"]) for group in read(run_files["output"])] == [
+        ("q0", ["We sail at noon."], ["A cabin.", "Fares."]),
+        ("q1", ["Dogs pay."], ["Fares.", "A cabin."]),
+    ]
+    assert result.queries_left_out.lines() == ["1 × queries that the run lacks, for example 'q2'"]
+    assert result.passages_left_out.lines() == [
+        "1 × documents of the run that the corpus lacks, left out, for example 'gone' of 'q0'",
+        "1 × documents of the run that are blank, left out, for example 'p5' of 'q0'",
+    ]
+    why = "queries of the run that --queries does not have, left out"
+    assert result.remarks[why] == 1
+
+
+def test_the_margin_is_that_of_the_run(run_files: dict[str, Any]) -> None:
+    """The run ranks p3 above the positive of q0, and lacks that of q1."""
+    mine_negatives(**run_files, negatives=3, relative_margin=0.1)
+    groups = {group["id"]: set(group["neg"]) for group in read(run_files["output"])}
+    # All other passages are drawn at random.
+    assert "A cabin." not in groups["q0"] and "Fares." in groups["q0"]
+    assert groups["q1"].isdisjoint({"Fares.", "A cabin."})
+
+
+def test_answers_are_found_in_the_run(run_files: dict[str, Any]) -> None:
+    result = mine_negatives(**run_files | {"qrels": None}, negatives=2)
+    assert [group["pos"] for group in read(run_files["output"])] == [["We sail at noon."]]
+    # The run of q1 lacks the passage about dogs.
+    assert result.not_found == ["who pays"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("q0 Q0 p1 1", "run.trec:1: expected query, Q0, document, rank, score and tag, found 4"),
+        ("q0 Q0 p1 1 2 x\nq0 Q0 p1 1 high x", "run.trec:2: the score 'high' is not a finite"),
+        ("q8 Q0 p1 1 2 x", r"run.trec: none of its query ids is in .*queries.jsonl: found 'q8'"),
+        ("q0 Q0 a 1 2 x", r"run.trec: none of its document ids is in .*corpus.jsonl: found 'a'"),
+        ("", "run.trec: the file is empty"),
+    ],
+)
+def test_a_run_that_cannot_be_used(run_files: dict[str, Any], lines: str, expected: str) -> None:
+    run_files["run"].write_text(lines)
+    with pytest.raises(InputError, match=expected):
+        mine_negatives(**run_files)
+    assert not run_files["output"].exists()
 
 
 def test_an_untrained_reranker_filters_nothing(tmp_path: Path, tiny_encoder: Path) -> None:
