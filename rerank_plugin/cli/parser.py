@@ -156,7 +156,9 @@ def argument_settings(field: Any, kinds: Sequence[Any]) -> dict[str, Any]:
     # An option that is not given is left out: the dataclass knows its defaults.
     settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text(field)}
     if any(typing.get_origin(kind) is list for kind in kinds):
-        settings |= {"nargs": "+", "type": text, "action": OneOrMore}
+        # Where a value may be alone, a list of one is that value.
+        action = OneOrMore if str in kinds else "extend"
+        settings |= {"nargs": "+", "type": text, "action": action}
     elif bool in kinds:
         settings |= {"nargs": "?", "const": True, "type": boolean, "metavar": "BOOL"}
     elif field.metadata["words"]:

@@ -18,11 +18,11 @@ class ServeOptions(ServerSettings, ScoreOptions):
     """Serve a model over HTTP, in the formats of Jina, Cohere and text-embeddings-inference."""
 
     model_dir: str = option(help="the model: a hub id, a folder or an adapter folder")
-    adapter: str | list[str] | None = option(
+    adapter: list[str] | None = option(
         None,
         help="LoRA adapters for the model as NAME=FOLDER, which requests choose by their name",
     )
-    served_model_name: str | list[str] | None = option(
+    served_model_name: list[str] | None = option(
         None, help="the names of the model; default: that of its folder, or its hub id"
     )
     host: str = option("127.0.0.1", help="the address to listen at")
@@ -49,7 +49,7 @@ class ServeOptions(ServerSettings, ScoreOptions):
             OptionError: an adapter has no name or no folder, or two have the same name.
         """
         folders: dict[str, str] = {}
-        for value in as_list(self.adapter):
+        for value in self.adapter or []:
             name, equals, folder = value.partition("=")
             if not (name.strip() and equals and folder):
                 raise OptionError("adapter", f"expected NAME=FOLDER, not {value!r}")
@@ -66,11 +66,6 @@ class ServeOptions(ServerSettings, ScoreOptions):
         if settings.allowed_hosts is None and self.host in LOOPBACK:
             settings.allowed_hosts = [*LOOPBACK, "[::1]"]
         return settings
-
-
-def as_list(values: str | list[str] | None) -> list[str]:
-    """Return the values of an option that may be given once, more often or not at all."""
-    return [values] if isinstance(values, str) else values or []
 
 
 def main(options: ServeOptions) -> int:
@@ -92,7 +87,7 @@ def main(options: ServeOptions) -> int:
         )
         app = create_app(
             reranker,
-            names=as_list(options.served_model_name),
+            names=options.served_model_name,
             api_key=api_key,
             settings=options.server_settings(),
         )

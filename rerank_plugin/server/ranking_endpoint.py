@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from rerank_plugin.engine.fork import QueueError
+from rerank_plugin.engine.scores import ScoringError
 from rerank_plugin.server.access import check_key
 from rerank_plugin.server.admission import Admission, Share
 from rerank_plugin.server.body import read_object
@@ -146,8 +147,10 @@ def failed(error: Exception) -> RefusedError:
 
     The message of an error that is not expected may have texts of the request.
     """
-    if isinstance(error, QueueError):
-        return RefusedError(Reason.UNAVAILABLE, str(error))
+    if isinstance(error, QueueError | ScoringError):
+        logger.error("a request failed: %s", error)
+        reason = Reason.UNAVAILABLE if isinstance(error, QueueError) else Reason.FAILED
+        return RefusedError(reason, str(error))
     traceback = error.__traceback__
     while traceback and traceback.tb_next:
         traceback = traceback.tb_next

@@ -32,7 +32,7 @@ class ServedModel:
         if self._base_scores():
             self.adapters = dict.fromkeys(self.names)
         for adapter in reranker.options["adapters"] or {}:
-            if adapter in self.names:
+            if adapter in self.adapters:
                 raise InputError(f"adapter: {adapter!r} is the name of the model, too")
             self.adapters[adapter] = adapter
 

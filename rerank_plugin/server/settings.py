@@ -39,6 +39,9 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
+        for host in self.allowed_hosts or []:
+            if host != "*" and "*" in host.removeprefix("*."):
+                raise OptionError("allowed_hosts", f"expected NAME, *.NAME or *, not {host!r}")
         for limit, maximum in (
             ("max_waiting_pairs", self.max_documents),
             ("max_waiting_bytes", self.max_body_bytes),

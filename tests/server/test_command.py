@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from rerank_plugin import Reranker
+from rerank_plugin.cli.parser import parse_options
 from rerank_plugin.cli.serve import ServeOptions
 from rerank_plugin.errors import OptionError
 
@@ -68,6 +69,10 @@ def start() -> Iterator[Start]:
         started.process.wait()
 
 
+POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals and modes")
+
+
+@POSIX
 def test_a_model_with_adapters_and_a_key(tiny_model: Path, tmp_path: Path, start: Start) -> None:
     """It writes nothing: neither into its folder, nor into the home, nor beside the model."""
     legal, medical = (drawn_adapter(tiny_model, tmp_path / str(seed), seed) for seed in (0, 1))
@@ -101,6 +106,7 @@ def test_a_model_with_adapters_and_a_key(tiny_model: Path, tmp_path: Path, start
     assert QUERY not in err and TEXTS[0] not in err and "secret" not in err
 
 
+@POSIX
 def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(
     tiny_model: Path, start: Start
 ) -> None:
@@ -139,7 +145,7 @@ def test_sigterm_finishes_what_is_in_flight_and_refuses_the_rest(
 @pytest.mark.parametrize(
     ("content", "mode", "problem"),
     [
-        ("secret", 0o644, "every user may read it"),
+        pytest.param("secret", 0o644, "every user may read it", marks=POSIX),
         ("", 0o600, "the file is empty"),
         (" \n", 0o600, "the file is empty"),
         ("two\nkeys", 0o600, "expected one key"),
@@ -169,11 +175,27 @@ def test_a_bad_key_file_is_refused(
         ({"max_waiting_pairs": 10}, "max_waiting_pairs"),
         ({"max_waiting_bytes": 10}, "max_waiting_bytes"),
         ({"max_documents": 0}, "max_documents"),
+        ({"allowed_hosts": ["*example.com"]}, "allowed_hosts"),
+        ({"allowed_hosts": ["a.*"]}, "allowed_hosts"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], name: str) -> None:
     with pytest.raises(OptionError, match=f"^--{name}: "):
         ServeOptions(model_dir="mine", **options)
+
+
+def test_lists_may_have_one_value() -> None:
+    origin, host = "https://example.com", "*.example.com"
+    arguments = ["--model_dir", "mine", "--cors_origins", origin, "--allowed_hosts", host]
+    options = parse_options(ServeOptions, arguments, command="serve")
+    settings = options.server_settings()
+    assert (settings.cors_origins, settings.allowed_hosts) == ([origin], [host])
+
+
+def test_a_loopback_address_is_reached_by_its_names() -> None:
+    local, others = (ServeOptions(model_dir="m", host=host) for host in ("127.0.0.1", "0.0.0.0"))
+    assert "localhost" in (local.server_settings().allowed_hosts or [])
+    assert others.server_settings().allowed_hosts is None
 
 
 def test_a_name_stands_for_one_model(cli: Run, tiny_model: Path, tmp_path: Path) -> None:
@@ -188,4 +210,4 @@ def test_a_busy_port_is_one_line(cli: Run, tiny_model: Path) -> None:
         port = busy.getsockname()[1]
         code, _, err = cli("serve", "--model_dir", tiny_model, "--port", port)
     assert code == 2 and len(err.splitlines()) == 1
-    assert f"--port: 127.0.0.1:{port}: Address already in use" in err
+    assert f"--port: 127.0.0.1:{port}: " in err

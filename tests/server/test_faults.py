@@ -1,6 +1,7 @@
 """Bad requests are refused in the error shape of their format, and bad clients harm no others."""
 
 import json
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from rerank_plugin import Reranker
@@ -195,7 +197,7 @@ def test_the_work_of_a_closed_connection_is_dropped(
             wait_for(server, CLOSED)
         if how == "killed":
             # The connection is reset, as that of a process that is killed.
-            linger = struct.pack("ii", 1, 0)
+            linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     wait_for(server, CLOSED)
     gate.open.set()
@@ -331,3 +333,5 @@ def test_a_broken_model_is_an_error_without_texts(
     assert (tei.status_code, tei.json()["error_type"]) == (424, "Backend")
     assert "a request failed: RuntimeError at" in caplog.text
     assert TEXTS[0] not in caplog.text
+    reranker._scorer.forward = lambda pairs: np.full(len(pairs), np.nan, np.float32)  # type: ignore[method-assign]
+    assert "the model returned nan" in server.post("/v1/rerank", REQUEST).json()["detail"]
