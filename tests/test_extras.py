@@ -32,6 +32,18 @@ def test_an_adapter_without_its_framework_names_the_extra(
         import_module(adapter)
 
 
+@pytest.mark.parametrize("package", ["starlette", "prometheus_client"])
+def test_a_server_without_its_packages_names_the_extra(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = [name for name in sys.modules if name.startswith("rerank_plugin.server.")]
+    for name in [*ours, *(name for name in sys.modules if name.partition(".")[0] == package)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=r"rerank-plugin\[serve\]"):
+        import_module("rerank_plugin.server.app")
+
+
 def test_a_package_that_an_installed_one_lacks_is_not_blamed_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,14 @@
 """Measurements of a server in the format of Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
+
+from rerank_plugin.extras import MissingPackageError
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+except ModuleNotFoundError as error:
+    raise MissingPackageError("prometheus_client") from error
 
 from rerank_plugin.server.admission import Admission
 
