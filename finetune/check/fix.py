@@ -1,7 +1,6 @@
 """A copy of groups without the problems that checking finds."""
 
 from collections import Counter
-from dataclasses import replace
 from itertools import compress
 from math import isfinite
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import DataPath, Line, read_lines
 
-from ..data.groups import Group, find_problems, group_of
+from ..data.groups import SCORE_FIELDS, SCORES, Group, find_problems, group_of
 from ..text.normalize import digest, text_digest, text_key
 from .labels import Labels
 from .overlap import Overlap
 
 #: Fields of a record that a fix may change.
-CHANGED = ("pos", "neg", "pos_scores", "neg_scores")
+CHANGED = ("pos", "neg", *SCORE_FIELDS)
 
 
 class Fixer:
@@ -73,7 +72,7 @@ class Fixer:
         return group
 
     def _without_copies(self, group: Group) -> Group:
-        kept = keep(keep(group, "pos", first_ones(group.pos)), "neg", first_ones(group.neg))
+        kept = group.keep("pos", first_ones(group.pos)).keep("neg", first_ones(group.neg))
         copies = len(group.documents) - len(kept.documents)
         self.counts["copies of a passage of the same group, left out"] += copies
         return kept
@@ -85,7 +84,7 @@ class Fixer:
             for text in group.neg
         ]
         self.counts["negatives left out: they are positives of the same query"] += kept.count(False)
-        return keep(group, "neg", kept)
+        return group.keep("neg", kept)
 
 
 def usable_record(line: Line) -> tuple[dict[str, Any] | None, bool]:
@@ -102,7 +101,7 @@ def usable_record(line: Line) -> tuple[dict[str, Any] | None, bool]:
     repaired = dict(record)
     positives = record.get("pos")
     for side in ("pos", "neg"):
-        texts, scores = record.get(side), record.get(f"{side}_scores")
+        texts = record.get(side)
         if not isinstance(texts, list) or not isinstance(positives, list):
             return None, False
         kept = [
@@ -111,8 +110,10 @@ def usable_record(line: Line) -> tuple[dict[str, Any] | None, bool]:
             for text in texts
         ]
         repaired[side] = list(compress(texts, kept))
-        if isinstance(scores, list) and len(scores) == len(texts):
-            repaired[f"{side}_scores"] = list(compress(scores, kept))
+        for name in (f"{side}_{kind}" for kind in SCORES):
+            scores = record.get(name)
+            if isinstance(scores, list) and len(scores) == len(texts):
+                repaired[name] = list(compress(scores, kept))
     return (None, False) if find_problems(repaired) else (repaired, True)
 
 
@@ -134,12 +135,3 @@ def first_ones(texts: list[str]) -> list[bool]:
         first.append(number not in seen)
         seen.add(number)
     return first
-
-
-def keep(group: Group, side: str, kept: list[bool]) -> Group:
-    """Return a group with some of the passages of one side, and their scores."""
-    changes: dict[str, Any] = {side: list(compress(getattr(group, side), kept))}
-    scores = getattr(group, f"{side}_scores")
-    if scores is not None:
-        changes[f"{side}_scores"] = list(compress(scores, kept))
-    return replace(group, **changes)

@@ -1,17 +1,21 @@
-"""FlagEmbedding's training data: `query`, `pos`, `neg`, perhaps `pos_scores` and `neg_scores`."""
+"""FlagEmbedding's training data: `query`, `pos`, `neg`, perhaps `pos_scores` and `neg_scores`.
 
-from collections.abc import Iterator
+The retriever's scores of our own groups are read, too.
+"""
+
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 from rerank_plugin.io.jsonl import DataPath
 
+from ..data.groups import SCORE_FIELDS, SCORES
 from ..data.other_formats import other_format
 from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, Passage, id_text
 from .rows import Row, read_rows
 
 #: The fields that are read.
-FLAGEMBEDDING_FIELDS = ("query", "pos", "neg", "pos_scores", "neg_scores")
+FLAGEMBEDDING_FIELDS = ("query", "pos", "neg", *SCORE_FIELDS)
 
 #: Other known fields, which are not misspelt; those for embedding models are left out.
 KNOWN = ("id", "idx", "instruction", "prompt", "type")
@@ -43,10 +47,16 @@ def scored_passages(row: Row, name: str) -> list[Passage]:
         return []
     if name not in row.values:
         raise row.error(f"no column {name!r}, expected a list of texts{other_format(row.values)}")
-    texts, field = row.texts(name), f"{name}_scores"
+    texts = row.texts(name)
+    scores = (numbers(row, f"{name}_{kind}", len(texts)) for kind in SCORES)
+    return [Passage(*values) for values in zip(texts, *scores, strict=True)]
+
+
+def numbers(row: Row, field: str, count: int) -> Sequence[float | None]:
+    """Return the numbers of a field, one for each text; None for each where there is no field."""
     if row.values.get(field) is None:
-        return [Passage(text) for text in texts]
-    scores = row.numbers(field)
-    if len(scores) != len(texts):
-        raise row.error(f"{field!r} has {len(scores)} numbers for {len(texts)} texts")
-    return [Passage(text, score) for text, score in zip(texts, scores, strict=True)]
+        return [None] * count
+    values = row.numbers(field)
+    if len(values) != count:
+        raise row.error(f"{field!r} has {len(values)} numbers for {count} texts")
+    return values

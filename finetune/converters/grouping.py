@@ -139,13 +139,10 @@ def group_in_memory(
         if not neg:
             counts["queries for which no negative could be drawn, left out"] += 1
             continue
-        scores = [scores_of(side) for side in (pos, neg)]
-        if (scores[0] is None) != (scores[1] is None) or (
-            None in scores and any(passage.score is not None for passage in (*pos, *neg))
-        ):
-            # Partial scores would be taken for complete ones.
-            counts["groups of which some passages have no score: without scores"] += 1
-            scores = [None, None]
+        scores = complete([[passage.score for passage in side] for side in (pos, neg)], counts)
+        retrieval = complete(
+            [[passage.retrieval_score for passage in side] for side in (pos, neg)], counts
+        )
         yield Group(
             query=query.query,
             pos=[passage.text for passage in pos],
@@ -154,13 +151,23 @@ def group_in_memory(
             neg_scores=scores[1],
             id=query.id,
             instruction=query.instruction,
+            pos_retrieval_scores=retrieval[0],
+            neg_retrieval_scores=retrieval[1],
         )
 
 
-def scores_of(passages: Sequence[Passage]) -> list[float] | None:
-    """Return the scores of passages, where all have one."""
-    scores = [passage.score for passage in passages if passage.score is not None]
-    return scores if len(scores) == len(passages) else None
+def complete(
+    sides: Sequence[Sequence[float | None]], counts: ReasonCounts
+) -> list[list[float] | None]:
+    """Return the scores of positives and negatives, where all have one; else None for both.
+
+    Partial scores would be taken for complete ones.
+    """
+    scores = [[score for score in side if score is not None] for side in sides]
+    if list(map(len, scores)) == list(map(len, sides)):
+        return [*scores]
+    counts["groups of which some passages have no score: without scores"] += any(scores)
+    return [None, None]
 
 
 def draw(

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage, and a teacher's score where the data has one."""
+    """A passage, and the scores of a teacher and of a retriever where the data has them."""
 
     text: str
     score: float | None = None
+    retrieval_score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -44,14 +44,19 @@ def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -
             )
         elif not scored and (group.pos_scores or group.neg_scores):
             counts["groups of which some passages have no score: without scores"] += 1
-        if group.id is not None:
-            counts["ids of groups, for which the format has no column"] += 1
-        if group.instruction:
-            counts["instructions of groups, for which the format has no column"] += 1
+        count_without_column(group, counts)
         if output_format == "pair":
             counts["negatives, for which pair has no column"] += len(group.neg)
             group = replace(group, neg=[])
         yield group
+
+
+def count_without_column(group: Group, counts: ReasonCounts) -> None:
+    """Count what no format has a column for."""
+    without = "of groups, for which the format has no column"
+    counts[f"retrieval scores {without}"] += group.retrieval is not None
+    counts[f"ids {without}"] += group.id is not None
+    counts[f"instructions {without}"] += bool(group.instruction)
 
 
 def rows(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:

@@ -2,10 +2,11 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from math import nan
+from typing import Self
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.inputs import instruction_text
@@ -14,10 +15,16 @@ from rerank_plugin.io.jsonl import DataPath, Line, SkippedLines, json_type, read
 from ..text.normalize import text_key
 from .other_formats import other_format
 
+#: The numbers that each passage can have: a teacher's scores, and those of a retriever. The fields
+#: are `pos_scores`, `neg_scores`, `pos_retrieval_scores` and `neg_retrieval_scores`.
+SCORES = ("scores", "retrieval_scores")
+
+#: The fields with them.
+SCORE_FIELDS = tuple(f"{side}_{kind}" for kind in SCORES for side in ("pos", "neg"))
+
 #: The fields of a group, as a line spells them.
 QUOTED_FIELDS = tuple(
-    f'"{name}"'.encode()
-    for name in ("query", "pos", "neg", "pos_scores", "neg_scores", "instruction")
+    f'"{name}"'.encode() for name in ("query", "pos", "neg", *SCORE_FIELDS, "instruction")
 )
 
 
@@ -34,6 +41,9 @@ class Group:
     id: str | None = None
     #: What makes a passage relevant, for models that take an instruction; "" for the default.
     instruction: str = ""
+    #: The scores by which a retriever found the passages, where the data has them.
+    pos_retrieval_scores: list[float] | None = None
+    neg_retrieval_scores: list[float] | None = None
 
     @property
     def documents(self) -> list[str]:
@@ -58,6 +68,21 @@ class Group:
         return self.pos_scores + self.neg_scores
 
     @property
+    def retrieval(self) -> list[float] | None:
+        """Return the retriever's scores in the order of `documents`, where all have one."""
+        if self.pos_retrieval_scores is None or self.neg_retrieval_scores is None:
+            return None
+        return self.pos_retrieval_scores + self.neg_retrieval_scores
+
+    def keep(self, side: str, kept: Sequence[bool]) -> Self:
+        """Return the group with some of the passages of `pos` or `neg`, and their scores."""
+        changes = {}
+        for name in (side, *(f"{side}_{kind}" for kind in SCORES)):
+            if getattr(self, name) is not None:
+                changes[name] = list(compress(getattr(self, name), kept))
+        return replace(self, **changes)
+
+    @property
     def teacher_gap(self) -> float:
         """Return the teacher's lowest score of a positive minus its lowest score of a negative.
 
@@ -67,19 +92,14 @@ class Group:
             return nan
         return float(min(self.pos_scores)) - float(min(self.neg_scores))
 
-    def without_false_negatives(self, margin: float) -> "Group":
+    def without_false_negatives(self, margin: float) -> Self:
         """Return the group without negatives that the teacher scores like positives.
 
         A negative is kept if its score is at least `margin` below that of every positive.
         """
         assert self.pos_scores is not None and self.neg_scores is not None, "no teacher scores"
         lowest = float(min(self.pos_scores))
-        kept = [lowest - float(score) >= margin for score in self.neg_scores]
-        return replace(
-            self,
-            neg=list(compress(self.neg, kept)),
-            neg_scores=list(compress(self.neg_scores, kept)),
-        )
+        return self.keep("neg", [lowest - float(score) >= margin for score in self.neg_scores])
 
 
 @dataclass(frozen=True)
@@ -101,7 +121,9 @@ def find_problems(record: dict[str, object]) -> list[Problem]:
     """Return everything that keeps a record from being a group, worst first."""
     problems = query_problems(record)
     for name in ("pos", "neg"):
-        problems += texts_problems(record, name) or scores_problems(record, name)
+        problems += texts_problems(record, name) or [
+            problem for kind in SCORES for problem in scores_problems(record, name, kind)
+        ]
     if problems:
         return problems
     pos, neg = record["pos"], record["neg"]
@@ -156,9 +178,9 @@ def texts_problems(record: dict[str, object], name: str) -> list[Problem]:
     return []
 
 
-def scores_problems(record: dict[str, object], name: str) -> list[Problem]:
-    """Return the problems of the teacher scores of a field's passages."""
-    field = f"{name}_scores"
+def scores_problems(record: dict[str, object], name: str, kind: str) -> list[Problem]:
+    """Return the problems of the scores of one kind of a field's passages."""
+    field = f"{name}_{kind}"
     scores, texts = record.get(field), record[name]
     assert isinstance(texts, list)
     if scores is None:
@@ -211,7 +233,7 @@ def checked_group(line: Line) -> Group:
 def group_of(record: dict[str, object]) -> Group:
     """Return the group of a record without problems."""
     values = {name: record.get(name) for name in ("query", "pos", "neg")}
-    scores = {name: record.get(name) for name in ("pos_scores", "neg_scores")}
+    scores = {name: record.get(name) for name in SCORE_FIELDS}
     name, instruction = record.get("id"), instruction_text(record.get("instruction"))
     identifier = None if name is None else str(name)
     return Group(**values, **scores, id=identifier, instruction=instruction)  # type: ignore[arg-type]

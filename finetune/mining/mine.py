@@ -26,7 +26,7 @@ from ..data.writer import group_writer, split_sides
 from .answers import Answers, bm25_hits
 from .bm25 import Bm25
 from .candidates import CandidateSearch, IndexSearch, Run, RunSearch
-from .negatives import NegativeSelection, select
+from .negatives import NegativeSelection, select, with_retrieval_scores
 from .options import MineOptions
 from .queries import QUERIES_AT_ONCE, Target, answered_targets, judged_targets, merge_same
 from .result import MiningResult
@@ -77,6 +77,11 @@ def mine_negatives(
 
     A negative is never a positive of its query, a copy or near-duplicate of one, the query itself,
     or a passage that contains an answer of the query. The same arguments give the same files.
+
+    Groups keep the retrieval scores of their passages, by which `fuse` and training runs learn how
+    much the retriever counts; of two retrievers those of their fusion by reciprocal rank. With
+    `range_min` or `relative_margin` they do not: without its best candidates a retriever would
+    look better than it is.
 
     Args:
         corpus: Passages: `.jsonl` with `id` (or `_id`), `text` and perhaps `title`, or `.tsv` with
@@ -305,6 +310,8 @@ def mined_groups(
                 left_out=result.passages_left_out,
             )
             groups = take_groups(selections, teacher, options, result)
+            if options.window.is_unbiased:
+                groups = with_retrieval_scores(groups, selections)
             for group, selection in zip(groups, selections, strict=True):
                 drawn = len(selection.drawn.intersection(group.neg))
                 result.remarks["negatives drawn at random, where candidates ran out"] += drawn

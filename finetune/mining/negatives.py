@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -25,6 +25,9 @@ DRAWS = 1000
 #: drop all of them.
 OVERDRAW = 4
 
+#: Decimals of retrieval scores in groups.
+SCORE_DIGITS = 6
+
 SAMPLING_STRATEGIES = ("top", "random")
 
 
@@ -42,6 +45,14 @@ class Window:
     relative_margin: float | None = None
     sampling_strategy: str = "top"
 
+    @property
+    def is_unbiased(self) -> bool:
+        """Return whether the best candidates are among the negatives, as a retriever finds them.
+
+        Without them the retriever would look better than it is.
+        """
+        return self.range_min == 0 and self.relative_margin is None
+
 
 @dataclass
 class NegativeSelection:
@@ -53,6 +64,8 @@ class NegativeSelection:
     target: Target
     #: Texts of the positives, without copies.
     positives: list[str]
+    #: The passages that were found, positives among them.
+    hits: Hits
     #: Positions of the candidates, in the order in which they are tried.
     positions: list[int]
     #: Positions of passages that may not be drawn at random.
@@ -66,6 +79,8 @@ class NegativeSelection:
     left_out: "Counter[str]"
     #: The negatives so far that were drawn at random.
     drawn: set[str] = field(default_factory=set)
+    #: The position of every negative so far.
+    found: dict[str, int] = field(default_factory=dict)
     _keys: set[str] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[str]:
@@ -73,13 +88,15 @@ class NegativeSelection:
         for position in self.positions:
             (text,) = self.corpus.texts([position])
             if self._is_negative(text, positives):
+                self.found[text] = position
                 yield text
-        draws = (text for text in self._draws() if self._is_negative(text, positives))
-        for text in islice(draws, OVERDRAW * self.negatives):
+        draws = (draw for draw in self._draws() if self._is_negative(draw[0], positives))
+        for text, position in islice(draws, OVERDRAW * self.negatives):
+            self.found[text] = position
             self.drawn.add(text)
             yield text
 
-    def _draws(self) -> Iterator[str]:
+    def _draws(self) -> Iterator[tuple[str, int]]:
         """Yield random passages: no candidates, positives or others outside of the margin."""
         seen = self.excluded.union(self.positions, self.target.positives, self.target.copies)
         count = min(len(self.corpus), DRAWS + len(seen))
@@ -90,7 +107,7 @@ class NegativeSelection:
             if self.window.relative_margin is not None:
                 margin = self.window.relative_margin
                 (positions,) = within_margin([self.target], [positions], self.search, margin)
-            yield from self.corpus.texts(positions)
+            yield from zip(self.corpus.texts(positions), positions, strict=True)
 
     def pair(self, text: str) -> Pair:
         """Return the pair of the query and a passage."""
@@ -116,6 +133,12 @@ class NegativeSelection:
             self.target.id,
             self.target.instruction,
         )
+
+    def positions_of(self, group: Group) -> list[int]:
+        """Return the positions of a group's passages, in the order of its documents."""
+        positions = self.target.positives
+        known = dict(zip(reversed(self.corpus.texts(positions)), reversed(positions), strict=True))
+        return [known[text] for text in group.pos] + [self.found[text] for text in group.neg]
 
     def _is_negative(self, text: str, positives: Duplicates) -> bool:
         key = profile(text).key
@@ -144,12 +167,13 @@ def select(
     left_out: "Counter[str]",
 ) -> list[NegativeSelection]:
     """Search for some queries at once, and return a `NegativeSelection` of negatives for each."""
-    ranked = ranked_candidates(targets, search, window)
+    found = found_passages(targets, search, window)
+    ranked = list(map(negative_positions, found, targets))
     kept = [positions[window.range_min : window.range_max] for positions in ranked]
     if window.relative_margin is not None:
         kept = within_margin(targets, kept, search, window.relative_margin)
     selections = []
-    for target, positions, all_positions in zip(targets, kept, ranked, strict=True):
+    for target, hits, positions, all_positions in zip(targets, found, kept, ranked, strict=True):
         random = np.random.default_rng(int(query_hash(target.query, seed)[:16], 16))
         close = set(all_positions[: window.range_max]).difference(positions)
         left_out["candidates outside of the window or the margin"] += len(close)
@@ -161,6 +185,7 @@ def select(
             NegativeSelection(
                 target=target,
                 positives=positives,
+                hits=hits,
                 positions=positions,
                 excluded=close,
                 corpus=corpus,
@@ -174,13 +199,26 @@ def select(
     return selections
 
 
-def ranked_candidates(
+def with_retrieval_scores(
+    groups: Sequence[Group], selections: Sequence[NegativeSelection]
+) -> list[Group]:
+    """Return groups with the retrieval scores of all passages."""
+    scored = []
+    for group, selection in zip(groups, selections, strict=True):
+        row = selection.hits.scores_of(selection.positions_of(group)).tolist()
+        scores, count = [round(score, SCORE_DIGITS) for score in row], len(group.pos)
+        scored.append(
+            replace(group, pos_retrieval_scores=scores[:count], neg_retrieval_scores=scores[count:])
+        )
+    return scored
+
+
+def found_passages(
     targets: Sequence[Target], search: CandidateSearch, window: Window
-) -> list[list[int]]:
-    """Return the candidates of each query without its positives, best first."""
+) -> list[Hits]:
+    """Return the passages that are found for each query, positives among them, best first."""
     count = window.range_max + max(len(target.positives) + len(target.copies) for target in targets)
-    hits = search.search(targets, count)
-    return list(map(negative_positions, hits, targets))
+    return search.search(targets, count)
 
 
 def without_copies(texts: Sequence[str]) -> list[str]:

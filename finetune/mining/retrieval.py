@@ -22,6 +22,12 @@ class Hits:
     positions: Positions
     scores: Scores
 
+    def scores_of(self, positions: Sequence[int]) -> Scores:
+        """Return the scores of some passages; the lowest one for those that were not found."""
+        lowest = float(self.scores.min()) if len(self.scores) else 0.0
+        known = dict(zip(self.positions.tolist(), self.scores.tolist(), strict=True))
+        return np.array([known.get(position, lowest) for position in positions], np.float32)
+
 
 class Retriever(Protocol):
     """A search engine over a corpus."""

@@ -129,7 +129,7 @@ def test_the_fixed_copy_is_clean(tmp_path: Path) -> None:
             group("q", [a, f" {a.upper()}"], [b, c, f"{b} "], **scores),
             {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
             {"query": "broken", "pos": []},
-            group("s", [a, " "], [a, "", c], neg_scores=[3, 2, 1]),
+            group("s", [a, " "], [a, "", c], neg_scores=[3, 2, 1], neg_retrieval_scores=[6, 5, 4]),
             group("r", [a], [b, longer := f"{a} Read more on our site today."]),
             group("R", [a], [b, longer]),
             group("only contradicted", [a], [b]),
@@ -148,7 +148,7 @@ def test_the_fixed_copy_is_clean(tmp_path: Path) -> None:
     assert [json.loads(line) for line in fixed.read_text("utf-8").splitlines()] == [
         group("q", [a], [b], pos_scores=[1.0], neg_scores=[0.1]),
         {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
-        group("s", [a], [c], neg_scores=[1]),
+        group("s", [a], [c], neg_scores=[1], neg_retrieval_scores=[4]),
         group("r", [a], [b, longer]),
     ]
     for line in (

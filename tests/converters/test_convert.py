@@ -278,6 +278,15 @@ def test_scores_of_tuples(tmp_path: Path) -> None:
     }
 
 
+def test_retrieval_scores_are_kept(tmp_path: Path) -> None:
+    group = {"query": "q", "pos": ["a"], "neg": ["b", "c"]}
+    scores = {"pos_retrieval_scores": [-3.5], "neg_retrieval_scores": [1, 0.5]}
+    path = write_lines(tmp_path / "g.jsonl", [group | scores])
+    assert converted("flagembedding", path) == [group | scores]
+    counts = counted("groups", path, to="sentence-transformers", output_format="triplet")
+    assert "1 × retrieval scores of groups" in counts
+
+
 def test_scores_instead_of_labels_need_a_threshold(tmp_path: Path, sentence_model: Path) -> None:
     texts = sample_texts()[:12]
     pairs = datasets.Dataset.from_dict({"query": [text[:30] for text in texts], "answer": texts})

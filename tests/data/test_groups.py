@@ -60,6 +60,7 @@ def test_a_group_may_have_an_instruction(tmp_path: Path) -> None:
         ({"pos_scores": ["0.5"]}, "pos_scores[0] is '0.5', expected a finite number"),
         ({"pos_scores": [None]}, "pos_scores[0] is null, expected a finite number"),
         ({"neg_scores": [1, float("nan")]}, "neg_scores[1] is nan, expected a finite number"),
+        ({"neg_retrieval_scores": [1]}, "'neg_retrieval_scores' has 1 numbers for 2 texts"),
         ({"neg_scores": [True, 10**400]}, "neg_scores[0] is True, expected a finite number"),
         ({"query": ["q"]}, "field 'query' is a list, expected a text"),
         ({"pos": [["p"]]}, "pos[0] is a list, expected a text"),

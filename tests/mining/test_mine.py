@@ -205,6 +205,30 @@ def test_range_margin_and_retrieval(tmp_path: Path, sentence_model: Path) -> Non
     assert close != top
 
 
+@pytest.mark.parametrize("retrieval", ["bm25", "dense", "both"])
+def test_groups_keep_the_scores_of_retrieval(
+    tmp_path: Path, sentence_model: Path, retrieval: str
+) -> None:
+    output = tmp_path / "train.jsonl"
+    model = {"retrieval": retrieval, "embedding_model": sentence_model}
+    mine_sample(output, negatives=5, **({} if retrieval == "bm25" else model))
+    groups = list(read_groups(output))
+    for group in groups:
+        scores = group.neg_retrieval_scores
+        assert scores == sorted(scores or [], reverse=True)
+        assert len(group.retrieval or []) == len(group.documents)
+    first = [group.pos_retrieval_scores >= group.neg_retrieval_scores[:1] for group in groups]  # type: ignore[operator, index]
+    assert 0 < sum(first) < len(first)
+
+
+@pytest.mark.parametrize("options", [{"range_min": 1}, {"relative_margin": 0.05}])
+def test_without_the_best_candidates_groups_have_no_scores(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    mine_sample(tmp_path / "train.jsonl", **options)
+    assert not any(group.retrieval for group in read_groups(tmp_path / "train.jsonl"))
+
+
 def test_positives_by_answers(tmp_path: Path) -> None:
     texts = sample_texts()
     corpus = write_lines(tmp_path / "c.jsonl", [{"id": i, "text": t} for i, t in enumerate(texts)])
