@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .export.merge import MergeResult, merge
     from .export.quantization import QuantizationResult
     from .export.quantize import quantize
+    from .fusion.fuse import FusionResult, fuse
     from .mining.mine import mine_negatives
     from .mining.result import MiningResult
     from .training.finetune import FinetuneResult, finetune
@@ -29,6 +30,7 @@ __all__ = [
     "ExportResult",
     "FinetuneConfig",
     "FinetuneResult",
+    "FusionResult",
     "MergeResult",
     "MiningResult",
     "QuantizationResult",
@@ -37,6 +39,7 @@ __all__ = [
     "evaluate",
     "export_model",
     "finetune",
+    "fuse",
     "merge",
     "mine_negatives",
     "quantize",
@@ -51,6 +54,7 @@ MODULES = {
     "EvaluationResult": "evaluation.result",
     "ExportResult": "export.export",
     "FinetuneResult": "training.finetune",
+    "FusionResult": "fusion.fuse",
     "MergeResult": "export.merge",
     "MiningResult": "mining.result",
     "QuantizationResult": "export.quantization",
@@ -59,6 +63,7 @@ MODULES = {
     "evaluate": "evaluation.evaluate",
     "export_model": "export.export",
     "finetune": "training.finetune",
+    "fuse": "fusion.fuse",
     "merge": "export.merge",
     "mine_negatives": "mining.mine",
     "quantize": "export.quantize",

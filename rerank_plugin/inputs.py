@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Generic, Self, TypeVar
 
 from rerank_plugin.arguments import shown
@@ -13,8 +14,16 @@ Pair = tuple[str, str] | tuple[str, str, str]
 #: A document: a text, or a mapping that has it under `text`.
 Document = TypeVar("Document", bound="str | Mapping[str, object]")
 
-#: A query with its documents and, for a model that takes one, an instruction.
-DocumentsRequest = tuple[str, Iterable[Document]] | tuple[str, Iterable[Document], str | None]
+#: The scores of a retriever, one for each document; None where a document has none.
+RetrievalScores = Sequence[float | None]
+
+#: A query with its documents and perhaps an instruction, for a model that takes one, and the scores
+#: of the retriever that found the documents.
+DocumentsRequest = (
+    tuple[str, Iterable[Document]]
+    | tuple[str, Iterable[Document], str | None]
+    | tuple[str, Iterable[Document], str | None, RetrievalScores | None]
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,12 @@ class DocumentsToRank(Generic[Document]):
     texts: list[str]
     #: The instruction of its pairs; "" for the default.
     instruction: str = ""
+    #: The retriever's scores, None for those that are missing; None without a retriever.
+    retrieval_scores: RetrievalScores | None = None
 
     @classmethod
     def from_request(cls, request: Any, where: str = "", *, instruction: str = "") -> Self:
-        """Check a (query, documents) or (query, documents, instruction) request.
+        """Check a request, such as (query, documents) or (query, documents, instruction).
 
         Args:
             request: The request.
@@ -39,11 +50,15 @@ class DocumentsToRank(Generic[Document]):
         Raises:
             InputError: not such a request; or as `checked_query` and `document_text`.
         """
-        query, documents, own = query_and_what(request, where or "request: ", "documents")
+        query, documents, own, scores = query_and_what(
+            request, where or "request: ", "documents", most=4
+        )
         documents = document_list(documents, where)
         query = checked_query(query, where)
         texts = [document_text(d, f"{where}documents[{i}]") for i, d in enumerate(documents)]
-        return cls(query, documents, texts, instruction_text(own, where) or instruction)
+        if scores is not None:
+            scores = checked_scores(scores, len(texts), where)
+        return cls(query, documents, texts, instruction_text(own, where) or instruction, scores)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -110,7 +125,7 @@ def checked_pairs(
         raise InputError(f"pairs: expected a list of pairs, not {shown(pairs)}")
     for index, pair in enumerate(pairs):
         where = f"pairs[{index}]: "
-        query, document, own = query_and_what(pair, where, "document")
+        query, document, own, _ = query_and_what(pair, where, "document", most=3)
         yield make_pair(
             check_query(query, where),
             document_text(document, f"{where}document"),
@@ -118,17 +133,53 @@ def checked_pairs(
         )
 
 
-def query_and_what(value: Any, where: str, what: str) -> tuple[Any, Any, Any]:
-    """Return a query, its document or documents, and its instruction; None without one.
+def query_and_what(value: Any, where: str, what: str, *, most: int) -> tuple[Any, Any, Any, Any]:
+    """Return a query, its document or documents, its instruction and its retrieval scores.
+
+    The last two are None where there are none.
 
     Raises:
-        InputError: neither two nor three items.
+        InputError: fewer than two items, or more than `most`.
     """
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         items = list(value)
-        if len(items) in (2, 3):
-            return items[0], items[1], items[2] if len(items) == 3 else None
+        if 2 <= len(items) <= most:
+            query, documents, instruction, scores = (*items, None, None)[:4]
+            return query, documents, instruction, scores
     raise InputError(f"{where}expected a (query, {what}) pair, not {shown(value)}")
+
+
+def checked_scores(values: Any, count: int, where: str = "") -> list[float | None]:
+    """Return the retrieval scores of documents; None for those that are missing or not finite.
+
+    Raises:
+        InputError: not a list with a number or None for each document.
+    """
+    if isinstance(values, str | bytes) or not is_ordered(values):
+        raise InputError(f"{where}retrieval_scores: expected a list, not {shown(values)}")
+    scores = [
+        finite_score(score, f"{where}retrieval_scores[{i}]") for i, score in enumerate(values)
+    ]
+    if len(scores) != count:
+        raise InputError(f"{where}retrieval_scores: {len(scores)} scores for {count} documents")
+    return scores
+
+
+def finite_score(value: Any, where: str) -> float | None:
+    """Return a finite number, or None for None, a NaN and an infinity.
+
+    Raises:
+        InputError: neither a number nor None.
+    """
+    if value is None:
+        return None
+    try:
+        score = float("a text") if isinstance(value, bool | str | bytes) else float(value)
+    except OverflowError:
+        return None
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{where}: expected a number or None, not {shown(value)}") from None
+    return score if isfinite(score) else None
 
 
 def instruction_text(instruction: object, where: str = "") -> str:

@@ -1,12 +1,13 @@
 """The ranking policy: scores, to an order with `top_n`, `score_threshold` and blank documents.
 
 `Reranker`, the `rerank` command and the integrations rank by it. Documents are ordered by falling
-logit; ties keep their input order. Blank documents are not scored: their logit is -inf, so they
-are last, have the lowest score, and reach no threshold but one that is as low.
+logit, fused with the scores of their retriever where the model has a fusion; ties keep their input
+order. Blank documents are not scored: their logit is -inf, so they are last, have the lowest score,
+and reach no threshold but one that is as low.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
@@ -15,8 +16,9 @@ from typing import Generic
 import numpy as np
 
 from rerank_plugin.arguments import score_threshold, whole_number
-from rerank_plugin.engine.scores import Logits, threshold_logit
-from rerank_plugin.inputs import Document, DocumentsToRank, Pair, is_blank
+from rerank_plugin.engine.scores import Logits, normalize, threshold_logit
+from rerank_plugin.fusion import Fusion
+from rerank_plugin.inputs import Document, DocumentsToRank, Pair, RetrievalScores, is_blank
 from rerank_plugin.model.settings import RerankSettings
 
 
@@ -68,14 +70,26 @@ class RankingPolicy:
             return threshold_logit(self.score_threshold, settings)
         return -inf
 
+    def check_threshold(self, settings: Sequence[RerankSettings]) -> None:
+        """Check that one of several settings has the named threshold.
+
+        Raises:
+            InputError: none has it.
+        """
+        name = self.score_threshold
+        if not any(name in choice.thresholds for choice in settings):
+            self.lowest_logit(settings[0])
+
     def rank(
         self,
         request: DocumentsToRank[Document],
         logits: Logits,
-        scores: Logits,
-        lowest_logit: float = -inf,
+        scale: "ScoreScale",
     ) -> RankedDocuments[Document]:
         """Rank the documents of a query by their logits, `[documents]`."""
+        logits, settings = scale.fused(logits, request.retrieval_scores)
+        lowest_logit = self.lowest_logit(settings)
+        scores = normalize(logits, scale.normalization, settings)
         ranking = [
             Ranked(index, float(scores[index]), request.documents[index])
             for index in self.select(logits, scores, lowest_logit)
@@ -90,6 +104,32 @@ class RankingPolicy:
             scores.astype(np.float64) >= lowest_score
         )
         return [index for index in order(logits) if kept[index]][: self.top_n]
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """What turns the logits of a model into the scores of a ranking.
+
+    Args:
+        normalization: The name of the normalisation.
+        settings: The settings of the model.
+        fusion: The fusion with the retriever's scores; None without one.
+    """
+
+    normalization: str
+    settings: RerankSettings
+    fusion: Fusion | None = None
+
+    def fused(
+        self, logits: Logits, scores: RetrievalScores | None
+    ) -> tuple[Logits, RerankSettings]:
+        """Return logits, fused where that is possible, and the settings of their scale."""
+        if self.fusion is None:
+            return logits, self.settings
+        if scores is None:
+            self.fusion.warn_of_no_scores()
+            return logits, self.settings
+        return self.fusion.fuse(logits, scores)
 
 
 def order(logits: Logits) -> list[int]:

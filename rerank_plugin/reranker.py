@@ -11,7 +11,7 @@ from weakref import finalize
 import torch
 from torch import nn
 
-from rerank_plugin.arguments import model_name
+from rerank_plugin.arguments import flag, model_name
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.fork import check_fork
 from rerank_plugin.engine.precision import scoring_dtype
@@ -26,11 +26,13 @@ from rerank_plugin.engine.scores import (
     threshold,
 )
 from rerank_plugin.errors import InputError
+from rerank_plugin.fusion import Fusion
 from rerank_plugin.inputs import (
     Document,
     DocumentsRequest,
     DocumentsToRank,
     Pair,
+    RetrievalScores,
     checked_pairs,
     checked_query,
     instruction_text,
@@ -55,7 +57,14 @@ from rerank_plugin.model.loading import (
 )
 from rerank_plugin.model.settings import RerankSettings, agreed
 from rerank_plugin.model.source import IDENTIFYING, absolute, identity, loading_options
-from rerank_plugin.ranking import BlankDocuments, Ranked, RankedDocuments, RankingPolicy, by_request
+from rerank_plugin.ranking import (
+    BlankDocuments,
+    Ranked,
+    RankedDocuments,
+    RankingPolicy,
+    ScoreScale,
+    by_request,
+)
 
 #: The attributes that a model was loaded with, which cannot be changed.
 READ_ONLY = {"source", "identity", "adapter", "adapters", "token_budget", "threads", *IDENTIFYING}
@@ -162,6 +171,11 @@ class Reranker:
             None: RerankSettings.read(expanded(adapter or model))
         }
         self._settings.update(self._adapters.settings if self._adapters else {})
+        self._fusions = {
+            name: fusion
+            for name, settings in self._settings.items()
+            if (fusion := Fusion.from_settings(settings)) is not None
+        }
         self._resolve_settings(loaded)
         self._scorer = self._make_scorer(loaded)
         self._queue = ModelQueue(self._scorer, self._options["threads"])
@@ -409,6 +423,8 @@ class Reranker:
         score_threshold: float | str | None = None,
         instruction: str | None = None,
         adapter: str | None = None,
+        retrieval_scores: RetrievalScores | None = None,
+        fuse: bool = True,
     ) -> list[Ranked[Document]]:
         """Rank documents by falling logit; ties keep their input order.
 
@@ -422,16 +438,20 @@ class Reranker:
                 the name of a calibrated threshold such as `precision@0.9`.
             instruction: What makes a document relevant, for models that take an instruction.
             adapter: The name of one of `adapters`.
+            retrieval_scores: The retriever's scores of the documents, for a model that has a
+                fusion; where one is None or NaN, the order of the documents counts in their place.
+            fuse: Whether the fusion of the model is applied.
 
         Raises:
             InputError: naming the argument, or the index of the document.
         """
         return self.rank_many(
-            [(query, documents)],
+            [(query, documents, None, retrieval_scores)],
             top_n,
             score_threshold=score_threshold,
             instruction=instruction,
             adapter=adapter,
+            fuse=fuse,
         )[0]
 
     def rank_many(
@@ -442,12 +462,14 @@ class Reranker:
         score_threshold: float | str | None = None,
         instruction: str | None = None,
         adapter: str | None = None,
+        fuse: bool = True,
     ) -> list[list[Ranked[Document]]]:
         """Rank the documents of many queries at once; faster than one after the other.
 
-        A request is a query with its documents, and perhaps its instruction.
+        A request is a query with its documents, and perhaps its instruction and its retrieval
+        scores.
         """
-        rank = self._ranker(top_n, score_threshold, adapter)
+        rank = self._ranker(top_n, score_threshold, adapter, fuse)
         default = self._instruction(instruction, adapter)
         request_list = list(requests)
         checked: deque[DocumentsToRank[Document]] = deque(
@@ -471,12 +493,13 @@ class Reranker:
         score_threshold: float | str | None = None,
         instruction: str | None = None,
         adapter: str | None = None,
+        fuse: bool = True,
     ) -> Iterator[RankedDocuments[Document]]:
         """Yield the rankings of any number of queries in their order, in flat memory.
 
         The requests are read while the model works, a few thousand pairs ahead.
         """
-        rank = self._ranker(top_n, score_threshold, adapter)
+        rank = self._ranker(top_n, score_threshold, adapter, fuse)
         default = self._instruction(instruction, adapter)
         # The requests that are read and not ranked yet.
         waiting: deque[DocumentsToRank[Document]] = deque()
@@ -500,28 +523,33 @@ class Reranker:
         score_threshold: float | str | None = None,
         instruction: str | None = None,
         adapter: str | None = None,
+        retrieval_scores: RetrievalScores | None = None,
+        fuse: bool = True,
     ) -> list[Ranked[Document]]:
         """`rank`, without blocking the event loop; cancelled, it stops scoring."""
-        rank = self._ranker(top_n, score_threshold, adapter)
+        rank = self._ranker(top_n, score_threshold, adapter, fuse)
         own = self._instruction(instruction, adapter)
         request: DocumentsToRank[Document] = await self._queue.beside_loop(
-            DocumentsToRank.from_request, (query, documents, own)
+            DocumentsToRank.from_request, (query, documents, own, retrieval_scores)
         )
         logits = await self._aranking_logits(request.pairs, adapter)
         return rank(request, logits).ranking
 
     def _ranker(
-        self, top_n: int | None, score_threshold: float | str | None, adapter: str | None
+        self,
+        top_n: int | None,
+        score_threshold: float | str | None,
+        adapter: str | None,
+        fuse: bool,
     ) -> "Callable[[DocumentsToRank[Any], Logits], RankedDocuments[Any]]":
         """Return a function that ranks documents by their logits."""
         policy = RankingPolicy(top_n, score_threshold)
-        lowest_logit = policy.lowest_logit(self.settings(adapter))
-
-        def rank(request: DocumentsToRank[Any], logits: Logits) -> RankedDocuments[Any]:
-            scores = self.normalized(logits, adapter=adapter)
-            return policy.rank(request, logits, scores, lowest_logit)
-
-        return rank
+        settings = self.settings(adapter)
+        fusion = self._fusions.get(self._known_adapter(adapter)) if flag("fuse", fuse) else None
+        # A misspelt name is an error at once, not after scoring.
+        policy.check_threshold([settings, *(fusion.settings.values() if fusion else ())])
+        scale = ScoreScale(self.normalize, settings, fusion)
+        return partial(policy.rank, scale=scale)
 
     def _ranking_logits(self, pairs: Iterable[Pair], adapter: str | None) -> Logits:
         """Return the logits that documents are ranked by: -inf for blank ones."""

@@ -12,6 +12,7 @@ from rerank_plugin.finetune import (
     convert,
     evaluate,
     export_model,
+    fuse,
     merge,
     mine_negatives,
     quantize,
@@ -20,6 +21,7 @@ from rerank_plugin.finetune.check.options import GroupCheckOptions
 from rerank_plugin.finetune.converters.options import ConvertOptions
 from rerank_plugin.finetune.evaluation.options import EvaluationOptions
 from rerank_plugin.finetune.export.options import ExportOptions, MergeOptions, QuantizeOptions
+from rerank_plugin.finetune.fusion.options import FuseOptions
 from rerank_plugin.finetune.mining.options import MineOptions
 
 
@@ -33,6 +35,7 @@ from rerank_plugin.finetune.mining.options import MineOptions
         (merge, MergeOptions),
         (export_model, ExportOptions),
         (quantize, QuantizeOptions),
+        (fuse, FuseOptions),
     ],
 )
 def test_parameters_are_the_options_of_the_command(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from math import nan
-from typing import Self
+from typing import Any, Self
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.inputs import instruction_text
@@ -76,7 +76,7 @@ class Group:
 
     def keep(self, side: str, kept: Sequence[bool]) -> Self:
         """Return the group with some of the passages of `pos` or `neg`, and their scores."""
-        changes = {}
+        changes: dict[str, Any] = {}
         for name in (side, *(f"{side}_{kind}" for kind in SCORES)):
             if getattr(self, name) is not None:
                 changes[name] = list(compress(getattr(self, name), kept))

@@ -5,13 +5,14 @@ a fit is measured on other queries than it was fitted on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from rerank_plugin.engine.scores import Logits, sigmoid
+from rerank_plugin.engine.scores import Logits, sigmoid, threshold
+from rerank_plugin.model.settings import RerankSettings
 
 from ..data.splits import Hashes, halves
 from ..text.normalize import text_digest
@@ -228,6 +229,17 @@ class Calibration:
             for name, logit in self.thresholds.items()
         }
         return {"calibration": self.to_dict(folded=folded), "thresholds": scores}
+
+    def put_into(self, settings: RerankSettings) -> RerankSettings:
+        """Return settings with this calibration and its thresholds, on the scale of a folder."""
+        fitted = replace(settings, normalize="sigmoid", **self.settings(folded=False))
+        return replace(
+            fitted,
+            normalize=settings.normalize,
+            thresholds={
+                name: threshold(name, settings.normalize, fitted) for name in fitted.thresholds
+            },
+        )
 
 
 def describe_calibration(calibration: Mapping[str, float]) -> str:

@@ -14,7 +14,7 @@ from ..data.dataset import GroupDataset
 from ..data.index_cache import cache_folder
 from .comparison import SHOWN_QUERIES, Comparison, graded_queries
 from .judged_query import JudgedQueries
-from .options import EvaluationOptions
+from .options import EvaluationOptions, JudgedOptions
 from .result import EvaluationResult
 from .scoring import Evaluation, evaluate_groups
 from .trec_run import TrecRun, open_run
@@ -122,7 +122,7 @@ def run_evaluation(options: EvaluationOptions, *, progress: bool) -> EvaluationR
 
 
 @contextmanager
-def open_judged(options: EvaluationOptions, *, progress: bool) -> Iterator[GroupDataset | TrecRun]:
+def open_judged(options: JudgedOptions, *, progress: bool) -> Iterator[GroupDataset | TrecRun]:
     """Open groups or a run, and log what is left out of it; every line is checked."""
     if options.run is not None:
         with open_run(options.run, **options.run_files, progress=progress) as judged:
@@ -139,7 +139,7 @@ def open_judged(options: EvaluationOptions, *, progress: bool) -> Iterator[Group
 
 
 def evaluate_model(
-    model: str, judged: GroupDataset | TrecRun, options: EvaluationOptions, *, progress: bool
+    model: str, judged: GroupDataset | TrecRun, options: JudgedOptions, *, progress: bool
 ) -> Evaluation:
     """Load and evaluate one model."""
     reranker = options.load_reranker(model)

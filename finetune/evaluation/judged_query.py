@@ -17,6 +17,16 @@ class GradedQuery(Protocol):
         """The grade of every candidate: 0 for a negative, 1 or more for a positive."""
         ...
 
+    @property
+    def missed(self) -> list[int]:
+        """The grades of judged documents that are not among the candidates."""
+        ...
+
+    @property
+    def retrieval(self) -> list[float] | None:
+        """A retriever's score of every candidate; None where they are not known."""
+        ...
+
 
 class JudgedQuery(GradedQuery, Protocol):
     """A query with graded candidates: a `Group`, or a query of a retriever's run."""
@@ -29,11 +39,6 @@ class JudgedQuery(GradedQuery, Protocol):
     @property
     def documents(self) -> list[str]:
         """The candidates."""
-        ...
-
-    @property
-    def missed(self) -> list[int]:
-        """The grades of judged documents that are not among the candidates."""
         ...
 
     @property

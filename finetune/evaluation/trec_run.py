@@ -44,6 +44,7 @@ class Retrieved:
     labels: list[int]
     missed: list[int]
     instruction: str = ""
+    retrieval: list[float] | None = None
     teacher: None = None
 
 
@@ -61,6 +62,12 @@ class RunCandidates:
     def query(self) -> str:
         """The query's text."""
         return self.record.text
+
+    @property
+    def retrieval(self) -> list[float]:
+        """The retriever's scores."""
+        scores: list[float] = self.scores.tolist()
+        return scores
 
 
 class TrecRun:
@@ -86,7 +93,9 @@ class TrecRun:
         query = self.candidates[index]
         texts = self._corpus.texts(query.positions.tolist())
         instruction = query.record.instruction
-        return Retrieved(query.query, texts, query.labels, query.missed, instruction)
+        return Retrieved(
+            query.query, texts, query.labels, query.missed, instruction, query.retrieval
+        )
 
     def __iter__(self) -> Iterator[Retrieved]:
         return (self[index] for index in range(len(self)))

@@ -10,7 +10,6 @@ import numpy as np
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.engine.fused_layers import int8_problem
-from rerank_plugin.engine.scores import threshold
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.loading import load_model, resolve_max_length
@@ -189,19 +188,9 @@ def measure(
 
 
 def recalibrated(settings: RerankSettings, calibration: Calibration | None) -> RerankSettings:
-    """Return settings with a calibration and thresholds of the scores with int8.
-
-    Thresholds are on the scale of the folder's scores.
-    """
+    """Return settings with a calibration and thresholds of the scores with int8."""
     if calibration is None:
         if settings.calibration:
             logger.warning("no calibration fits these queries: that of the model is kept")
         return settings
-    fitted = replace(settings, normalize="sigmoid", **calibration.settings(folded=False))
-    return replace(
-        fitted,
-        normalize=settings.normalize,
-        thresholds={
-            name: threshold(name, settings.normalize, fitted) for name in fitted.thresholds
-        },
-    )
+    return calibration.put_into(settings)

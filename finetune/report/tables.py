@@ -93,11 +93,25 @@ def print_models(models: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_differences(
-    baseline: str, differences: Mapping[str, Mapping[str, Any]], metric: str
+    name: str,
+    differences: Mapping[str, Mapping[str, Any]],
+    metric: str,
+    *,
+    reverse: bool = False,
 ) -> None:
-    """Print how several models differ from a baseline in one metric."""
-    table = Table(title=f"{metric}, compared with {escape(baseline)}")
-    table.add_column("model", overflow="fold")
+    """Print how several models differ from a baseline in one metric.
+
+    Args:
+        name: The name of the baseline.
+        differences: The differences by the names of the models.
+        metric: The metric.
+        reverse: Whether they are those of one model, `name`, to several baselines.
+    """
+    compared = (
+        f"{escape(name)}, compared with others" if reverse else f"compared with {escape(name)}"
+    )
+    table = Table(title=f"{metric}, {compared}")
+    table.add_column("compared with" if reverse else "model", overflow="fold")
     for title in ("difference", "95% interval", "p", "won, lost"):
         table.add_column(title, justify="right")
     for model, difference in differences.items():

@@ -135,6 +135,12 @@ COMMANDS = {
         "QuantizeOptions",
         positional=("model_dir",),
     ),
+    "fuse": Command(
+        "fit how much a retriever counts beside a model",
+        "rerank_plugin.finetune.commands.fuse",
+        "FuseOptions",
+        positional=("model_dir",),
+    ),
     "check": Command(
         "report the problems of groups",
         "rerank_plugin.finetune.commands.check",

@@ -21,6 +21,9 @@ ADAPTER = "adapter_config.json"
 #: The record in a folder that was exported for another runtime, which has no weights for this one.
 EXPORT = "export.json"
 
+#: How a retriever counts in a fusion: by its scores, or by their ranks.
+FUSION_FORMS = ("score", "rank")
+
 #: The only `dtype` that a folder can ask for.
 INT8 = "int8"
 
@@ -77,6 +80,34 @@ def are_thresholds(value: object) -> bool:
     return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
+def is_term(value: object) -> bool:
+    """Return whether a value has the weights of a form of fusion, which are not negative."""
+    if not isinstance(value, dict):
+        return False
+    weights = [value.get(name) for name in ("logit_weight", "weight")]
+    calibration, thresholds = value.get("calibration"), value.get("thresholds")
+    return (
+        all(is_number(weight) and weight >= 0 for weight in weights if weight is not None)
+        and None not in weights
+        and (calibration is None or is_calibration(calibration))
+        and (thresholds is None or are_thresholds(thresholds))
+    )
+
+
+def is_fusion(value: object) -> bool:
+    """Return whether a value is empty, or has a form, its weights and the scale of its scores."""
+    if value == {}:
+        return True
+    if not isinstance(value, dict) or value.get("form") not in FUSION_FORMS:
+        return False
+    scale = value.get("scale")
+    return (
+        all(is_term(value.get(form)) for form in {"rank", value["form"]})
+        and isinstance(scale, dict)
+        and all(is_number(scale.get(name)) for name in ("mean", "spread"))
+    )
+
+
 def is_text(value: object) -> bool:
     """Return whether a value is a string."""
     return isinstance(value, str)
@@ -96,6 +127,7 @@ ENTRIES: dict[str, tuple[Callable[[object], bool], str]] = {
     "options": (is_mapping, "an object"),
     "metrics": (is_mapping, "an object"),
     "quantization": (is_mapping, "an object"),
+    "fusion": (is_fusion, "an object with 'form', its weights and 'scale'"),
 }
 
 
@@ -129,6 +161,9 @@ class RerankSettings:
     metrics: dict[str, Any] = field(default_factory=dict)
     #: The differences between int8 and float32 on validation queries, if they were measured.
     quantization: dict[str, Any] = field(default_factory=dict)
+    #: How much a retriever counts beside the logit (`fusion.Fusion`), and what that was worth on
+    #: queries that were not fitted; empty without a fusion.
+    fusion: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Self:

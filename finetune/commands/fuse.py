@@ -1,0 +1,22 @@
+"""`rerank-plugin fuse`: fit how much a retriever counts beside a reranker, and print it."""
+
+from rerank_plugin.cli.console import say
+
+from ..fusion.options import FuseOptions
+
+__all__ = ["FuseOptions", "main"]
+
+
+def main(options: FuseOptions) -> int:
+    """Fuse, print the retriever, the reranker and both, and return the exit code."""
+    from ..evaluation.metrics import METRIC
+    from ..fusion.fuse import run_fuse
+    from ..report.tables import print_differences, print_models
+
+    result = run_fuse(options, progress=True)
+    rankings = {"retriever": result.retriever, "reranker": result.reranker, "fused": result.fused}
+    print_models(rankings)
+    print_differences("fused", result.differences, METRIC, reverse=True)
+    say(result.summary)
+    say(f"model: {result.model_dir}")
+    return 0

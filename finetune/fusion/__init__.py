@@ -1,0 +1,1 @@
+"""Fuse a reranker with the retriever in front of it."""
