@@ -6,7 +6,7 @@ INSTALLED := build/installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # What a model scores with, which has fast paths by the processor.
-SCORING := tests/engine tests/model/test_adapters.py tests/test_reranker.py
+SCORING := tests/engine tests/test_reranker.py
 
 # Another environment, with the oldest versions that the package takes: on Python 3.11 or 3.12.
 OLDEST := .venv-oldest

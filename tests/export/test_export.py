@@ -128,6 +128,7 @@ def test_int8(to: str, tmp_path: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
     assert (out / weights).stat().st_size < (model / "model.safetensors").stat().st_size * 0.8
 
 
+@pytest.mark.slow
 def test_int8_of_a_model_that_does_not_take_it(tmp_path: Path) -> None:
     model = build_model(tmp_path / "model")
     weights = load_file(model / "model.safetensors")

@@ -153,6 +153,7 @@ def test_no_positive_is_mined_as_a_negative(
             assert len(group["neg"]) == min(negatives, len(left))
 
 
+@pytest.mark.slow
 def test_the_filter_drops_candidates_that_score_like_the_positive(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -570,6 +571,7 @@ def test_an_interrupted_run_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_bm25_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus.build(SAMPLE["corpus"], tmp_path, set(), ReasonCounts())
     queries = sample_texts()[:40]

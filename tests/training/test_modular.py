@@ -103,7 +103,10 @@ def test_a_run_trains_all_weights_at_the_rate_of_a_reranker(base: Path, tmp_path
 
 
 @both_families
-@pytest.mark.parametrize("options", [{}, {"lora": True}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, id="full"), pytest.param({"lora": True}, id="lora", marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_ends_with_the_same_weights(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_signal_finishes_the_step_and_prints_how_to_resume(
     assert same_model(folder, whole)
 
 
+@pytest.mark.slow
 def test_nohup_ignores_a_hangup(tiny_model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
     process = start(train_options(tiny_model, data, tmp_path / "out"), "nohup")
     reach(process, 3)
@@ -179,6 +180,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_it_resumes_when_there_is_room(
     assert same_model(small_disk / "out", whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_in_a_mount_point_resumes_inside_it(
     tiny_model: Path, data: Path, whole: Path, mounts: Path, cli: Run
 ) -> None:
