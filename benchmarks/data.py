@@ -29,7 +29,7 @@ GROUP_SIZE = 8
 
 @dataclass(frozen=True)
 class Found:
-    """What a process of its own did with a file of groups."""
+    """The figures of a process that read a file of groups."""
 
     groups: int
     size: int

@@ -43,7 +43,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Files:
-    """What is evaluated, written down where it is not there yet."""
+    """The files and the model that are evaluated, written where they are missing."""
 
     folder: Path
 

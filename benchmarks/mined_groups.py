@@ -39,7 +39,7 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Setting:
-    """What every run of a set has in common."""
+    """The settings that all runs of a set share."""
 
     source: Path
     work: Path

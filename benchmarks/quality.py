@@ -1,4 +1,4 @@
-"""Who trains the better reranker? `python benchmarks/quality.py --help`.
+"""Compare the rerankers that several libraries train: `python benchmarks/quality.py --help`.
 
     python benchmarks/quality.py                                    # everything: many hours
     python benchmarks/quality.py --groups 40 --seeds 0 --rate 2e-4 --sets squad      # a try

@@ -45,7 +45,7 @@ POOL = 64
 
 @dataclass
 class Turn:
-    """What the clients of one contestant saw."""
+    """The replies that the clients of one contestant got."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
@@ -188,7 +188,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all turns share."""
+    """The settings that all turns share."""
 
     folder: Path
     dtype: str

@@ -34,7 +34,7 @@ KINDS = ("scoring", "latency", "training")
 
 @dataclass(frozen=True)
 class Size:
-    """How much of one model is measured."""
+    """The amount of work that one model is measured with."""
 
     #: Length mixes that are scored, queries of a round (32 documents each), and rounds.
     mixes: tuple[str, ...]

@@ -108,7 +108,7 @@ class RankingPolicy:
 
 @dataclass(frozen=True)
 class ScoreScale:
-    """What turns the logits of a model into the scores of a ranking.
+    """Turns the logits of a model into the scores of a ranking.
 
     Args:
         normalization: The name of the normalisation.

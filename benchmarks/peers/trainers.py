@@ -24,7 +24,7 @@ SEED = 42
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on what, and how."""
+    """A model, the groups that it is trained on, and the settings."""
 
     model: Path
     groups: Path

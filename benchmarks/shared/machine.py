@@ -151,7 +151,7 @@ def gemm_rates(repeats: int = 5) -> dict[str, float]:
 
 
 class OtherWork:
-    """How many CPUs others kept busy while this process worked, from its making on."""
+    """Counts the CPUs that other processes kept busy since this object was made."""
 
     def __init__(self) -> None:
         self._start = self._now()

@@ -18,7 +18,7 @@ UNIGRAM_PIECES = 8_000
 
 @dataclass(frozen=True)
 class Shape:
-    """What a forward costs."""
+    """The sizes of a model that its forward pass depends on."""
 
     layers: int
     hidden: int

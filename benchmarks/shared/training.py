@@ -58,7 +58,7 @@ def contestants(*, quick: bool) -> list[Contestant]:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on what."""
+    """A model and the groups that it is trained on."""
 
     model: Path
     groups: Path

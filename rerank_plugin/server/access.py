@@ -1,4 +1,4 @@
-"""Who may send requests: the bearer key, which is read from a file."""
+"""The bearer key that requests must have, which is read from a file."""
 
 import hmac
 import os

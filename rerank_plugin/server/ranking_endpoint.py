@@ -30,7 +30,7 @@ CLOSED_BY_CLIENT = 499
 
 @dataclass(frozen=True)
 class Service:
-    """What all endpoints of a server share."""
+    """The model, the limits and the measurements that all endpoints of a server share."""
 
     model: ServedModel
     settings: ServerSettings
@@ -41,7 +41,7 @@ class Service:
 
 @dataclass
 class Record:
-    """What is logged of a request: sizes and times, never texts."""
+    """The log line of a request: sizes and times, never texts."""
 
     start: float
     #: The formats that it may be in: one, as soon as its body is read.

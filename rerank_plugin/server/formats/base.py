@@ -1,4 +1,4 @@
-"""What a format is: the fields of its requests, its responses and its errors."""
+"""A format: the fields of its requests, its responses and its errors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
