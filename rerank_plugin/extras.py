@@ -27,6 +27,7 @@ EXTRAS = {
     "prometheus_client": "serve",
     "pyarrow": "train",
     "pytrec_eval": "train",
+    "ray": "ray",
     "rich": "train",
     "sentence_transformers": "mine",
     "starlette": "serve",

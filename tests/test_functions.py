@@ -23,6 +23,8 @@ from rerank_plugin.finetune.evaluation.options import EvaluationOptions
 from rerank_plugin.finetune.export.options import ExportOptions, MergeOptions, QuantizeOptions
 from rerank_plugin.finetune.fusion.options import FuseOptions
 from rerank_plugin.finetune.mining.options import MineOptions
+from rerank_plugin.offline import rerank_files
+from rerank_plugin.offline.options import RerankOptions
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,7 @@ from rerank_plugin.finetune.mining.options import MineOptions
         (export_model, ExportOptions),
         (quantize, QuantizeOptions),
         (fuse, FuseOptions),
+        (rerank_files, RerankOptions),
     ],
 )
 def test_parameters_are_the_options_of_the_command(

@@ -10,12 +10,12 @@ import pytest
 
 from rerank_plugin import Reranker
 from rerank_plugin.cli.parser import parse_options
-from rerank_plugin.cli.rerank import RerankOptions
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.finetune import FinetuneConfig, finetune
 from rerank_plugin.finetune.commands.evaluate import EvaluateOptions
 from rerank_plugin.finetune.commands.trainer_options import TRAINER_OPTIONS
 from rerank_plugin.finetune.mining.options import MineOptions
+from rerank_plugin.offline.options import RerankOptions
 from rerank_plugin.options import ScoreOptions, option
 
 BASE = ["--model_name_or_path", "m", "--data_path", "d.jsonl", "--finetune_model_dir", "out"]

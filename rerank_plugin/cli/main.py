@@ -83,7 +83,9 @@ COMMANDS = {
         "FinetuneConfig",
         "rerank_plugin.finetune.commands.trainer_options:TRAINER_OPTIONS",
     ),
-    "rerank": Command("rank documents with a model", "rerank_plugin.cli.rerank", "RerankOptions"),
+    "rerank": Command(
+        "rank documents with a model", "rerank_plugin.offline.command", "RerankOptions"
+    ),
     "serve": Command(
         "serve a model over HTTP, for tools that speak Jina's, Cohere's or TEI's format",
         "rerank_plugin.cli.serve",

@@ -262,12 +262,19 @@ def read_lines(data_path: DataPath) -> Iterator[Line]:
 
 
 def fingerprint(data_path: DataPath) -> str:
-    """Return a hash of the contents of all files of a path."""
+    """Return a hash of all files of a path, as they are on the disk.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
     digest = hashlib.sha256()
     for file in input_files(data_path):
-        with reading(file) as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        try:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Read reranking requests: queries with their documents, as JSON or JSON Lines."""
+"""Read reranking requests: queries with their documents, as JSON, JSON Lines or Parquet."""
 
 import json
 from collections.abc import Iterator
@@ -19,6 +19,8 @@ from rerank_plugin.io.jsonl import (
     read_lines,
     reading,
 )
+from rerank_plugin.io.paths import expanded
+from rerank_plugin.io.request_tables import TABLE, read_rows
 
 #: The fields that may have the documents; `kowndges` is that of older scripts.
 SPELLINGS = ("documents", "kowndges", "passages", "texts")
@@ -35,18 +37,52 @@ class RerankRequest:
     where: str
 
 
-def read_requests(data_path: DataPath) -> Iterator[RerankRequest]:
-    """Yield the requests of a `.json` file (one object or a list) or of JSON Lines.
+def request_files(data_path: DataPath) -> list[Path]:
+    """Return the files of a path: as `input_files`, and a folder's tables if it has no other.
 
     Raises:
-        InputError: naming the file and the line, or the index in the list.
+        InputError: there are none.
     """
-    for path in input_files(data_path):
+    if not isinstance(data_path, str | Path):
+        return [file for path in data_path for file in request_files(path)]
+    folder = expanded(data_path)
+    if folder.is_dir() and not any(file.name.endswith(SUFFIXES) for file in folder.iterdir()):
+        tables = [file for file in sorted(folder.glob(f"*{TABLE}")) if file.is_file()]
+        if not tables:
+            problem = f"the folder has no .jsonl, .jsonl.gz or {TABLE} file"
+            raise InputError(f"{folder}: {problem}")
+        return tables
+    return input_files(data_path)
+
+
+def read_requests(data_path: DataPath) -> Iterator[RerankRequest]:
+    """Yield the requests of JSON Lines, Parquet, or a `.json` file (one object or a list).
+
+    Raises:
+        InputError: naming the file and the line, or the index of the row or in the list.
+    """
+    for path in request_files(data_path):
         if path.name.endswith(SUFFIXES):
             for line in read_lines(path):
                 yield parse_request(line.record(), line.where)
+        elif path.name.endswith(TABLE):
+            yield from read_table_requests(path)
         else:
             yield from read_json_requests(path)
+
+
+def read_table_requests(
+    path: Path, start: int = 0, count: int | None = None
+) -> Iterator[RerankRequest]:
+    """Yield the requests in the rows of a Parquet file.
+
+    Args:
+        path: The file.
+        start: The index of the first row.
+        count: The number of rows; None for the rest.
+    """
+    for index, row in read_rows(path, {"query", "instruction", *SPELLINGS}, start, count):
+        yield parse_request(row, f"{path}[{index}]")
 
 
 def read_json_requests(path: Path) -> Iterator[RerankRequest]:

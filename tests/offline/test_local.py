@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rerank_plugin import Reranker
-from rerank_plugin.cli import rerank
 from rerank_plugin.model.settings import RerankSettings
+from rerank_plugin.offline import local
 
 from ..factories import Run, mount, sample_texts, unmount, write_lines
 
@@ -157,14 +157,14 @@ def test_two_commands_never_write_one_output(
     data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
     command = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
     codes: list[tuple[int, str, str]] = []
-    rank_all = rerank.rank_all
+    rank_all = local.rank_all
 
     def begins_another(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(rerank, "rank_all", rank_all)
+        monkeypatch.setattr(local, "rank_all", rank_all)
         codes.append(cli(*command))
         return rank_all(*arguments, **options)
 
-    monkeypatch.setattr(rerank, "rank_all", begins_another)
+    monkeypatch.setattr(local, "rank_all", begins_another)
     assert cli(*command)[0] == 0
     ((code, _, err),) = codes
     assert code == 2 and "another command is writing it" in err
@@ -193,19 +193,19 @@ def test_an_output_that_appears_meanwhile_is_kept(
     cli: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
-    rank_all = rerank.rank_all
+    rank_all = local.rank_all
 
     def late(*arguments: Any, **options: Any) -> Any:
         output.write_text("kept")
         return rank_all(*arguments, **options)
 
-    monkeypatch.setattr(rerank, "rank_all", late)
+    monkeypatch.setattr(local, "rank_all", late)
     options = ("rerank", "--model_dir", tiny_model, "--data_path", data, "--output", output)
     code, _, err = cli(*options)
     assert code == 1 and "out.jsonl.part" in err
     assert output.read_text() == "kept"
     output.unlink()
-    monkeypatch.setattr(rerank, "rank_all", rank_all)
+    monkeypatch.setattr(local, "rank_all", rank_all)
     assert cli(*options)[0] == 0
     assert len(output.read_text("utf-8").splitlines()) == 5
 

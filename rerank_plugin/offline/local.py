@@ -1,9 +1,9 @@
-"""`rerank-plugin rerank`: rank documents, one JSON object for each request."""
+"""Ranking in this process: results on stdout or in one file, which a later run can resume."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -14,64 +14,37 @@ from rerank_plugin.io.atomic import move_file, part_file, write_json
 from rerank_plugin.io.disk_errors import naming
 from rerank_plugin.io.jsonl import DataPath, fingerprint
 from rerank_plugin.io.locks import locked
-from rerank_plugin.io.outputs import check_output
 from rerank_plugin.io.paths import real_path
-from rerank_plugin.io.requests import RerankRequest, read_requests
+from rerank_plugin.io.requests import RerankRequest, read_requests, request_files
 from rerank_plugin.io.streams import is_stream, open_stream
-from rerank_plugin.options import ScoreOptions, check_options, option
+from rerank_plugin.offline.options import RerankOptions
+from rerank_plugin.offline.result import RerankResult, result_record
 
 if TYPE_CHECKING:
     from rerank_plugin.ranking import RankedDocuments
 
 
-@dataclass(kw_only=True)
-class RerankOptions(ScoreOptions):
-    """Rank documents: prints {"query", "scores" in input order, "ranking"} for every request."""
-
-    model_dir: str = option(help="the model: a hub id, a folder or an adapter folder")
-    data_path: str | list[str] = option(help="a .json or .jsonl file with queries and documents")
-    output: str | None = option(
-        None,
-        help="a .jsonl file for the results, instead of stdout; if the command is interrupted, the "
-        "same command resumes it",
-    )
-    overwrite: bool = option(False, help="replace an earlier file of --output")
-    top_n: int | None = option(
-        None, minimum=1, help="the maximum number of documents in a ranking; default: all"
-    )
-    score_threshold: float | str | None = option(
-        None,
-        help="the lowest score in a ranking, before --top_n counts: a number, or the name of a "
-        "calibrated threshold of the model, such as precision@0.9",
-    )
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if self.output:
-            check_output(Path(self.output), [self.data_path], overwrite=self.overwrite)
-
-
-def main(options: RerankOptions) -> int:
+def rank_locally(options: RerankOptions, *, progress: bool) -> RerankResult:
     """Rank every request of the data path, in its order."""
     # All requests are read once before the model loads, so that a bad line is found first.
     contents = Contents.read(options.data_path)
     output = Path(options.output) if options.output else None
     if output is None or is_stream(output):
         with open_stream(output) if output else nullcontext(Stdout()) as file:
-            rank_all(options, file, contents)
-        return 0
+            rank_all(options, file, contents, progress=progress)
+        return RerankResult([], contents.requests)
     with Unfinished.open(options) as unfinished:
         with unfinished.writing() as file:
-            rank_all(options, file, contents, done=unfinished.lines)
+            rank_all(options, file, contents, done=unfinished.lines, progress=progress)
         unfinished.finish()
-    return 0
+    return RerankResult([unfinished.output], contents.requests, unfinished.lines)
 
 
 @dataclass
 class Contents:
     """The facts about all requests that are known before the first one is ranked."""
 
-    #: The number of pairs.
+    requests: int = 0
     pairs: int = 0
     #: The first request with an instruction.
     instructed: RerankRequest | None = None
@@ -81,6 +54,7 @@ class Contents:
         """Read and check all requests."""
         contents = cls()
         for request in read_requests(data_path):
+            contents.requests += 1
             contents.pairs += len(request.documents)
             if request.instruction and contents.instructed is None:
                 contents.instructed = request
@@ -88,7 +62,12 @@ class Contents:
 
 
 def rank_all(
-    options: RerankOptions, file: IO[str] | Stdout, contents: Contents, *, done: int = 0
+    options: RerankOptions,
+    file: IO[str] | Stdout,
+    contents: Contents,
+    *,
+    done: int = 0,
+    progress: bool = False,
 ) -> None:
     """Rank all requests but the first ones, and write the results.
 
@@ -97,17 +76,18 @@ def rank_all(
         file: The file for the results, a line each.
         contents: What is known of the requests.
         done: The number of requests that an earlier run has ranked.
+        progress: Show a progress bar on stderr.
     """
     reranker = options.load_reranker(options.model_dir)
     if contents.instructed:
         reranker.check_instruction(contents.instructed.instruction, contents.instructed.where)
     requests = read_requests(options.data_path)
     pairs = sum(len(request.documents) for request in islice(requests, done))
-    with bar("ranking", "pair", contents.pairs, initial=pairs) as progress:
+    with bar("ranking", "pair", contents.pairs, shown=progress, initial=pairs) as shown:
         for ranked in reranker.rank_stream(
             ((request.query, request.documents, request.instruction) for request in requests),
             options.top_n,
-            progress.update,
+            shown.update,
             score_threshold=options.score_threshold,
         ):
             file.write(result_line(ranked))
@@ -116,12 +96,7 @@ def rank_all(
 
 def result_line(ranked: "RankedDocuments[Any]") -> str:
     """Return the result of a request as a line of JSON."""
-    ranking = [
-        {"index": ranked_document.index, "score": ranked_document.score}
-        for ranked_document in ranked.ranking
-    ]
-    result = {"query": ranked.query, "scores": ranked.scores.tolist(), "ranking": ranking}
-    return json.dumps(result, ensure_ascii=False) + "\n"
+    return json.dumps(result_record(ranked), ensure_ascii=False) + "\n"
 
 
 class Unfinished:
@@ -169,9 +144,7 @@ class Unfinished:
             BlockingIOError: another command is writing them.
             OptionError: they belong to another task.
         """
-        irrelevant = ("output", "overwrite", "device", "token_budget", "threads", "data_path")
-        task = {name: value for name, value in asdict(options).items() if name not in irrelevant}
-        task["data"] = fingerprint(options.data_path)
+        task = {**options.results_depend_on, "data": fingerprint(request_files(options.data_path))}
         output = real_path(Path(str(options.output)))
         with locked(part_file(output)):
             yield cls(output, task)
