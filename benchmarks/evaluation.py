@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from shared.folders import SQUAD_OR_SAMPLE, add_folders
 from shared.machine import available_cpus, describe, peak_memory, set_environment
-from shared.models import wordpiece_tokenizer
+from shared.models import small_model
 from shared.texts import Source, write_records
 from shared.workers import CONTEXT, write_to
 
@@ -101,27 +101,6 @@ class Files:
 def write_lines(path: Path, lines: Iterator[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
-
-
-def small_model(folder: Path) -> Path:
-    """Return a BERT of one layer with random weights and MiniLM's vocabulary."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    if not folder.is_dir():
-        torch.manual_seed(0)
-        tokenizer = wordpiece_tokenizer()
-        config = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=64,
-        )
-        config.num_labels = 1
-        BertForSequenceClassification(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
 
 
 def measure(model: Path, files: dict[str, Path], log: Path) -> tuple[int, int]:

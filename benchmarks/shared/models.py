@@ -88,6 +88,27 @@ def minilm(_source: Source) -> tuple[Any, Any]:
     return model, wordpiece_tokenizer()
 
 
+def small_model(folder: Path) -> Path:
+    """Return a BERT of one layer with random weights and MiniLM's vocabulary."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    if not folder.is_dir():
+        torch.manual_seed(0)
+        tokenizer = wordpiece_tokenizer()
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+        )
+        config.num_labels = 1
+        BertForSequenceClassification(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
 def bert_base(_source: Source) -> tuple[Any, Any]:
     """BERT-base's shape, random weights: 12 layers, hidden size 768."""
     import torch
