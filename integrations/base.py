@@ -28,7 +28,7 @@ from rerank_plugin.arguments import (
     text_or_none,
     whole_number,
 )
-from rerank_plugin.inputs import instruction_text
+from rerank_plugin.inputs import RetrievalScores, instruction_text
 from rerank_plugin.options import ScoreOptions
 
 from . import model_cache
@@ -52,14 +52,15 @@ Threads = Annotated[int | None, BeforeValidator(partial(whole_number, "threads")
 TokenBudget = Annotated[int | None, BeforeValidator(partial(whole_number, "token_budget"))]
 TopN = Annotated[int | None, BeforeValidator(partial(whole_number, "top_n"))]
 Threshold = Annotated[float | str | None, BeforeValidator(score_threshold)]
+Fuse = Annotated[bool, BeforeValidator(partial(flag, "fuse"))]
 Flag = Annotated[bool, BeforeValidator(partial(flag, "trust_remote_code"))]
 Revision = Annotated[str | None, BeforeValidator(partial(text_or_none, "revision"))]
 Adapter = Annotated[str | None, BeforeValidator(partial(text_or_none, "adapter"))]
 Instruction = Annotated[str | None, BeforeValidator(lambda text: instruction_text(text) or None)]
 Folders = Annotated[dict[str, str] | None, BeforeValidator(adapter_folders)]
 
-#: A query and the texts to rank for it.
-RankingInput = tuple[str, Sequence[str]]
+#: A query, the texts to rank for it, and their retrieval scores, None for those without one.
+RankingInput = tuple[str, Sequence[str], RetrievalScores]
 
 #: Indices of texts with their scores, the best one first.
 Ranking = list[tuple[int, float]]
@@ -232,24 +233,45 @@ class RankingSettings(ModelSettings):
         description="the lowest score that is kept, before top_n counts: a number, or the name of "
         'a calibrated threshold of the model, such as "precision@0.9"',
     )
+    fuse: Fuse = Field(
+        default=True,
+        description="count the scores of the retriever, or the order of the texts where they have "
+        "none, if the model has a fusion",
+    )
 
     def _rank(self, requests: Sequence[RankingInput], top_n: int | None) -> list[Ranking]:
         """Rank the texts of all requests at once; without requests the model is not loaded."""
         if not requests:
             return []
         rankings = self.reranker.rank_many(
-            requests, top_n, score_threshold=self.score_threshold, **self._call
+            [(query, texts, None, scores) for query, texts, scores in requests],
+            top_n,
+            score_threshold=self.score_threshold,
+            fuse=self.fuse,
+            **self._call,
         )
         return [[(ranked.index, ranked.score) for ranked in ranking] for ranking in rankings]
 
     async def _arank(self, request: RankingInput, top_n: int | None) -> Ranking:
         """Rank the texts of a request, without blocking the event loop."""
         reranker = await self._load()
-        query, texts = request
+        query, texts, scores = request
         ranking = await reranker.arank(
-            query, texts, top_n, score_threshold=self.score_threshold, **self._call
+            query,
+            texts,
+            top_n,
+            score_threshold=self.score_threshold,
+            retrieval_scores=scores,
+            fuse=self.fuse,
+            **self._call,
         )
         return [(ranked.index, ranked.score) for ranked in ranking]
+
+
+def retrieval_score(value: Any) -> float | None:
+    """Return a score of another component as a number; None if it is something else."""
+    score = earlier_score(value)
+    return score if isinstance(score, float) else None
 
 
 def earlier_score(value: Any) -> Any:

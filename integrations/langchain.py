@@ -21,13 +21,21 @@ except ModuleNotFoundError as error:
     raise MissingPackageError("langchain_core") from error
 
 from rerank_plugin.arguments import whole_number
-from rerank_plugin.inputs import checked_query, document_list
+from rerank_plugin.inputs import RetrievalScores, checked_query, document_list
 
-from .base import ModelSettings, Ranking, RankingInput, RankingSettings, TopN, earlier_score
+from .base import (
+    ModelSettings,
+    Ranking,
+    RankingInput,
+    RankingSettings,
+    TopN,
+    earlier_score,
+    retrieval_score,
+)
 from .cross_encoder import BaseCrossEncoder
 
 #: The metadata in which retrievers and other rerankers save their score.
-EARLIER_SCORES = ("relevance_score", "score")
+EARLIER_SCORES = ("relevance_score", "score", "_score", "@search.score")
 
 Kept = Annotated[int | None, BeforeValidator(partial(whole_number, "k"))]
 
@@ -36,7 +44,8 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
     """Keeps the best documents, with their scores under `relevance_score`.
 
     Documents are copied, with their ids and classes; the originals are not changed.
-    Equal scores keep the order of the input, blank documents come last.
+    Equal scores keep the order of the input, blank documents come last. A model that was fused with
+    its retriever counts the scores in the documents' metadata, or their order if one has none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +56,11 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
     keep_retrieval_score: bool = Field(
         default=False,
         description="keep an earlier score of a document, under `retrieval_score`",
+    )
+    score_key: str | None = Field(
+        default=None,
+        description="the metadata with the score of the retriever; default: the first one of "
+        f"{', '.join(EARLIER_SCORES)} that the first document has",
     )
     metadata_keys: list[str] = Field(
         default_factory=list, description="metadata that is scored, too, before the content"
@@ -103,7 +117,19 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
             if not isinstance(document, Document):
                 kind = type(document).__name__
                 raise ValueError(f"documents[{index}]: expected a Document, not {kind}")
-        return chain_input["query"], [self._text(document) for document in documents]
+        texts = [self._text(document) for document in documents]
+        return chain_input["query"], texts, self._retrieval_scores(documents)
+
+    def _retrieval_scores(self, documents: Sequence[Document]) -> RetrievalScores:
+        # Of one key: others may be on other scales.
+        keys = [key for key in self._score_keys if documents[0].metadata.get(key) is not None]
+        if not keys:
+            return [None] * len(documents)
+        return [retrieval_score(document.metadata.get(keys[0])) for document in documents]
+
+    @property
+    def _score_keys(self) -> Sequence[str]:
+        return EARLIER_SCORES if self.score_key is None else (self.score_key,)
 
     def _text(self, document: Document) -> str:
         if self.text_fn is not None:
@@ -113,7 +139,7 @@ class RerankCompressor(BaseDocumentCompressor, RankingSettings):
 
     def _scored(self, document: Document, score: float) -> Document:
         metadata = {**document.metadata, "relevance_score": score}
-        earlier = [key for key in EARLIER_SCORES if document.metadata.get(key) is not None]
+        earlier = [key for key in self._score_keys if document.metadata.get(key) is not None]
         if self.keep_retrieval_score and earlier:
             metadata["retrieval_score"] = earlier_score(document.metadata[earlier[0]])
         return document.model_copy(update={"metadata": metadata})

@@ -18,7 +18,14 @@ except ModuleNotFoundError as error:
 
 from rerank_plugin.inputs import checked_query
 
-from .base import Ranking, RankingInput, RankingSettings, TopN, earlier_score
+from .base import (
+    Ranking,
+    RankingInput,
+    RankingSettings,
+    TopN,
+    earlier_score,
+    retrieval_score,
+)
 
 dispatcher = get_dispatcher(__name__)
 
@@ -29,7 +36,8 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
     """Keeps the best nodes, with their new scores.
 
     The original nodes are not changed. Equal scores keep the order of the input, blank nodes
-    come last.
+    come last. A model that was fused with its retriever counts the scores of the nodes, or their
+    order if one has none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -113,7 +121,7 @@ class RerankPostprocessor(BaseNodePostprocessor, RankingSettings):
 
     def _request(self, query: QueryBundle, nodes: list[NodeWithScore]) -> RankingInput:
         texts = [node.node.get_content(metadata_mode=self.metadata_mode) for node in nodes]
-        return query.query_str, texts
+        return query.query_str, texts, [retrieval_score(node.score) for node in nodes]
 
     def _nodes(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         return [self._scored(nodes[index], score) for index, score in ranking]
