@@ -11,12 +11,10 @@ def main(options: FuseOptions) -> int:
     """Fuse, print the retriever, the reranker and both, and return the exit code."""
     from ..evaluation.metrics import METRIC
     from ..fusion.fuse import run_fuse
-    from ..report.tables import print_differences, print_models
+    from ..report.tables import print_fusion
 
     result = run_fuse(options, progress=True)
-    rankings = {"retriever": result.retriever, "reranker": result.reranker, "fused": result.fused}
-    print_models(rankings)
-    print_differences("fused", result.differences, METRIC, reverse=True)
+    print_fusion(result, METRIC)
     say(result.summary)
     say(f"model: {result.model_dir}")
     return 0

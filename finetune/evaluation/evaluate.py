@@ -8,11 +8,14 @@ from pathlib import Path
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.io.jsonl import SkippedLines, fingerprint
+from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.loading import check_model
+from rerank_plugin.model.settings import RerankSettings
 
 from ..data.dataset import GroupDataset
 from ..data.index_cache import cache_folder
 from .comparison import SHOWN_QUERIES, Comparison, graded_queries
+from .fusion_figures import FusionFigures
 from .judged_query import JudgedQueries
 from .options import EvaluationOptions, JudgedOptions
 from .result import EvaluationResult
@@ -109,6 +112,7 @@ def run_evaluation(options: EvaluationOptions, *, progress: bool) -> EvaluationR
             for model in options.models
         }
         comparisons = compare_models(judged, baseline, evaluations, options)
+        fusions = measure_fusions(judged, evaluations, options)
         data = {
             "data_path": options.data_path,
             "run": options.run,
@@ -118,7 +122,7 @@ def run_evaluation(options: EvaluationOptions, *, progress: bool) -> EvaluationR
         }
     name = baseline[0] if baseline else None
     metric = options.metric_names[0]
-    return EvaluationResult(evaluations, comparisons, metric, name, data)
+    return EvaluationResult(evaluations, comparisons, metric, name, fusions, data)
 
 
 @contextmanager
@@ -180,6 +184,21 @@ def compare_models(
         )
         for model, second in evaluations.items()
     }
+
+
+def measure_fusions(
+    judged: GroupDataset | TrecRun, evaluations: dict[str, Evaluation], options: EvaluationOptions
+) -> dict[str, FusionFigures]:
+    """Measure the fusion of every model that has one, where the retriever's scores are known."""
+    fusions = {}
+    for model, evaluation in evaluations.items():
+        settings, queries = RerankSettings.read(expanded(model)), graded_queries(judged)
+        figures = FusionFigures.from_settings(
+            settings, evaluation.logits or [], queries, options.metric_names
+        )
+        if figures is not None:
+            fusions[model] = figures
+    return fusions
 
 
 def data_fingerprint(judged: JudgedQueries, options: EvaluationOptions) -> str:

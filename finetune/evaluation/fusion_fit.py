@@ -7,7 +7,7 @@ form is the one with the highest nDCG@10. All of this is done once with all quer
 reported figures once for every fold of queries on the other folds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -15,15 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_plugin.engine.scores import Logits
-from rerank_plugin.fusion import Fusion, rank_features, ranks_of, scale, score_features
+from rerank_plugin.fusion import Fusion, scale
 from rerank_plugin.model.settings import FUSION_FORMS, RerankSettings
 
-from ..data.splits import Hashes, deal
-from ..text.normalize import text_digest
-from .calibration import FEWEST_QUERIES, Calibration, Floats, ScoredPairs
-from .judged_query import GradedQuery
-from .metrics import METRIC, METRICS, QueryValues, ScoredQuery, mean_metrics, query_metrics
-from .significance import EQUAL, paired_difference
+from ..data.splits import deal
+from .calibration import Calibration, Floats
+from .fusion_figures import FusionFigures, RetrievedQueries
+from .metrics import METRIC
+from .significance import EQUAL
+
+#: The description of no fusion.
+NOTHING_ADDED = (
+    "The retriever adds nothing to the reranker on these queries: its weight is 0, and rankings "
+    "are those of the reranker alone."
+)
 
 #: Folds of queries.
 FOLDS = 5
@@ -33,92 +38,6 @@ RIDGE = 1.0
 
 #: Iterations of Newton's method at most; a fit takes about eight.
 STEPS = 50
-
-
-@dataclass(frozen=True)
-class RetrievedQuery:
-    """The candidates of a query in the order of the retriever, `[candidates]`."""
-
-    logits: Floats
-    scores: Floats
-    grades: list[int]
-    missed: list[int]
-
-    @classmethod
-    def from_graded(cls, logits: Logits, query: GradedQuery) -> Self | None:
-        """Return a query with its logits; None where the retriever's scores are not known."""
-        if query.retrieval is None:
-            return None
-        scores, grades = np.asarray(query.retrieval, np.float64), np.asarray(query.labels)
-        # The positives of a group are in front, which must not decide between equal scores.
-        order = np.lexsort((grades, -scores))
-        return cls(
-            logits[order].astype(np.float64), scores[order], grades[order].tolist(), query.missed
-        )
-
-    def ranked_by(self, scores: Floats | Logits) -> ScoredQuery:
-        """Return the query with other scores of its candidates, for metrics."""
-        return ScoredQuery(scores.astype(np.float32), self.grades, self.missed)
-
-    def features(self, form: str) -> Floats:
-        """Return what the retriever counts in a form of fusion."""
-        if form == "score":
-            return score_features(self.scores)
-        return rank_features(ranks_of(self.scores))
-
-
-@dataclass(frozen=True)
-class RetrievedQueries:
-    """Queries whose candidates have logits and retrieval scores."""
-
-    queries: list[RetrievedQuery]
-    digests: Hashes
-    #: Queries that were left out, as they have no retrieval scores.
-    without: int = 0
-
-    @classmethod
-    def from_judged(cls, logits: Sequence[Logits], judged: Iterable[GradedQuery]) -> Self:
-        """Return the queries that have retrieval scores, with the logits of their candidates."""
-        queries, digests, without = [], [], 0
-        for row, query in zip(logits, judged, strict=True):
-            retrieved = RetrievedQuery.from_graded(row, query)
-            if retrieved is None:
-                without += 1
-                continue
-            queries.append(retrieved)
-            digests.append(text_digest(query.query))
-        return cls(queries, np.array(digests, np.uint64), without)
-
-    def __len__(self) -> int:
-        return len(self.queries)
-
-    @property
-    def are_enough(self) -> bool:
-        """Return whether a fit can be expected to hold for other queries."""
-        return len(np.unique(self.digests)) >= FEWEST_QUERIES
-
-    def select(self, indices: npt.NDArray[np.int64]) -> "RetrievedQueries":
-        """Return some of the queries."""
-        return RetrievedQueries([self.queries[i] for i in indices], self.digests[indices])
-
-    def metrics(
-        self, scores: Iterable[Floats | Logits], names: Sequence[str] = METRICS
-    ) -> dict[str, QueryValues]:
-        """Return metrics of every query by scores of its candidates, each `[queries]`."""
-        pairs = zip(self.queries, scores, strict=True)
-        return query_metrics((query.ranked_by(row) for query, row in pairs), names)
-
-    def ndcg(self, scores: Iterable[Floats | Logits]) -> float:
-        """Return the mean of the metric that chooses the form."""
-        return float(self.metrics(scores, [METRIC])[METRIC].mean())
-
-    def scored_pairs(self, scores: Sequence[Floats | Logits]) -> ScoredPairs:
-        """Return all candidates with some scores, for a calibration."""
-        return ScoredPairs(
-            np.concatenate(scores).astype(np.float64),
-            np.concatenate([np.array(query.grades) > 0 for query in self.queries]),
-            np.repeat(self.digests, [len(query.grades) for query in self.queries]),
-        )
 
 
 @dataclass(frozen=True)
@@ -237,46 +156,25 @@ def cross_fitted(queries: RetrievedQueries) -> list[Logits]:
 
 @dataclass(frozen=True)
 class FusionFit:
-    """A fusion that was fitted on all queries, and its cross-fitted figures.
+    """A fusion that was fitted on all queries, and its cross-fitted figures."""
 
-    Attributes:
-        retriever: The mean metrics of the retriever alone, and the number of `queries`.
-        reranker: Those of the reranker alone.
-        fused: Those of the fusion, of every query by a fit on others.
-        differences: The paired differences of the fusion to the `retriever` and to the `reranker`,
-            with `interval_95`, `p_value` and the numbers of `better` and `worse` queries.
-        record: The `fusion` of `rerank.json`; empty where the retriever adds nothing.
-    """
-
-    retriever: dict[str, float]
-    reranker: dict[str, float]
-    fused: dict[str, float]
-    differences: dict[str, Any]
+    #: Those of every query by a fit on others.
+    figures: FusionFigures
+    #: The `fusion` of `rerank.json`; empty where the retriever adds nothing.
     record: dict[str, Any]
 
     @classmethod
     def fit(cls, queries: RetrievedQueries, settings: RerankSettings) -> Self:
         """Fit a fusion for a model, with a calibration and thresholds of the fused scores."""
         fitted = FittedFusion.fit(queries)
-        retriever = queries.metrics(query.scores for query in queries.queries)
-        reranker = queries.metrics(query.logits for query in queries.queries)
-        fused = queries.metrics(cross_fitted(queries))
-        means = {
-            "retriever": mean_metrics(retriever),
-            "reranker": mean_metrics(reranker),
-            "fused": mean_metrics(fused),
-        }
-        differences = {
-            "retriever": paired_difference(retriever, fused),
-            "reranker": paired_difference(reranker, fused),
-        }
-        improves = means["fused"][METRIC] > means["reranker"][METRIC] + EQUAL
-        record: dict[str, Any] = {}
-        if fitted.uses_retriever and improves:
-            record = fitted.to_dict() | {**means, "differences": differences}
-            for form in FUSION_FORMS:
-                record[form] |= calibrated(queries, fitted.fused(queries, form), settings)
-        return cls(**means, differences=differences, record=record)
+        figures = FusionFigures.measure(queries, cross_fitted(queries))
+        improves = figures.fused[METRIC] > figures.reranker[METRIC] + EQUAL
+        if not (fitted.uses_retriever and improves):
+            return cls(figures, {})
+        record = fitted.to_dict() | asdict(figures)
+        for form in FUSION_FORMS:
+            record[form] |= calibrated(queries, fitted.fused(queries, form), settings)
+        return cls(figures, record)
 
 
 def calibrated(
@@ -291,7 +189,9 @@ def calibrated(
 
 
 def describe_fusion(record: dict[str, Any]) -> str:
-    """Describe a fusion in a sentence, from the `fusion` of `rerank.json`."""
+    """Describe a fusion in plain words, from the `fusion` of `rerank.json`."""
+    if not record:
+        return NOTHING_ADDED
     counted = "scores" if record["form"] == "score" else "ranks"
     term = record[record["form"]]
     how = f"{term['weight']:.3g} times the retriever's {counted}"

@@ -1,11 +1,12 @@
 """The result of an evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rerank_plugin.errors import CheckFailedError
 
 from .comparison import Comparison
+from .fusion_figures import FusionFigures
 from .scoring import Evaluation
 
 
@@ -21,6 +22,9 @@ class EvaluationResult:
     metric: str
     #: The baseline: a model, or the name of a run's own order; None without one.
     baseline: str | None
+    #: The retriever, the model and both together, of every model that was fused with a retriever,
+    #: where the retriever's scores are known.
+    fusions: dict[str, FusionFigures]
     #: The data and the options of loading, as a report shows them.
     data: dict[str, Any]
 
@@ -62,4 +66,6 @@ class EvaluationResult:
         record = {"model": name, **means, "after": means, "per_query": per_query}
         if name in self.comparisons:
             record |= {"baseline": self.baseline, **self.comparisons[name].to_dict()}
+        if name in self.fusions:
+            record["fusion"] = asdict(self.fusions[name])
         return record

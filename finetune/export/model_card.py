@@ -10,6 +10,7 @@ from rerank_plugin.model.names import SNAPSHOT
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 
 from ..evaluation.calibration import describe_calibration
+from ..evaluation.fusion_fit import describe_fusion
 
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 
@@ -61,6 +62,7 @@ def model_card(
         groups=settings.data.get("train_groups"),
         is_trained=bool(settings.options),
         quantization=settings.quantization,
+        fusion=describe_fusion(settings.fusion) if settings.fusion else None,
         metrics=metrics,
         rows=card_rows(metrics) if metrics else [],
         has_curves=(folder / "training_curves.png").is_file(),

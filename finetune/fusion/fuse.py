@@ -13,15 +13,16 @@ from rerank_plugin.model.settings import FILE, RerankSettings
 from ..evaluation.calibration import FEWEST_QUERIES
 from ..evaluation.comparison import graded_queries
 from ..evaluation.evaluate import FilePath, evaluate_model, open_judged
-from ..evaluation.fusion_fit import FusionFit, RetrievedQueries, describe_fusion
+from ..evaluation.fusion_figures import FusionFigures, RetrievedQueries
+from ..evaluation.fusion_fit import FusionFit, describe_fusion
 from ..export.model_folder import write_records
 from .options import FuseOptions
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FusionResult:
+@dataclass(frozen=True, kw_only=True)
+class FusionResult(FusionFigures):
     """How a reranker ranks with its retriever, and alone; figures of queries that were not fitted.
 
     Attributes:
@@ -38,10 +39,6 @@ class FusionResult:
 
     model_dir: Path
     improved: bool
-    retriever: dict[str, float]
-    reranker: dict[str, float]
-    fused: dict[str, float]
-    differences: dict[str, Any]
     fusion: dict[str, Any]
 
     @classmethod
@@ -50,22 +47,14 @@ class FusionResult:
         return cls(
             model_dir=model_dir,
             improved=bool(fit.record),
-            retriever=fit.retriever,
-            reranker=fit.reranker,
-            fused=fit.fused,
-            differences=fit.differences,
             fusion=fit.record,
+            **vars(fit.figures),
         )
 
     @property
     def summary(self) -> str:
         """The result in a sentence."""
-        if self.improved:
-            return describe_fusion(self.fusion)
-        return (
-            "The retriever adds nothing to the reranker on these queries: its weight is 0, and "
-            "rankings are those of the reranker alone."
-        )
+        return describe_fusion(self.fusion)
 
 
 def fuse(

@@ -13,6 +13,7 @@ from rerank_plugin.model.names import distinct_names
 
 if TYPE_CHECKING:
     from ..evaluation.compared_queries import ComparedQuery
+    from ..evaluation.fusion_figures import FusionFigures
     from ..evaluation.result import EvaluationResult
 
 #: A file for rich, which needs only some of a file's methods.
@@ -33,13 +34,18 @@ def print_evaluation(result: "EvaluationResult", *, worst: int) -> None:
         print_models({**{str(result.baseline): means for means in first}, **models})
         differences = {name: comparison.difference for name, comparison in comparisons.items()}
         if differences:
-            print_differences(str(result.baseline), differences, result.metric)
+            title = f"{result.metric}, compared with {escape(str(result.baseline))}"
+            print_differences(title, differences, result.metric)
     elif comparisons:
         (comparison,) = comparisons.values()
         before, after = (evaluation.means for evaluation in comparison.evaluations)
         print_comparison(before, after, comparison.difference, distinct_names(*comparison.names))
     else:
         print_metrics(result.metrics)
+    for name, figures in result.fusions.items():
+        if len(models) > 1:
+            Console(file=STDOUT).print(f"\n{escape(name)}, fused with the retriever")
+        print_fusion(figures, result.metric)
     for comparison in comparisons.values():
         print_queries(comparison.hurt_queries[:worst], comparison.names, comparison.metric)
 
@@ -92,26 +98,20 @@ def print_models(models: Mapping[str, Mapping[str, float]]) -> None:
     Console(file=STDOUT).print(table)
 
 
-def print_differences(
-    name: str,
-    differences: Mapping[str, Mapping[str, Any]],
-    metric: str,
-    *,
-    reverse: bool = False,
-) -> None:
-    """Print how several models differ from a baseline in one metric.
-
-    Args:
-        name: The name of the baseline.
-        differences: The differences by the names of the models.
-        metric: The metric.
-        reverse: Whether they are those of one model, `name`, to several baselines.
-    """
-    compared = (
-        f"{escape(name)}, compared with others" if reverse else f"compared with {escape(name)}"
+def print_fusion(figures: "FusionFigures", metric: str) -> None:
+    """Print a retriever, a reranker and both together, and what their fusion gains."""
+    print_models(
+        {"retriever": figures.retriever, "reranker": figures.reranker, "fused": figures.fused}
     )
-    table = Table(title=f"{metric}, {compared}")
-    table.add_column("compared with" if reverse else "model", overflow="fold")
+    print_differences(f"{metric} of fused, compared with each", figures.differences, metric)
+
+
+def print_differences(
+    title: str, differences: Mapping[str, Mapping[str, Any]], metric: str
+) -> None:
+    """Print differences in one metric, by the names of models."""
+    table = Table(title=title)
+    table.add_column("model", overflow="fold")
     for title in ("difference", "95% interval", "p", "won, lost"):
         table.add_column(title, justify="right")
     for model, difference in differences.items():

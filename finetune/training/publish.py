@@ -1,7 +1,7 @@
 """The last step of a run: records, report and model card beside the weights, then the rename."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from rerank_plugin.model.settings import RerankSettings, is_adapter
 from ..config import FinetuneConfig
 from ..evaluation.calibration import Calibration
 from ..evaluation.comparison import Comparison
+from ..evaluation.fusion_figures import RetrievedQueries
+from ..evaluation.fusion_fit import FusionFit, describe_fusion
 from ..evaluation.scoring import Evaluation
 from ..export.model_card import hub_id
 from ..export.model_folder import fold_calibration, merge_adapter, write_records
@@ -57,8 +59,10 @@ def publish(
             calibration = Calibration.fit(outcome.after.scored_pairs(data.test))
             folder = finished_model(config, run_dir, calibration)
             settings = run_settings(config, data, model, outcome, calibration)
+            settings = fused_settings(config, settings, data, outcome, calibration)
             facts = {
                 "Data": settings.data,
+                **fusion_facts(settings),
                 "Run": run_facts(run_dir, model, outcome),
                 "Options": settings.options,
             }
@@ -125,6 +129,36 @@ def run_settings(
         metrics=outcome.metrics,
         **fitted,
     )
+
+
+def fused_settings(
+    config: FinetuneConfig,
+    settings: RerankSettings,
+    data: RunData,
+    outcome: Outcome,
+    calibration: Calibration | None,
+) -> RerankSettings:
+    """Return settings with a fusion, where enough test queries have retrieval scores.
+
+    Like the calibration it is fitted on the test queries, which did not choose the model.
+    """
+    logits = outcome.after.logits or []
+    if config.fold_calibration and calibration:
+        scale, bias = calibration.scaling.scale, calibration.scaling.bias
+        logits = [scale * row + bias for row in logits]
+    queries = RetrievedQueries.from_judged(logits, data.test)
+    if not queries.are_enough:
+        return settings
+    fit = FusionFit.fit(queries, settings)
+    logger.info("%s", describe_fusion(fit.record))
+    return replace(settings, fusion=fit.record)
+
+
+def fusion_facts(settings: RerankSettings) -> dict[str, dict[str, Any]]:
+    """Return what the report says about the fusion with the retriever."""
+    if not settings.fusion:
+        return {}
+    return {"With your retriever": {"fusion": describe_fusion(settings.fusion)}}
 
 
 def without_paths(options: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,8 @@ import pytest
 from rerank_plugin import Reranker
 from rerank_plugin.errors import InputError
 from rerank_plugin.finetune import fuse
-from rerank_plugin.finetune.evaluation.fusion_fit import (
-    FittedFusion,
-    RetrievedQueries,
-    RetrievedQuery,
-    cross_fitted,
-    fit_weights,
-)
+from rerank_plugin.finetune.evaluation.fusion_figures import RetrievedQueries, RetrievedQuery
+from rerank_plugin.finetune.evaluation.fusion_fit import FittedFusion, cross_fitted, fit_weights
 from rerank_plugin.model.settings import RerankSettings
 
 from ..factories import Run, easy_groups, train_on_easy_groups, write_lines
@@ -124,6 +119,19 @@ def test_a_retriever_that_guesses_changes_nothing(tiny_model: Path, tmp_path: Pa
     assert RerankSettings.read(folder) == before
 
 
+def test_a_run_on_groups_with_scores_is_fused(tiny_model: Path, tmp_path: Path) -> None:
+    evaluation = write_lines(tmp_path / "evaluation.jsonl", groups(60))
+    folder = train_on_easy_groups(
+        tiny_model, tmp_path / "trained", total_epoch=0.2, lr=1e-5, eval_data_path=evaluation
+    ).model_dir
+    fusion = RerankSettings.read(folder).fusion
+    assert fusion["fused"]["queries"] == 30
+    assert fusion["fused"]["ndcg@10"] > fusion["reranker"]["ndcg@10"]
+    assert fusion["score"]["weight"] > 0
+    for page in ("README.md", "report.html"):
+        assert "rank together. On 30 queries that were not fitted" in (folder / page).read_text()
+
+
 def test_the_command_reads_a_run(cli: Run, model: Path, tmp_path: Path) -> None:
     records = groups()
     texts = [[*record["pos"], *record["neg"]] for record in records]
@@ -149,9 +157,20 @@ def test_the_command_reads_a_run(cli: Run, model: Path, tmp_path: Path) -> None:
     options = [word for name, file in files.items() for word in (f"--{name}", tmp_path / file)]
     code, out, err = cli("fuse", model, *options, "--max_length", 48)
     assert code == 0, err
-    assert "retriever" in out and "fused, compared with others" in out
+    assert "retriever" in out and "ndcg@10 of fused, compared with each" in out
     assert "rank together" in err
     assert RerankSettings.read(model).fusion["fused"]["queries"] == 30
+
+    metrics = tmp_path / "metrics.json"
+    code, out, err = cli(
+        "evaluate", "--model_dir", model, *options, "--max_length", 48, "--output", metrics
+    )
+    assert code == 0, err
+    assert "ndcg@10 of fused, compared with each" in out
+    record = json.loads(metrics.read_text())
+    assert record["fusion"]["retriever"]["ndcg@10"] == pytest.approx(record["before"]["ndcg@10"])
+    assert record["fusion"]["reranker"]["ndcg@10"] == pytest.approx(record["after"]["ndcg@10"])
+    assert record["fusion"]["fused"]["ndcg@10"] > record["after"]["ndcg@10"]
 
 
 @pytest.mark.parametrize(
