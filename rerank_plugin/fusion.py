@@ -35,6 +35,11 @@ HEAD = 20
 #: then counts about a third of the first one.
 RANK_CONSTANT = 10
 
+#: The largest feature, which far outlying scores get.
+FARTHEST = 1e6
+
+TINY = float(np.finfo(np.float64).tiny)
+
 #: Scores are on another scale if they spread this many times as much as those of the fit, or less
 #: by it, or if their mean is this many of its standard deviations away.
 OTHER_SCALE = 20.0
@@ -44,15 +49,18 @@ def score_features(scores: Features) -> Features:
     """Return scores on a scale of their own: less the mean of the best ones, over their spread."""
     mean, spread = scale(scores)
     # A spread of rounding errors is none.
-    if spread <= 1e-9 * max(1.0, abs(mean)):
+    if spread <= 1e-9 * max(float(np.abs(scores).max()), TINY):
         return np.zeros(len(scores))
-    return (scores - mean) / spread
+    # Not of the difference, which can be too large for a float.
+    return np.clip(scores / spread - mean / spread, -FARTHEST, FARTHEST)
 
 
 def scale(scores: Features) -> tuple[float, float]:
     """Return the mean and the standard deviation of the best scores of a query."""
     best = np.sort(scores)[::-1][:HEAD]
-    return float(best.mean()), float(best.std())
+    # Squares of very large scores are no floats.
+    unit = max(float(np.abs(best).max()), TINY)
+    return float((best / unit).mean()) * unit, float((best / unit).std()) * unit
 
 
 def rank_features(ranks: Features) -> Features:

@@ -23,7 +23,7 @@ from .factories import sample_texts
 SCALE = {"mean": 0.5, "spread": 0.1}
 PLAIN = {"scale": 1.0, "bias": 0.0}
 FUSED = {"scale": 2.0, "bias": 1.0}
-SCORES = st.none() | st.floats(width=32) | st.floats(0, 1, width=16)
+SCORES = st.none() | st.floats() | st.floats(0, 1, width=16)
 
 
 def term(weight: float, logit_weight: float = 1.0) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def order(values: list[float]) -> list[int]:
     return [int(index) for index in np.argsort(-np.array(values), kind="stable")]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @given(
     documents=st.lists(st.tuples(st.floats(-20, 20, width=16), SCORES), max_size=30),
     blank=st.sets(st.integers(0, 29)),

