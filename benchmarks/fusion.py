@@ -4,7 +4,7 @@
     python benchmarks/fusion.py --models … --sets scifact --validation 30 --test 20      # a try
 
 On each set, BM25 and the embeddings of MiniLM find passages for queries that the model was not
-trained on. The fusion is fitted on validation queries with the first 50 passages, and then ranks
+trained on. The fusion is fitted on validation queries with the first 100 passages, and then ranks
 the first 20, 50, 100 and 200 passages of test queries, beside the retriever alone and the model
 alone. Scored queries are kept: the same command resumes.
 """
@@ -23,10 +23,10 @@ from shared.machine import available_cpus, set_environment
 
 RETRIEVERS = ("bm25", "minilm")
 
-#: Passages of test queries that are ranked, and of validation queries that are fitted.
-DEPTHS, FIT_DEPTH = (20, 50, 100, 200), 50
+#: Passages of test queries that are ranked.
+DEPTHS = (20, 50, 100, 200)
 
-#: Passages that a retriever finds for validation queries.
+#: Passages of validation queries, which are fitted.
 VALIDATION_DEPTH = 100
 
 METRIC = "ndcg@10"
@@ -140,7 +140,7 @@ def measure(records: list[dict[str, Any]], retriever: str) -> list[dict[str, Any
     from rerank_plugin.finetune.evaluation.fusion_figures import FusionFigures
     from rerank_plugin.finetune.evaluation.fusion_fit import FittedFusion
 
-    fitted = FittedFusion.fit(retrieved(records, "validation", retriever, FIT_DEPTH))
+    fitted = FittedFusion.fit(retrieved(records, "validation", retriever, VALIDATION_DEPTH))
     rows = []
     for depth in DEPTHS:
         queries = retrieved(records, "test", retriever, depth)

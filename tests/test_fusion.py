@@ -1,6 +1,7 @@
 """Rankings that count the scores of a retriever beside the logits."""
 
 import asyncio
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from rerank_plugin.inputs import DocumentsToRank
 from rerank_plugin.model.settings import RerankSettings
 from rerank_plugin.ranking import RankingPolicy, ScoreScale
 
-from .factories import sample_texts
+from .factories import Run, sample_texts, write_lines
 
 SCALE = {"mean": 0.5, "spread": 0.1}
 PLAIN = {"scale": 1.0, "bias": 0.0}
@@ -157,6 +158,21 @@ def test_every_ranking_is_fused(folder: Path, caplog: pytest.LogCaptureFixture) 
             assert [document.index for document in reranker.rank("q", texts)] == plain
     assert len(caplog.messages) == 1
     assert "no retrieval_scores are given" in caplog.messages[0]
+
+
+def test_requests_of_the_command_have_scores(cli: Run, folder: Path, tmp_path: Path) -> None:
+    request = {"query": "q", "documents": sample_texts()[:3], "retrieval_scores": [1, 3, None]}
+    path = write_lines(
+        tmp_path / "requests.jsonl", [request, {**request, "retrieval_scores": [1, 3, 2]}]
+    )
+    code, out, err = cli("rerank", "--model_dir", folder, "--data_path", path, "--max_length", 48)
+    assert code == 0, err
+    _, second = (json.loads(line)["ranking"] for line in out.splitlines())
+    assert [document["index"] for document in second] == [1, 2, 0]
+    write_lines(path, [{**request, "retrieval_scores": ["high", 1, 2]}])
+    code, _, err = cli("rerank", "--model_dir", folder, "--data_path", path)
+    assert code == 2
+    assert f"{path}:1: retrieval_scores[0]: expected a number or None, not 'high'" in err
 
 
 def test_calibration_and_thresholds_are_those_of_fused_scores(folder: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.inputs import DocumentsRequest, RetrievalScores, checked_scores
 from rerank_plugin.io.file_formats import first_line_problem
 from rerank_plugin.io.jsonl import (
     SUFFIXES,
@@ -25,6 +26,9 @@ from rerank_plugin.io.request_tables import TABLE, read_rows
 #: The fields that may have the documents; `kowndges` is that of older scripts.
 SPELLINGS = ("documents", "kowndges", "passages", "texts")
 
+#: The field with the scores of the retriever.
+SCORES = "retrieval_scores"
+
 
 @dataclass(frozen=True)
 class RerankRequest:
@@ -35,6 +39,13 @@ class RerankRequest:
     instruction: str
     #: The file and the line, for errors.
     where: str
+    #: The scores of the retriever; None without them.
+    retrieval_scores: RetrievalScores | None = None
+
+    @property
+    def to_rank(self) -> DocumentsRequest[str | dict[str, object]]:
+        """The request as `Reranker.rank_stream` takes it."""
+        return self.query, self.documents, self.instruction, self.retrieval_scores
 
 
 def request_files(data_path: DataPath) -> list[Path]:
@@ -81,7 +92,7 @@ def read_table_requests(
         start: The index of the first row.
         count: The number of rows; None for the rest.
     """
-    for index, row in read_rows(path, {"query", "instruction", *SPELLINGS}, start, count):
+    for index, row in read_rows(path, {"query", "instruction", SCORES, *SPELLINGS}, start, count):
         yield parse_request(row, f"{path}[{index}]")
 
 
@@ -143,7 +154,10 @@ def parse_request(record: object, where: str) -> RerankRequest:
         if not isinstance(text, str):
             problem = f"{names[0]}[{index}] is neither a text nor an object with a 'text'"
             raise InputError(f"{where}: {problem}")
-    return RerankRequest(query, documents, instruction_field(record, where), where)
+    scores = record.get(SCORES)
+    if scores is not None:
+        scores = checked_scores(scores, len(documents), f"{where}: ")
+    return RerankRequest(query, documents, instruction_field(record, where), where, scores)
 
 
 def query_of(record: dict[str, object], where: str) -> str:

@@ -85,7 +85,7 @@ def rank_all(
     pairs = sum(len(request.documents) for request in islice(requests, done))
     with bar("ranking", "pair", contents.pairs, shown=progress, initial=pairs) as shown:
         for ranked in reranker.rank_stream(
-            ((request.query, request.documents, request.instruction) for request in requests),
+            (request.to_rank for request in requests),
             options.top_n,
             shown.update,
             score_threshold=options.score_threshold,

@@ -45,7 +45,7 @@ class ShardRanker:
             if request.instruction:
                 self._reranker.check_instruction(request.instruction, request.where)
         ranked = self._reranker.rank_stream(
-            ((request.query, request.documents, request.instruction) for request in requests),
+            (request.to_rank for request in requests),
             self._ranking.top_n,
             score_threshold=self._ranking.score_threshold,
         )
