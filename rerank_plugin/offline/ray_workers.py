@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 #: A shard, or the model, that ends so many workers is the reason, and an error.
 MAX_DEATHS = 3
 
+#: Shards that have to be checked before their results are looked at.
+CHECKED_AT_ONCE = 1_000
+
 
 @contextmanager
 def connected() -> Iterator[Any]:
@@ -96,8 +99,10 @@ def check_shards(ray: Any, shards: Sequence[Shard]) -> None:
     check = ray.remote(num_cpus=1)(check_shard)
     pending = [check.remote(shard) for shard in shards]
     while pending:
-        (done,), pending = ray.wait(pending, num_returns=1)
-        result(ray, done)
+        # Each wait looks at all that is pending.
+        done, pending = ray.wait(pending, num_returns=min(len(pending), CHECKED_AT_ONCE))
+        for reference in done:
+            result(ray, reference)
 
 
 def check_shard(shard: Shard) -> None:

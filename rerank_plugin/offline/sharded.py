@@ -26,7 +26,8 @@ def rank_in_shards(options: RerankOptions, *, progress: bool) -> RerankResult:
     require("ray")
     files = [real_path(file) for file in request_files(options.data_path)]
     size = options.shard_size or SHARD_SIZE
-    shards = find_shards(files, size)
+    with bar("counting", "request", shown=progress) as counted:
+        shards = find_shards(files, size, counted.update)
     is_table = all(file.name.endswith(TABLE) for file in files)
     suffix = options.output_format or ("parquet" if is_table else "jsonl")
     task = {

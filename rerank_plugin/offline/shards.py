@@ -1,8 +1,9 @@
 """Shards: runs of requests in the files of a data path, found and read without the rest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import SUFFIXES, Line, reading
@@ -32,10 +33,17 @@ class Shard:
         return f"{self.path}:{self.first}"
 
 
-def find_shards(files: Sequence[Path], size: int) -> list[Shard]:
+def find_shards(
+    files: Sequence[Path], size: int, progress: Callable[[int], Any] | None = None
+) -> list[Shard]:
     """Return the shards of all files, of at most `size` requests each.
 
     Lines are counted here; who reads a shard parses them.
+
+    Args:
+        files: The files.
+        size: The number of requests in a shard at most.
+        progress: Called with the number of requests in each shard that is found.
 
     Raises:
         InputError: a file is unreadable, empty, or of another kind.
@@ -51,6 +59,8 @@ def find_shards(files: Sequence[Path], size: int) -> list[Shard]:
         before = len(shards)
         for first, count, offset in runs:
             shards.append(Shard(len(shards), path, first, count, offset))
+            if progress:
+                progress(count)
         if len(shards) == before:
             raise InputError(f"{path}: the file is empty")
     return shards
