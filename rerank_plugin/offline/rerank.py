@@ -40,7 +40,8 @@ def rerank_files(
         model_dir: A hub id, a folder or an adapter folder.
         data_path: Requests: a `.json`, `.jsonl` or `.parquet` file, a folder or a glob, or several.
             The columns of a table are `query`, `documents` (lists of texts) and perhaps
-            `instruction`. With `engine="ray"` on a path that every node has, not `.json`.
+            `instruction` and `retrieval_scores`. With `engine="ray"` on a path that every node has,
+            not `.json`.
         output: The `.jsonl` file of the results, None for stdout. With `engine="ray"` a folder on
             a path that every node has, with a file `part-00000.jsonl` for each shard of requests.
             Files appear when they are complete, and `_SUCCESS` when all of them are.
