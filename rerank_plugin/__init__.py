@@ -1,5 +1,6 @@
 """A better reranker for your RAG pipeline: fine-tune a cross-encoder, prove it, rank with it."""
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,12 @@ __all__ = [
 ]
 
 __version__ = version("rerank-plugin")
+
+# GNU OpenMP reads it once, when torch is imported. By default its threads wait for each other in
+# loops of milliseconds, which takes the CPU from the thread that they wait for as soon as another
+# program is busy.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 #: torch and transformers load with the first model, not with the package.
 MODULES = {

@@ -53,6 +53,23 @@ def test_the_quota_of_a_container(
     assert usable_cpus(listed, tmp_path / "groups") == expected
 
 
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [("UNRELATED", "1000"), ("GOMP_SPINCOUNT", "infinite"), ("OMP_WAIT_POLICY", "None")],
+)
+def test_threads_hardly_spin_unless_they_are_told_to(variable: str, expected: str) -> None:
+    known = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    code = "import os, rerank_plugin; print(os.environ.get('GOMP_SPINCOUNT'))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=known | {variable: "infinite"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == expected
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinities")
 def test_a_process_on_one_cpu_has_one_thread() -> None:
     code = (
