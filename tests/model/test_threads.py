@@ -58,7 +58,7 @@ def test_the_quota_of_a_container(
     [("UNRELATED", "1000"), ("GOMP_SPINCOUNT", "infinite"), ("OMP_WAIT_POLICY", "None")],
 )
 def test_threads_hardly_spin_unless_they_are_told_to(variable: str, expected: str) -> None:
-    known = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    known = {name: os.environ[name] for name in os.environ if not name.startswith(("GOMP", "OMP"))}
     code = "import os, rerank_plugin; print(os.environ.get('GOMP_SPINCOUNT'))"
     run = subprocess.run(
         [sys.executable, "-c", code],
