@@ -38,6 +38,7 @@ FOREIGN = {
     *("chat", "runner"),
     *("data", "header", "silent", "workers"),
     *("documents", "rows", "models", "epochs", "knowledge_distillation"),
+    *("infinity", "seconds", "pool"),
 }
 
 
