@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FusionResult(FusionFigures):
-    """How a reranker ranks with its retriever, and alone; figures of queries that were not fitted.
+    """The metrics of a retriever, a reranker and their fusion, on queries that were not fitted.
 
     Attributes:
         model_dir: The folder.
@@ -107,7 +107,7 @@ def fuse(
         progress: Show progress bars on stderr.
 
     Returns:
-        What the retriever, the reranker and both together are worth.
+        The metrics of the retriever, of the reranker and of both together.
 
     Raises:
         InputError: an option, a file or the model cannot be used, or too few queries have the

@@ -45,9 +45,7 @@ class DefaultRates:
 #: are those that its makers publish.
 RATES = {
     "a newly initialised scoring head": DefaultRates(5e-5, 4e-4, power=2, untrained=True),
-    "a language model that is no reranker yet": DefaultRates(
-        7.5e-5, 1.1e-3, power=1, untrained=True
-    ),
+    "a general language model": DefaultRates(7.5e-5, 1.1e-3, power=1, untrained=True),
     "a trained reranker": DefaultRates(1e-5, 1e-4, power=2, untrained=False),
 }
 
@@ -88,9 +86,7 @@ def kind_of(loaded: LoadedModel) -> str:
     """Return what a model is before training, a key of `RATES`."""
     if loaded.has_new_head:
         return "a newly initialised scoring head"
-    return (
-        "a trained reranker" if loaded.is_reranker else "a language model that is no reranker yet"
-    )
+    return "a trained reranker" if loaded.is_reranker else "a general language model"
 
 
 def default_learning_rate(
