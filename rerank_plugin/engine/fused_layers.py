@@ -79,9 +79,8 @@ class FusedBertLayer(nn.Module):
             x, boundaries = pooled.select(x), pooled.boundaries
             query = self.query(x).unflatten(1, (-1, self.head_size))
         context = attend(boundaries, query, key, value, scale=self.scale).flatten(1)
-        x = self.attention_norm(self.attention_out.combine(context, x, "add"))
-        out: Tensor = self.norm(self.down.combine(self.up(x, self.activation), x, "add"))
-        return out[None]
+        x = self.attention_out.add_and_norm(context, x, self.attention_norm)
+        return self.up.feed_forward(x, self.activation, self.down, self.norm)[None]
 
 
 class FusedModernBertLayer(nn.Module):

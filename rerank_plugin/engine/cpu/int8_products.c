@@ -1,5 +1,8 @@
 /* Products of rows with 8-bit weights, on AVX2, AVX-VNNI, AVX512-VNNI or AMX.
  *
+ * A call has one product, or two of which the second multiplies what the first returns, and may end
+ * with a layer norm. All of it is done for a few rows at a time, which stay in the cache.
+ *
  * A row of numbers is quantised to 8 bits with a scale and a zero point of its own, multiplied by
  * weights of 7 bits with a scale for each column, and summed in 32 bits. Weights of 7 bits keep the
  * 16-bit sums of AVX2 from overflowing (2 * 255 * 63 < 32768), so that all processors compute the
@@ -10,6 +13,7 @@
  * with zeros up to a multiple of 64 in both directions.
  */
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,16 +37,24 @@ enum { NONE, GELU, GELU_TANH, SILU }; /* activations */
 enum { NOTHING, ADD, TIMES };         /* what is done with the other tensor */
 
 typedef struct {
-    const void *x, *other; /* rows of numbers; the other tensor may be none */
-    void *out;
+    const int8_t *weight; /* packed; none if there is no second product */
+    const float *scale;   /* of each column */
+    const int32_t *total; /* of each column: the sum of its weights */
+    const float *bias;    /* of each column, or none */
+    int32_t inner, columns;
+} Weights;
+
+typedef struct {
+    void *x, *other, *out; /* rows of numbers; the other tensor may be none */
     int64_t x_row, other_row, out_row; /* the strides of rows, in numbers */
-    const int8_t *weight;              /* packed */
-    const float *scale;                /* of each column */
-    const int32_t *total;              /* of each column: the sum of its weights */
-    const float *bias;                 /* of each column, or none */
-    int32_t rows, inner, columns;
+    Weights first, second;
+    const float *norm_weight, *norm_bias; /* of the layer norm at the end, or none */
+    float epsilon;
+    int32_t rows;
     int32_t is_bfloat16; /* the numbers of x, other and out; float32 if not */
-    int32_t activation, operation, kernel;
+    int32_t activation;  /* after the first product */
+    int32_t operation;   /* after the last product */
+    int32_t kernel;
     int32_t failed;
     int64_t next; /* the next row that a thread takes */
     int64_t size; /* the rows that it takes */
@@ -187,18 +199,34 @@ typedef struct {
     int32_t zero;
 } Units;
 
-/* Quantise a row of a call. */
-typedef Units (*Quantize)(const ProductWork *w, int64_t row, uint8_t *bytes);
+/* Rows of numbers, float32 or bfloat16, counted from the first one of a thread's turn. */
+typedef struct {
+    void *numbers;
+    int64_t stride;
+    int is_bfloat16;
+} Rows;
+
+/* What is done with the sums of a product. */
+typedef struct {
+    const Weights *weights;
+    int activation, operation;
+    Rows other, out;
+} Ending;
 
 /* Sums of rows and columns. */
 typedef struct {
     const int32_t *sums;
-    int64_t row;
-    int rows, column, columns, stride;
+    int row, rows, column, columns, stride;
 } Block;
 
+/* Quantise a row of numbers. */
+typedef Units (*Quantize)(const Rows *x, int row, int size, uint8_t *bytes);
+
 /* Write sums times scales, with bias, activation and the other tensor. */
-typedef void (*Write)(const ProductWork *w, const Block *block, const Units *units);
+typedef void (*Write)(const Ending *ending, const Block *block, const Units *units);
+
+/* Write the layer norm of a row of float32 to a row of `out`. */
+typedef void (*Norm)(const ProductWork *w, const float *numbers, int size, const Rows *out, int row);
 
 #define WIDTH 8
 #include "vectors.h"
@@ -241,6 +269,12 @@ TARGET(FEATURES) INLINE float smallest_avx2(__m256 x) {
     __m128 y = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_min_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_min_ss(y, _mm_movehdup_ps(y)));
+}
+
+TARGET(FEATURES) INLINE float sum_avx2(__m256 x) {
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
 }
 
 TARGET(FEATURES) INLINE void store_bytes_avx2(uint8_t *to, __m256 x, int32_t zero) {
@@ -294,6 +328,8 @@ TARGET(FEATURES) INLINE int32_t largest_avx512(__m512i x) {
 
 TARGET(FEATURES) INLINE float smallest_avx512(__m512 x) { return _mm512_reduce_min_ps(x); }
 
+TARGET(FEATURES) INLINE float sum_avx512(__m512 x) { return _mm512_reduce_add_ps(x); }
+
 TARGET(FEATURES) INLINE void store_bytes_avx512(uint8_t *to, __m512 x, int32_t zero) {
     const __m512i numbers = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(zero));
     const __m512i positive = _mm512_max_epi32(numbers, _mm512_setzero_si512());
@@ -312,67 +348,119 @@ typedef struct {
     int rows, columns;
     Quantize quantize;
     Write write;
+    Norm norm;
 } Kernel;
 
 static Kernel kernel_of(int which) {
     switch (which) {
-        case AVX_VNNI: return (Kernel){avx_vnni_tile, 6, 16, quantize_avx2, write_avx2};
+        case AVX_VNNI: return (Kernel){avx_vnni_tile, 6, 16, quantize_avx2, write_avx2, norm_avx2};
         case AVX512_VNNI:
-            return (Kernel){avx512_vnni_tile, 12, 32, quantize_avx512, write_avx512};
+            return (Kernel){avx512_vnni_tile, 12, 32, quantize_avx512, write_avx512, norm_avx512};
 #if defined(__linux__)
-        case AMX: return (Kernel){amx_tile, 32, 32, quantize_avx512, write_avx512};
+        case AMX: return (Kernel){amx_tile, 32, 32, quantize_avx512, write_avx512, norm_avx512};
 #endif
-        default: return (Kernel){avx2_tile, 6, 16, quantize_avx2, write_avx2};
+        default: return (Kernel){avx2_tile, 6, 16, quantize_avx2, write_avx2, norm_avx2};
     }
 }
 
+/* The buffers of a thread, for the rows of a turn: bytes of a product, numbers of its result. */
+typedef struct {
+    uint8_t *bytes;
+    float *numbers;
+} Buffers;
+
 static void multiply(
-    const ProductWork *w, const Kernel *kernel, int64_t first, int rows, uint8_t *bytes) {
-    const int64_t depth = round_up(w->inner, MULTIPLE);
+    const Kernel *kernel, const Rows *x, int rows, const Ending *ending, uint8_t *bytes) {
+    const Weights *weights = ending->weights;
+    const int64_t depth = round_up(weights->inner, MULTIPLE);
     Units units[ROWS];
     int32_t sums[TILE];
-    for (int r = 0; r < rows; r++) units[r] = kernel->quantize(w, first + r, bytes + r * depth);
-    for (int column = 0; column < w->columns; column += kernel->columns) {
-        const int left = w->columns - column;
+    for (int r = 0; r < rows; r++)
+        units[r] = kernel->quantize(x, r, weights->inner, bytes + r * depth);
+    for (int column = 0; column < weights->columns; column += kernel->columns) {
+        const int left = weights->columns - column;
         const int columns = left < kernel->columns ? left : kernel->columns;
         for (int row = 0; row < rows; row += kernel->rows) {
-            kernel->tile(bytes + row * depth, w->weight + column * depth, depth, sums);
+            kernel->tile(bytes + row * depth, weights->weight + column * depth, depth, sums);
             const Block block = {
                 .sums = sums,
-                .row = first + row,
+                .row = row,
                 .rows = rows - row < kernel->rows ? rows - row : kernel->rows,
                 .column = column,
                 .columns = columns,
                 .stride = kernel->columns,
             };
-            kernel->write(w, &block, units + row);
+            kernel->write(ending, &block, units + row);
         }
     }
+}
+
+INLINE Rows rows_from(void *numbers, int64_t first, int64_t stride, int is_bfloat16) {
+    void *start = (char *)numbers + first * stride * (is_bfloat16 ? 2 : 4);
+    return (Rows){numbers ? start : NULL, stride, is_bfloat16};
+}
+
+/* Compute rows of the result, from `first` on. */
+static void compute(
+    const ProductWork *w, const Kernel *kernel, int64_t first, int rows, const Buffers *buffers) {
+    const Rows x = rows_from(w->x, first, w->x_row, w->is_bfloat16);
+    const Rows out = rows_from(w->out, first, w->out_row, w->is_bfloat16);
+    const Weights *last = w->second.weight ? &w->second : &w->first;
+    /* The second product reads what the first has written, before it writes there itself. */
+    const Rows between = {buffers->numbers, w->first.columns, 0};
+    const Rows summed = {buffers->numbers, last->columns, 0};
+    Ending ending = {
+        .weights = last,
+        .activation = last == &w->first ? w->activation : NONE,
+        .operation = w->operation,
+        .other = rows_from(w->other, first, w->other_row, w->is_bfloat16),
+        .out = w->norm_weight ? summed : out,
+    };
+    if (last == &w->second) {
+        const Ending start = {.weights = &w->first, .activation = w->activation, .out = between};
+        multiply(kernel, &x, rows, &start, buffers->bytes);
+    }
+    multiply(kernel, last == &w->second ? &between : &x, rows, &ending, buffers->bytes);
+    if (!w->norm_weight) return;
+    for (int r = 0; r < rows; r++)
+        kernel->norm(w, buffers->numbers + (int64_t)r * last->columns, last->columns, &out, r);
+}
+
+INLINE int larger(int a, int b) { return a > b ? a : b; }
+
+static int allocate(const ProductWork *w, Buffers *buffers) {
+    const int inner = larger(w->first.inner, w->second.weight ? w->second.inner : 0);
+    const int columns = larger(w->first.columns, w->second.weight ? w->second.columns : 0);
+    const size_t numbers = w->second.weight || w->norm_weight ? (size_t)ROWS * columns : 1;
+    /* The weights of numbers that are not there are zero, whatever the bytes are. */
+    buffers->bytes = calloc(ROWS, (size_t)round_up(inner, MULTIPLE));
+    buffers->numbers = malloc(numbers * sizeof(float));
+    return buffers->bytes && buffers->numbers;
 }
 
 static void share(void *work) {
     ProductWork *w = work;
     const Kernel kernel = kernel_of(w->kernel);
-    /* Rows and numbers that are not there are zero. */
-    uint8_t *bytes = calloc(ROWS, (size_t)round_up(w->inner, MULTIPLE));
-    if (!bytes) {
+    Buffers buffers;
+    if (allocate(w, &buffers)) {
+#if defined(__linux__)
+        Tiles before;
+        if (w->kernel == AMX) set_tiles(&before);
+#endif
+        for (;;) {
+            const int64_t first = __atomic_fetch_add(&w->next, w->size, __ATOMIC_RELAXED);
+            if (first >= w->rows) break;
+            const int64_t left = w->rows - first;
+            compute(w, &kernel, first, (int)(left < w->size ? left : w->size), &buffers);
+        }
+#if defined(__linux__)
+        if (w->kernel == AMX) reset_tiles(&before);
+#endif
+    } else {
         w->failed = 1;
-        return;
     }
-#if defined(__linux__)
-    Tiles before;
-    if (w->kernel == AMX) set_tiles(&before);
-#endif
-    for (;;) {
-        const int64_t first = __atomic_fetch_add(&w->next, w->size, __ATOMIC_RELAXED);
-        if (first >= w->rows) break;
-        const int64_t left = w->rows - first;
-        multiply(w, &kernel, first, (int)(left < w->size ? left : w->size), bytes);
-    }
-#if defined(__linux__)
-    if (w->kernel == AMX) reset_tiles(&before);
-#endif
-    free(bytes);
+    free(buffers.bytes);
+    free(buffers.numbers);
 }
 
 /* The caller compares it with its own: a library that is older than the package has another. */

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rerank_plugin.engine.cpu.compiled import Function, address, compiled_function, library, run
 from rerank_plugin.engine.cpu.instructions import AVX2, can_run
@@ -44,19 +44,27 @@ class Instructions(IntEnum):
     AMX = 4
 
 
+class Weights(ctypes.Structure):
+    """The weights of a product, with the layout of `Weights` in the C file."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "total", "bias")),
+        *((name, ctypes.c_int32) for name in ("inner", "columns")),
+    )
+
+
 class ProductWork(ctypes.Structure):
     """The arguments of `int8_products`, with the layout of `ProductWork` in the C file."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "other", "out")),
         *((name, ctypes.c_int64) for name in ("x_row", "other_row", "out_row")),
-        *((name, ctypes.c_void_p) for name in ("weight", "scale", "total", "bias")),
+        *((name, Weights) for name in ("first", "second")),
+        *((name, ctypes.c_void_p) for name in ("norm_weight", "norm_bias")),
+        ("epsilon", ctypes.c_float),
         *(
             (name, ctypes.c_int32)
-            for name in (
-                *("rows", "inner", "columns", "is_bfloat16"),
-                *("activation", "operation", "kernel", "failed"),
-            )
+            for name in ("rows", "is_bfloat16", "activation", "operation", "kernel", "failed")
         ),
         ("next", ctypes.c_int64),
         ("size", ctypes.c_int64),
@@ -112,53 +120,101 @@ class Int8Product(LinearProduct):
         """Return the product, `[tokens, out]`, followed by an activation if one is given."""
         addition = self.addition(x)
         if addition is None:
-            return self._product(x, activation)
-        out = self._product(x, other=addition, operation="add")
+            return multiply(self, x, activation)
+        out = multiply(self, x, other=addition, operation="add")
         return activation(out) if activation else out
 
     def combine(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
         """Return the product plus (`add`) or times (`mul`) another tensor, `[tokens, out]`."""
         addition = self.addition(x)
         if addition is None:
-            return self._product(x, other=other, operation=operation)
+            return multiply(self, x, other=other, operation=operation)
         if operation == "add":
-            return self._product(x, other=addition + other, operation=operation)
-        return self._product(x, other=addition, operation="add").mul_(other)
+            return multiply(self, x, other=addition + other, operation=operation)
+        return multiply(self, x, other=addition, operation="add").mul_(other)
 
-    def _product(
-        self,
-        x: Tensor,
-        activation: Activation | None = None,
-        *,
-        other: Tensor | None = None,
-        operation: str = "",
+    def add_and_norm(self, x: Tensor, other: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Return the layer norm of the product plus another tensor, `[tokens, out]`."""
+        if self.is_adapted:
+            return super().add_and_norm(x, other, norm)
+        return multiply(self, x, other=other, operation="add", norm=norm)
+
+    def feed_forward(
+        self, x: Tensor, activation: Activation, down: LinearProduct, norm: nn.LayerNorm
     ) -> Tensor:
-        kernel = int8_kernel()
-        assert kernel is not None
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        other = None if other is None else other.to(x.dtype).contiguous()
-        out = torch.empty(len(x), self.columns, dtype=x.dtype)
-        work = ProductWork(
-            x=x.data_ptr(),
-            other=address(other),
-            out=out.data_ptr(),
-            x_row=x.stride(0),
-            other_row=self.columns,
-            out_row=self.columns,
+        """Return the layer norm of x plus a feed-forward network, whose first product this is."""
+        if self.is_adapted or down.is_adapted or not isinstance(down, Int8Product):
+            return super().feed_forward(x, activation, down, norm)
+        return multiply(self, x, activation, down, other=x, operation="add", norm=norm)
+
+    @property
+    def work(self) -> Weights:
+        """Return the weights as the C file takes them."""
+        return Weights(
             weight=self.weight.data_ptr(),
             scale=self.scale.data_ptr(),
             total=self.total.data_ptr(),
             bias=address(self.bias),
-            rows=len(x),
             inner=self.inner,
             columns=self.columns,
-            is_bfloat16=x.dtype == torch.bfloat16,
-            activation=ACTIVATION_CODES[activation.name, activation.variant] if activation else 0,
-            operation=OPERATION_CODES.get(operation, 0),
-            kernel=usable_instructions()[-1],
         )
-        run(kernel, work)
-        return out
+
+
+def multiply(
+    first: Int8Product,
+    x: Tensor,
+    activation: Activation | None = None,
+    second: Int8Product | None = None,
+    *,
+    other: Tensor | None = None,
+    operation: str = "",
+    norm: nn.LayerNorm | None = None,
+) -> Tensor:
+    """Return a product, or two in sequence, `[tokens, out]`, without the adapter.
+
+    Args:
+        first: The weights of the first product.
+        x: `[tokens, in]`.
+        activation: Follows the first product.
+        second: The weights of the second one, if there is one.
+        other: `[tokens, out]`, added to the last product or multiplied with it.
+        operation: `add` or `mul`, if there is another tensor.
+        norm: Follows at the end.
+    """
+    kernel = int8_kernel()
+    assert kernel is not None
+    columns = first.columns if second is None else second.columns
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    other = None if other is None else other.to(x.dtype).contiguous()
+    out = torch.empty(len(x), columns, dtype=x.dtype)
+    # Kept in variables, so that the memory is not freed before the end.
+    norm_weight = None if norm is None else float32_of(norm.weight)
+    norm_bias = None if norm is None else float32_of(norm.bias)
+    work = ProductWork(
+        x=x.data_ptr(),
+        other=address(other),
+        out=out.data_ptr(),
+        x_row=x.stride(0),
+        other_row=columns,
+        out_row=columns,
+        first=first.work,
+        second=Weights() if second is None else second.work,
+        norm_weight=address(norm_weight),
+        norm_bias=address(norm_bias),
+        epsilon=0.0 if norm is None else norm.eps,
+        rows=len(x),
+        is_bfloat16=x.dtype == torch.bfloat16,
+        activation=ACTIVATION_CODES[activation.name, activation.variant] if activation else 0,
+        operation=OPERATION_CODES.get(operation, 0),
+        kernel=usable_instructions()[-1],
+    )
+    run(kernel, work)
+    return out
+
+
+def float32_of(tensor: Tensor | None) -> Tensor | None:
+    """Return a parameter as contiguous float32, if there is one."""
+    return None if tensor is None else tensor.detach().float().contiguous()
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

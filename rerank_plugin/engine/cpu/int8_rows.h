@@ -41,21 +41,22 @@ TARGET(FEATURES) INLINE VEC NAME(activated)(VEC x, int activation) {
 /* The range of a row, 0 included, in 255 steps. The scale is not a number if one of the row's is not
  * finite. */
 TARGET(FEATURES)
-static Units NAME(quantize)(const ProductWork *w, int64_t row, uint8_t *bytes) {
-    const int64_t start = row * w->x_row;
-    const int wide = w->inner / WIDTH * WIDTH;
+static Units NAME(quantize)(const Rows *x, int row, int size, uint8_t *bytes) {
+    const int64_t start = row * x->stride;
+    const int wide = size / WIDTH * WIDTH;
     INTEGERS bits = ZERO_INTEGERS;
     VEC low = OP(setzero_ps)(), high = low;
     for (int c = 0; c < wide; c += WIDTH) {
-        const VEC x = NAME(load)(w->x, start + c, w->is_bfloat16);
-        bits = NAME(larger)(bits, x);
-        low = OP(min_ps)(low, x);
-        high = OP(max_ps)(high, x);
+        const VEC y = NAME(load)(x->numbers, start + c, x->is_bfloat16);
+        bits = NAME(larger)(bits, y);
+        low = OP(min_ps)(low, y);
+        high = OP(max_ps)(high, y);
     }
     int32_t largest = NAME(largest)(bits);
     float from = NAME(smallest)(low), to = -NAME(smallest)(OP(sub_ps)(OP(setzero_ps)(), high));
-    const int has_rest = wide < w->inner;
-    const __m256 rest = has_rest ? load_avx2(w->x, start + wide, w->is_bfloat16) : _mm256_setzero_ps();
+    const int has_rest = wide < size;
+    const __m256 rest =
+        has_rest ? load_avx2(x->numbers, start + wide, x->is_bfloat16) : _mm256_setzero_ps();
     if (has_rest) {
         const int32_t other = largest_avx2(larger_avx2(_mm256_setzero_si256(), rest));
         const float other_from = smallest_avx2(rest);
@@ -69,8 +70,8 @@ static Units NAME(quantize)(const ProductWork *w, int64_t row, uint8_t *bytes) {
     const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
     const int32_t zero = _mm_cvtss_si32(_mm_set_ss(-from * inverse));
     for (int c = 0; c < wide; c += WIDTH) {
-        const VEC x = NAME(load)(w->x, start + c, w->is_bfloat16);
-        NAME(store_bytes)(bytes + c, OP(mul_ps)(x, OP(set1_ps)(inverse)), zero);
+        const VEC y = NAME(load)(x->numbers, start + c, x->is_bfloat16);
+        NAME(store_bytes)(bytes + c, OP(mul_ps)(y, OP(set1_ps)(inverse)), zero);
     }
     if (has_rest)
         store_bytes_avx2(bytes + wide, _mm256_mul_ps(rest, _mm256_set1_ps(inverse)), zero);
@@ -78,7 +79,8 @@ static Units NAME(quantize)(const ProductWork *w, int64_t row, uint8_t *bytes) {
 }
 
 TARGET(FEATURES)
-static void NAME(write)(const ProductWork *w, const Block *block, const Units *units) {
+static void NAME(write)(const Ending *e, const Block *block, const Units *units) {
+    const Weights *w = e->weights;
     int i = 0;
     for (; i + WIDTH <= block->columns; i += WIDTH) {
         const int c = block->column + i;
@@ -91,19 +93,53 @@ static void NAME(write)(const ProductWork *w, const Block *block, const Units *u
             const INTEGERS offset = OP(mullo_epi32)(total, OP(set1_epi32)(units[r].zero));
             const VEC scale = OP(mul_ps)(column_scale, OP(set1_ps)(units[r].scale));
             VEC y = OP(cvtepi32_ps)(OP(sub_epi32)(sum, offset));
-            y = NAME(activated)(OP(add_ps)(OP(mul_ps)(y, scale), bias), w->activation);
-            if (w->operation != NOTHING) {
-                const VEC other = NAME(load)(w->other, row * w->other_row + c, w->is_bfloat16);
-                y = w->operation == ADD ? OP(add_ps)(y, other) : OP(mul_ps)(y, other);
+            y = NAME(activated)(OP(add_ps)(OP(mul_ps)(y, scale), bias), e->activation);
+            if (e->operation != NOTHING) {
+                const Rows *other = &e->other;
+                const VEC z =
+                    NAME(load)(other->numbers, row * other->stride + c, other->is_bfloat16);
+                y = e->operation == ADD ? OP(add_ps)(y, z) : OP(mul_ps)(y, z);
             }
-            NAME(store)(w->out, row * w->out_row + c, y, w->is_bfloat16);
+            NAME(store)(e->out.numbers, row * e->out.stride + c, y, e->out.is_bfloat16);
         }
     }
 #if WIDTH > 8
     if (i < block->columns) {
         Block rest = *block;
         rest.column += i, rest.columns -= i, rest.sums += i;
-        write_avx2(w, &rest, units);
+        write_avx2(e, &rest, units);
     }
 #endif
+}
+
+/* (x - mean) / sqrt(variance + epsilon) * weight + bias; `size` is a multiple of 8. */
+TARGET(FEATURES)
+static void NAME(norm)(const ProductWork *w, const float *x, int size, const Rows *out, int row) {
+    const int wide = size / WIDTH * WIDTH;
+    const int64_t start = row * out->stride;
+    VEC sum = OP(setzero_ps)(), squares = sum;
+    for (int c = 0; c < wide; c += WIDTH) sum = OP(add_ps)(sum, OP(loadu_ps)(x + c));
+    __m256 rest = wide < size ? _mm256_loadu_ps(x + wide) : _mm256_setzero_ps();
+    const float mean = (NAME(sum)(sum) + sum_avx2(rest)) / (float)size;
+    for (int c = 0; c < wide; c += WIDTH) {
+        const VEC y = OP(sub_ps)(OP(loadu_ps)(x + c), OP(set1_ps)(mean));
+        squares = OP(fmadd_ps)(y, y, squares);
+    }
+    rest = _mm256_sub_ps(rest, _mm256_set1_ps(mean));
+    const float more = wide < size ? sum_avx2(_mm256_mul_ps(rest, rest)) : 0.0f;
+    const float variance = (NAME(sum)(squares) + more) / (float)size;
+    const float scale = 1.0f / sqrtf(variance + w->epsilon);
+    for (int c = 0; c < wide; c += WIDTH) {
+        const VEC y = OP(sub_ps)(OP(loadu_ps)(x + c), OP(set1_ps)(mean));
+        const VEC weight = OP(mul_ps)(OP(loadu_ps)(w->norm_weight + c), OP(set1_ps)(scale));
+        const VEC bias = w->norm_bias ? OP(loadu_ps)(w->norm_bias + c) : OP(setzero_ps)();
+        NAME(store)(out->numbers, start + c, OP(fmadd_ps)(y, weight, bias), out->is_bfloat16);
+    }
+    if (wide == size) return;
+    const __m256 weight =
+        _mm256_mul_ps(_mm256_loadu_ps(w->norm_weight + wide), _mm256_set1_ps(scale));
+    const __m256 bias =
+        w->norm_bias ? _mm256_loadu_ps(w->norm_bias + wide) : _mm256_setzero_ps();
+    store_avx2(
+        out->numbers, start + wide, _mm256_fmadd_ps(rest, weight, bias), out->is_bfloat16);
 }

@@ -117,9 +117,30 @@ class LinearProduct(ABC):
     def combine(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
         """Return the product plus (`add`) or times (`mul`) another tensor, `[tokens, out]`."""
 
+    def add_and_norm(self, x: Tensor, other: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Return the layer norm of the product plus another tensor, `[tokens, out]`."""
+        out: Tensor = norm(self.combine(x, other, "add"))
+        return out
+
+    def feed_forward(
+        self, x: Tensor, activation: Activation, down: "LinearProduct", norm: nn.LayerNorm
+    ) -> Tensor:
+        """Return the layer norm of x plus a feed-forward network, whose first product this is."""
+        return down.add_and_norm(self(x, activation), x, norm)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Return the factors of the active adapter, if it changes the product."""
+        return self.additions.get(self.active.name) if self.active.name else None
+
+    @property
+    def is_adapted(self) -> bool:
+        """Return whether the active adapter changes the product."""
+        return self.factors is not None
+
     def addition(self, x: Tensor) -> Tensor | None:
         """Return the product of the active adapter, `[tokens, out]`, if it has one."""
-        factors = self.additions.get(self.active.name) if self.active.name else None
+        factors = self.factors
         return None if factors is None else x @ factors[0] @ factors[1]
 
 

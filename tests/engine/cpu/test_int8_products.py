@@ -94,6 +94,47 @@ def test_a_product_is_that_of_the_quantised_numbers(
         close(times.double(), expected * other.double())
 
 
+def layer_norm(size: int, dtype: torch.dtype, *, bias: bool) -> nn.LayerNorm:
+    """Return a norm whose weights are not those of a new one."""
+    norm = nn.LayerNorm(size, eps=1e-3, bias=bias).requires_grad_(False)
+    for parameter in norm.parameters():
+        parameter.normal_()
+    return norm.to(dtype)
+
+
+@pytest.mark.usefixtures("each_kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 8, 8), (7, 24, 72), (203, 136, 40)], ids=str)
+def test_a_second_product_and_a_norm_follow(
+    sizes: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    rows, inner, middle = sizes
+    x, activation = torch.randn(rows, inner).to(dtype), ACTIVATIONS["gelu"]
+    up = product(torch.randn(middle, inner), torch.randn(middle))
+    down = product(torch.randn(inner, middle))
+    rtol, atol = (2**-7, 2e-2) if dtype == torch.bfloat16 else (1e-5, 1e-5)
+    for bias in (True, False):
+        norm = layer_norm(inner, dtype, bias=bias)
+        out = up.feed_forward(x, activation, down, norm)
+        assert out.dtype == dtype
+        summed = down(up(x.float(), activation)) + x.float()
+        expected = norm.float()(summed)
+        torch.testing.assert_close(out.float(), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.usefixtures("each_kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_norm_follows_a_product(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, other = torch.randn(50, 64).to(dtype), torch.randn(50, 24).to(dtype)
+    multiply, norm = product(torch.randn(24, 64)), layer_norm(24, dtype, bias=True)
+    out = multiply.add_and_norm(x, other, norm)
+    expected = norm.float()(multiply(x.float()) + other.float())
+    rtol, atol = (2**-7, 2e-2) if dtype == torch.bfloat16 else (1e-5, 1e-5)
+    torch.testing.assert_close(out.float(), expected, rtol=rtol, atol=atol)
+
+
 @pytest.mark.usefixtures("each_kernel")
 def test_the_largest_bytes_do_not_overflow() -> None:
     x, weight = torch.full((6, 64), 3.0), torch.full((16, 64), 2.0)
