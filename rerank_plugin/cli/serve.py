@@ -72,8 +72,8 @@ def main(options: ServeOptions) -> int:
     """Serve until a signal ends it."""
     for package in ("starlette", "uvicorn", "prometheus_client"):
         require(package)
+    from rerank_plugin.io.keys import read_key
     from rerank_plugin.reranker import Reranker
-    from rerank_plugin.server.access import read_key
     from rerank_plugin.server.app import create_app
     from rerank_plugin.server.serve import Server, bind
 
