@@ -13,6 +13,7 @@ LOSSES = {
     "ranknet": "RankNet",
     "lambda_loss": "LambdaLoss",
     "listnet": "ListNet",
+    "mse": "MSE",
     "margin_mse": "MarginMSE",
     "kl_divergence": "KLDivergence",
 }

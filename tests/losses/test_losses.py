@@ -84,6 +84,10 @@ def listnet(group: Plain) -> float:
     return -sum(target * math.log(share) for target, share in zip(targets, predicted, strict=True))
 
 
+def mse(group: Plain) -> float:
+    return mean([(p.score - p.teacher) ** 2 for p in group])
+
+
 def margin_mse(group: Plain) -> float:
     margins = [(p.score - n.score, p.teacher - n.teacher) for p, n in pairs(group)]
     return mean([(student - teacher) ** 2 for student, teacher in margins])
@@ -102,6 +106,7 @@ PLAIN: dict[str, Callable[[Plain], float]] = {
     "ranknet": ranknet,
     "lambda_loss": lambda_loss,
     "listnet": listnet,
+    "mse": mse,
     "margin_mse": margin_mse,
     "kl_divergence": kl_divergence,
 }
@@ -208,8 +213,8 @@ def test_large_logits_and_one_sided_groups_in_float32(name: str) -> None:
     assert torch.isfinite(gradient).all()
     if name in ("softmax_cross_entropy", "ranknet"):
         torch.testing.assert_close(loss, torch.tensor(2e4))
-    # Without negatives or positives nothing is compared, except by the pointwise loss.
-    assert (gradient[4:] == 0).all() == (name != "binary_cross_entropy")
+    # Without negatives or positives nothing is compared, except by pointwise losses.
+    assert (gradient[4:] == 0).all() == (name not in ("binary_cross_entropy", "mse"))
 
 
 def test_ties_count_against_the_positive() -> None:

@@ -74,7 +74,7 @@ def test_the_evaluation_loss_uses_teacher_scores(tiny_model: Path, tmp_path: Pat
         Group(g.query, g.pos, g.neg, scores[:1], scores[1:])
         for g, scores in zip(groups, outputs, strict=True)
     ]
-    for name in ("margin_mse", "kl_divergence"):
+    for name in ("mse", "margin_mse", "kl_divergence"):
         assert evaluate_groups(reranker, agreeing, make_loss(name)).loss < 1e-6
         assert evaluate_groups(reranker, groups, make_loss(name)).loss > 1e-3
 
