@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .fusion.fuse import FusionResult, fuse
     from .mining.mine import mine_negatives
     from .mining.result import MiningResult
+    from .teachers.result import ScoringResult
+    from .teachers.score import score_groups
     from .training.finetune import FinetuneResult, finetune
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "MergeResult",
     "MiningResult",
     "QuantizationResult",
+    "ScoringResult",
     "check_groups",
     "convert",
     "evaluate",
@@ -43,6 +46,7 @@ __all__ = [
     "merge",
     "mine_negatives",
     "quantize",
+    "score_groups",
 ]
 
 #: The module of every name that is imported when it is first used: torch and transformers are then
@@ -58,6 +62,7 @@ MODULES = {
     "MergeResult": "export.merge",
     "MiningResult": "mining.result",
     "QuantizationResult": "export.quantization",
+    "ScoringResult": "teachers.result",
     "check_groups": "check.check",
     "convert": "converters.convert",
     "evaluate": "evaluation.evaluate",
@@ -67,6 +72,7 @@ MODULES = {
     "merge": "export.merge",
     "mine_negatives": "mining.mine",
     "quantize": "export.quantize",
+    "score_groups": "teachers.score",
 }
 
 

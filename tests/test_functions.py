@@ -16,6 +16,7 @@ from rerank_plugin.finetune import (
     merge,
     mine_negatives,
     quantize,
+    score_groups,
 )
 from rerank_plugin.finetune.check.options import GroupCheckOptions
 from rerank_plugin.finetune.converters.options import ConvertOptions
@@ -23,6 +24,7 @@ from rerank_plugin.finetune.evaluation.options import EvaluationOptions
 from rerank_plugin.finetune.export.options import ExportOptions, MergeOptions, QuantizeOptions
 from rerank_plugin.finetune.fusion.options import FuseOptions
 from rerank_plugin.finetune.mining.options import MineOptions
+from rerank_plugin.finetune.teachers.options import ScoreGroupsOptions
 from rerank_plugin.offline import rerank_files
 from rerank_plugin.offline.options import RerankOptions
 
@@ -38,6 +40,7 @@ from rerank_plugin.offline.options import RerankOptions
         (export_model, ExportOptions),
         (quantize, QuantizeOptions),
         (fuse, FuseOptions),
+        (score_groups, ScoreGroupsOptions),
         (rerank_files, RerankOptions),
     ],
 )

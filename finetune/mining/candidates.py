@@ -1,18 +1,20 @@
 """Candidates for negatives: from our own indexes, or from the run of another search engine."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
 
 from rerank_plugin.io.jsonl import DataPath
 
-from ..data.beir_files import check_match, no_match
+from ..data.batched import batched
+from ..data.beir_files import Record, check_match, no_match
 from ..data.corpus import Corpus
 from ..data.reason_counts import ReasonCounts
 from ..data.run_file import RunQuery, known_position, read_run
-from .queries import Target
+from .queries import QUERIES_AT_ONCE, Target, own_document
+from .result import MiningResult
 from .retrieval import Hits, Retriever, Scores, fuse
 
 
@@ -133,3 +135,25 @@ class Run:
         positions = [position for position in known if position is not None]
         kept = np.array([position is not None for position in known], bool)
         return Hits(np.array(positions, np.int64), scores[kept])
+
+
+def unlabelled_targets(
+    queries: Sequence[Record], search: CandidateSearch, corpus: Corpus, result: MiningResult
+) -> list[Target]:
+    """Return queries without labels, with their best candidates in the place of positives."""
+    targets = []
+    for batch in batched(queries, QUERIES_AT_ONCE):
+        unknown = [
+            Target(query.id, query.text, [], None, own_document(query, corpus), query.instruction)
+            for query in batch
+        ]
+        for target, hits in zip(unknown, search.search(unknown, 2), strict=True):
+            others = [found for found in hits.positions.tolist() if found not in target.copies]
+            if others:
+                targets.append(replace(target, positives=others[:1]))
+            else:
+                result.queries_left_out.add("queries without a candidate", repr(target.id))
+    result.remarks["queries whose first passage is the retriever's best, not a label"] = len(
+        targets
+    )
+    return targets

@@ -25,7 +25,7 @@ from ..data.groups import Group
 from ..data.writer import group_writer, split_sides
 from .answers import Answers, bm25_hits
 from .bm25 import Bm25
-from .candidates import CandidateSearch, IndexSearch, Run, RunSearch
+from .candidates import CandidateSearch, IndexSearch, Run, RunSearch, unlabelled_targets
 from .negatives import NegativeSelection, select, with_retrieval_scores
 from .options import MineOptions
 from .queries import QUERIES_AT_ONCE, Target, answered_targets, judged_targets, merge_same
@@ -50,6 +50,7 @@ def mine_negatives(
     output: str | PathLike[str],
     qrels: Paths | None = None,
     run: Paths | None = None,
+    unlabelled: bool = False,
     overwrite: bool = False,
     negatives: int = 15,
     retrieval: str | None = None,
@@ -94,6 +95,9 @@ def mine_negatives(
             `query Q0 passage rank score tag`, ranked by score. Nothing is indexed, and passages
             that are neither in it nor judged are not used. Without `qrels` the positive is the
             passage that contains the answer and that the run ranks best.
+        unlabelled: Make groups of queries without judgements and answers. The retriever's best
+            candidate takes the place of the positive, until `score_groups` with `relabel` replaces
+            it: the groups are not for training or evaluation as they are.
         overwrite: Replace earlier groups.
         negatives: How many negatives a group has at most.
         retrieval: How candidates are found without a `run`: `bm25`, `dense` or `both`; by default
@@ -152,10 +156,12 @@ def mine(options: MineOptions, *, progress: bool) -> MiningResult:
                 embedding_model,
                 corpus,
                 folder,
-                answers=judged is None,
+                answers=judged is None and not options.unlabelled,
                 progress=progress,
             )
-        if judged is not None:
+        if options.unlabelled:
+            targets = unlabelled_targets(queries, searches.candidates, corpus, result)
+        elif judged is not None:
             assert options.qrels
             targets = judged_targets(queries, judged, corpus, result, options.qrels)
         else:
@@ -173,12 +179,15 @@ def read_inputs(
     options: MineOptions, result: MiningResult
 ) -> tuple[Judgements | None, list[Record]]:
     """Return the judgements, where there are some, and the queries."""
-    by_id = bool(options.qrels or options.run)
+    by_id = bool(options.qrels or options.run or options.unlabelled)
     queries = list(read_queries(options.queries, result.queries_left_out, by_id=by_id))
+    if options.unlabelled:
+        return None, queries
     if not options.qrels:
         without = next((query for query in queries if not query.answers), None)
         if without:
-            raise without.line.error("field 'answer' is missing: add it, or give --qrels")
+            hint = "add it, or give --qrels or --unlabelled"
+            raise without.line.error(f"field 'answer' is missing: {hint}")
         return None, queries
     judged = positives_by_query(options.qrels, result.remarks)
     ids = dict.fromkeys(query.id for query in queries)

@@ -32,6 +32,11 @@ class MineOptions(ModelOptions):
         help="candidates from another search engine: a TREC run with query id, Q0, passage id, "
         "rank, score and tag a line; passages that are neither in it nor judged are not used",
     )
+    unlabelled: bool = option(
+        False,
+        help="make groups of queries without judgements and answers: the best candidate of the "
+        "retriever takes the place of the positive until score --relabel replaces it",
+    )
     output: str = option(help="the .jsonl file of the groups")
     overwrite: bool = option(False, help="replace earlier groups")
     negatives: int = option(
@@ -84,6 +89,7 @@ class MineOptions(ModelOptions):
         if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
             raise OptionError("relative_margin", f"must be in [0, 1), not {self.relative_margin}")
         self._check_filter()
+        self._check_unlabelled()
         self._check_retrieval()
         inputs = (self.corpus, self.queries, self.qrels, self.run)
         check_files(self.files, inputs, overwrite=self.overwrite)
@@ -100,6 +106,11 @@ class MineOptions(ModelOptions):
             raise OptionError("embedding_model", "not allowed with --retrieval bm25")
         if self.retrieval != "bm25" and not self.embedding_model:
             raise OptionError("retrieval", f"{self.retrieval} requires --embedding_model")
+
+    def _check_unlabelled(self) -> None:
+        for name in ("qrels", "filter_model", "relative_margin"):
+            if self.unlabelled and getattr(self, name) is not None:
+                raise OptionError(name, "not allowed with --unlabelled")
 
     def _check_filter(self) -> None:
         for name in (

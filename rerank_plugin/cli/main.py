@@ -115,6 +115,11 @@ COMMANDS = {
         "rerank_plugin.finetune.commands.mine",
         "MineOptions",
     ),
+    "score": Command(
+        "write the scores of a teacher into groups",
+        "rerank_plugin.finetune.commands.score",
+        "ScoreGroupsOptions",
+    ),
     "convert": Command(
         "turn training data of other libraries into groups, or back",
         "rerank_plugin.finetune.commands.convert",

@@ -719,3 +719,18 @@ def test_a_full_disk_is_no_corpus_cut_short(tmp_path: Path, mounts: Path) -> Non
     with pytest.raises(OSError, match="No space left"):
         Bm25(corpus, mounts)
     corpus.close()
+
+
+def test_queries_without_labels_get_their_best_candidates(tmp_path: Path) -> None:
+    output = tmp_path / "candidates.jsonl"
+    result = mine_negatives(**SAMPLE, unlabelled=True, negatives=7, output=output)
+    groups = read(output)
+    assert result.groups == len(groups) > 400
+    for group in groups:
+        scores = group["pos_retrieval_scores"] + group["neg_retrieval_scores"]
+        assert len(group["pos"]) == 1 and len(group["neg"]) == 7
+        assert scores[0] == max(scores)
+    remark = "queries whose first passage is the retriever's best, not a label"
+    assert result.remarks[remark] == len(groups)
+    with pytest.raises(OptionError, match="--qrels: not allowed with --unlabelled"):
+        mine_sample(tmp_path / "b.jsonl", unlabelled=True)

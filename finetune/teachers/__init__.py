@@ -1,0 +1,1 @@
+"""Teacher scores for groups, from local rerankers or an HTTP rerank endpoint."""
