@@ -9,6 +9,7 @@ import resource
 import statistics
 import sys
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ CPU_LIMITS = (
     "MKL_ENABLE_INSTRUCTIONS",
     "LD_PRELOAD",
     "KEEP_AVX_VNNI",
+    "KEEP_AVX512",
 )
 
 PACKAGES = (
@@ -84,6 +86,15 @@ def device() -> str:
 def threads() -> int:
     """Return the number of threads of this process."""
     return int(os.environ["OMP_NUM_THREADS"])
+
+
+@cache
+def precisions() -> tuple[str, ...]:
+    """Return the precisions that the device multiplies: elsewhere bfloat16 takes minutes a row."""
+    import torch
+
+    multiplies = device() == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return PRECISIONS if multiplies else PRECISIONS[:1]
 
 
 def available_cpus() -> int:
@@ -133,7 +144,7 @@ def gemm_rates(repeats: int = 5) -> dict[str, float]:
     size = GEMM_SIZES[kind]
     wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
     rates = {}
-    for name in PRECISIONS:
+    for name in precisions():
         left, right = torch.randn(2, size, size, device=kind).to(getattr(torch, name))
         product = torch.mm(left, right)
         # A GPU at rest has a low clock.

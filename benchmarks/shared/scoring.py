@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.machine import precisions
 from shared.models import MAX_LENGTH, Shape
 from shared.results import Row, Run
 from shared.texts import Request, Texts, pair_lengths
@@ -31,7 +32,7 @@ def open_workers(folder: Path, log: Path, names: Iterable[str]) -> Iterator[list
     try:
         workers += [Worker(who, folder, None, log) for who in names]
         for worker in list(workers):
-            others = [name for name in worker.precisions if name != worker.loaded.precision]
+            others = [name for name in measured(worker) if name != worker.loaded.precision]
             workers += [Worker(worker.who, folder, name, log) for name in others]
         for worker in list(workers):
             if isinstance(worker.started, Unsupported):
@@ -44,6 +45,11 @@ def open_workers(folder: Path, log: Path, names: Iterable[str]) -> Iterator[list
     finally:
         for worker in workers:
             worker.close()
+
+
+def measured(worker: Worker) -> list[str]:
+    """Return the precisions of a contestant that this machine multiplies."""
+    return [name for name in worker.precisions if name in (*precisions(), "int8")]
 
 
 def check_agreement(

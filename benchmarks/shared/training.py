@@ -9,7 +9,7 @@ from peers.table import is_installed
 from peers.trainers import GROUP_SIZE, MAX_LENGTH, TRAINERS, Task, train
 from tokenizers import Tokenizer
 
-from shared.machine import PRECISIONS
+from shared.machine import precisions
 from shared.models import Shape, without_dropout
 from shared.results import Row, Run
 from shared.texts import Source, pair_lengths, read_groups, write_groups
@@ -48,11 +48,13 @@ def contestants(*, quick: bool) -> list[Contestant]:
     """
     peers = [who for who in TRAINERS if who != OURS and is_installed(who)]
     chosen = [Contestant(who) for who in (OURS, *peers)]
-    chosen += [Contestant(who, "bfloat16") for who in peers]
+    fastest = precisions()[-1]
+    if fastest != "float32":
+        chosen += [Contestant(who, fastest) for who in peers]
     if not quick:
-        chosen += [Contestant(who, "bfloat16", dropout=False) for who in peers]
+        chosen += [Contestant(who, fastest, dropout=False) for who in peers]
         if "sentence-transformers" in peers:
-            chosen.append(Contestant("sentence-transformers", "bfloat16", small_forwards=True))
+            chosen.append(Contestant("sentence-transformers", fastest, small_forwards=True))
     return chosen
 
 
@@ -116,7 +118,7 @@ def measure_training(row: Row, workload: Workload, *, rounds: int, quick: bool) 
             todo += (
                 []
                 if quick
-                else [Contestant(OURS, name) for name in PRECISIONS if name != precision]
+                else [Contestant(OURS, name) for name in precisions() if name != precision]
             )
         for index in range(len(todo)):
             yield from train_one(row, workload, todo[(index + number) % len(todo)], number)
