@@ -29,9 +29,11 @@ INLINE const bf16 *row(const Rows *rows, int token, int head) {
     return (const bf16 *)rows->data + place(rows, token, head);
 }
 
-/* 2^x for x <= 0, relative error 2e-6; far below zero it is 0, and of NaN it is NaN. */
+/* 2^x for x <= 0, relative error 2e-6; below 2^-125 it is 0, and of NaN it is NaN. The mask keeps
+ * the processor from computing a number that is too small for float32, which takes it a hundred
+ * times as long as any other. */
 INLINE __m512 exp2_ps(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
+    const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
     __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 f = _mm512_sub_ps(x, whole);
     __m512 y = _mm512_set1_ps(1.3333558e-3f);
@@ -40,7 +42,7 @@ INLINE __m512 exp2_ps(__m512 x) {
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4022651e-1f));
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9314718e-1f));
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
+    return _mm512_maskz_scalef_ps(kept, y, whole);
 }
 
 INLINE void store_bf16(bf16 *to, __m512 x) {
