@@ -1,4 +1,4 @@
-"""The compiled attention: bfloat16 on AVX512-BF16, float32 on AVX2 or AVX-512.
+"""The compiled attention: bfloat16 on AMX or AVX512-BF16, float32 on AVX2 or AVX-512.
 
 Without it, or on a processor that cannot run it, attention runs through torch's kernels: slower,
 with the same results.
@@ -13,16 +13,31 @@ import torch
 from torch import Tensor
 
 from rerank_plugin.engine.cpu.compiled import Function, address, compiled_function, run
-from rerank_plugin.engine.cpu.instructions import AVX2, AVX512, AVX512_BF16, can_run
+from rerank_plugin.engine.cpu.instructions import AMX_BF16, AVX2, AVX512, AVX512_BF16, can_run
 
 #: The sizes of heads for which the kernels of a precision are faster than torch's.
 HEAD_SIZES = {torch.bfloat16: (32, 64, 128), torch.float32: (32, 64, 96, 128, 256)}
 
-#: The kernels of each precision, the fastest first, with the instructions that they are compiled
-#: for.
-VARIANTS: dict[torch.dtype, dict[str, tuple[str, ...]]] = {
-    torch.bfloat16: {"bfloat16": AVX512_BF16},
-    torch.float32: {"float32_avx512": AVX512, "float32_avx2": AVX2},
+
+@dataclass(frozen=True)
+class Variant:
+    """Kernels by the ends of their names in C, and the instructions that they are compiled for."""
+
+    forward: str
+    backward: str
+    instructions: tuple[str, ...]
+
+
+#: The kernels of each precision, the fastest first.
+VARIANTS = {
+    torch.bfloat16: (
+        Variant("amx", "bfloat16", AMX_BF16),
+        Variant("bfloat16", "bfloat16", AVX512_BF16),
+    ),
+    torch.float32: (
+        Variant("float32_avx512", "float32_avx512", AVX512),
+        Variant("float32_avx2", "float32_avx2", AVX2),
+    ),
 }
 
 
@@ -63,21 +78,24 @@ class Work(ctypes.Structure):
 
 
 @cache
-def variant(dtype: torch.dtype) -> str | None:
-    """Return the name of the fastest kernels for a precision on this machine; None if none run."""
-    names = VARIANTS.get(dtype, {}).items()
-    return next((name for name, instructions in names if can_run(instructions)), None)
+def variant(dtype: torch.dtype) -> Variant | None:
+    """Return the fastest kernels for a precision on this machine; None if none run."""
+    variants = VARIANTS.get(dtype, ())
+    return next((each for each in variants if can_run(each.instructions)), None)
 
 
 @cache
 def kernels(dtype: torch.dtype) -> tuple[Function, Function] | None:
     """Return the forward and the backward kernel of attention; None if they cannot be used."""
-    name = variant(dtype)
-    if name is None:
+    chosen = variant(dtype)
+    if chosen is None:
         return None
     forward, backward = (
-        compiled_function(f"packed_attention_{way}_{name}", Work, "packed_attention_work_size")
-        for way in ("forward", "backward")
+        compiled_function(name, Work, "packed_attention_work_size")
+        for name in (
+            f"packed_attention_forward_{chosen.forward}",
+            f"packed_attention_backward_{chosen.backward}",
+        )
     )
     return (forward, backward) if forward and backward else None
 

@@ -22,12 +22,11 @@ enum { AVX2 = 1, AVX_VNNI, AVX512_VNNI, AMX }; /* the kernels */
 #if defined(__x86_64__) && defined(__GNUC__) && (__GNUC__ >= 11 || defined(__clang__))
 
 #include <immintrin.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #include "kernels.h"
+#if defined(__linux__)
+#include "tiles.h"
+#endif
 
 #define MULTIPLE 64 /* of packed columns and of the inner size */
 #define ROWS 96     /* that a thread takes at once: a multiple of every kernel's */
@@ -139,12 +138,6 @@ TILE_FUNCTION(avx512_vnni_tile, "avx512f,avx512bw,avx512vl,avx512vnni", TWELVE)
 
 #if defined(__linux__)
 
-typedef struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} __attribute__((aligned(64))) Tiles;
-
 /* Tiles 0 to 3 are sums, 4 and 5 rows of x, 6 and 7 panels: each 16 rows of 64 bytes. */
 TARGET("amx-tile,amx-int8")
 static void amx_tile(const uint8_t *x, const int8_t *weight, int64_t depth, int32_t *sums) {
@@ -167,26 +160,6 @@ static void amx_tile(const uint8_t *x, const int8_t *weight, int64_t depth, int3
     _tile_stored(1, sums + 16, 128);
     _tile_stored(2, sums + 16 * 32, 128);
     _tile_stored(3, sums + 16 * 32 + 16, 128);
-}
-
-/* The intrinsics of GCC do not tell the compiler that all 64 bytes are read or written. */
-INLINE void written(Tiles *tiles) { __asm__ volatile("" : : "r"(tiles) : "memory"); }
-
-/* Set the tiles of this thread, and keep those that another library may have set. */
-TARGET("amx-tile") static void set_tiles(Tiles *before) {
-    Tiles tiles = {.palette = 1};
-    for (int i = 0; i < 8; i++) tiles.row_bytes[i] = 64, tiles.rows[i] = 16;
-    written(&tiles);
-    _tile_storeconfig(before);
-    written(before);
-    _tile_loadconfig(&tiles);
-}
-
-TARGET("amx-tile") static void reset_tiles(const Tiles *before) {
-    if (before->palette)
-        _tile_loadconfig(before);
-    else
-        _tile_release();
 }
 
 #endif
@@ -466,16 +439,6 @@ static void share(void *work) {
 /* The caller compares it with its own: a library that is older than the package has another. */
 int int8_products_work_size(void) { return (int)sizeof(ProductWork); }
 
-/* Return whether this process may use the tiles of AMX, for which Linux has to be asked. */
-int int8_products_may_use_amx(void) {
-#if defined(__linux__)
-    enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* Documentation/arch/x86/xstate.rst */
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-#else
-    return 0;
-#endif
-}
-
 /* Multiply all rows; return whether there was too little memory. */
 int int8_products(ProductWork *work, Parallel parallel, int threads) {
     const int multiple = kernel_of(work->kernel).rows;
@@ -490,7 +453,6 @@ int int8_products(ProductWork *work, Parallel parallel, int threads) {
 #else
 
 int int8_products_work_size(void) { return 0; }
-int int8_products_may_use_amx(void) { return 0; }
 int int8_products(void *work, void *parallel, int threads) { return 2; }
 
 #endif

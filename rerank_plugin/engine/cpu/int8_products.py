@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rerank_plugin.engine.cpu.compiled import Function, address, compiled_function, library, run
-from rerank_plugin.engine.cpu.instructions import AVX2, can_run
+from rerank_plugin.engine.cpu.compiled import Function, address, compiled_function, run
+from rerank_plugin.engine.cpu.instructions import AMX_INT8, AVX2, can_run
 from rerank_plugin.engine.cpu.products import Activation, LinearProduct
 from rerank_plugin.model.device import cpu_has, torch_uses_avx512
 
@@ -90,15 +90,9 @@ def usable_instructions() -> list[Instructions]:
         usable.append(Instructions.AVX_VNNI)
     if torch_uses_avx512() and cpu_has("avx512_vnni"):
         usable.append(Instructions.AVX512_VNNI)
-    if torch_uses_avx512() and cpu_has("amx_int8") and may_use_amx():
+    if can_run(AMX_INT8):
         usable.append(Instructions.AMX)
     return usable
-
-
-def may_use_amx() -> bool:
-    """Return whether the system lets this process use AMX."""
-    compiled = library()
-    return compiled is not None and bool(compiled.int8_products_may_use_amx())
 
 
 def is_int8_supported() -> bool:

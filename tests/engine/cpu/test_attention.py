@@ -22,17 +22,16 @@ from rerank_plugin.engine.cpu.attention import HEAD_SIZES, VARIANTS, kernels, va
 from rerank_plugin.engine.cpu.instructions import can_run
 from rerank_plugin.engine.cpu.rows import RowsWork
 
-DTYPES = {name: dtype for dtype, names in VARIANTS.items() for name in names}
+DTYPES = {each: dtype for dtype, variants in VARIANTS.items() for each in variants}
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(params=DTYPES, ids=lambda each: each.forward)
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.dtype]:
     """The precision of kernels, which are used for it."""
     chosen = DTYPES[request.param]
-    instructions = VARIANTS[chosen][request.param]
-    if not can_run(instructions) or kernels(chosen) is None:
+    if not can_run(request.param.instructions) or kernels(chosen) is None:
         pytest.skip("not compiled, or not for this machine")
-    monkeypatch.setitem(VARIANTS, chosen, {request.param: instructions})
+    monkeypatch.setitem(VARIANTS, chosen, (request.param,))
     variant.cache_clear()
     kernels.cache_clear()
     assert variant(chosen) == request.param
