@@ -27,4 +27,7 @@ def can_run(instructions: tuple[str, ...]) -> bool:
 def may_use_amx() -> bool:
     """Return whether the system lets this process use AMX."""
     compiled = library()
-    return compiled is not None and bool(compiled.may_use_amx())
+    # A library that is older than the package lacks the function.
+    if compiled is None or not hasattr(compiled, "may_use_amx"):
+        return False
+    return bool(compiled.may_use_amx())
