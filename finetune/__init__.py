@@ -4,12 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import FinetuneConfig
+from .distillation.options import DistillConfig
 
 if TYPE_CHECKING:
     from .check.check import check_groups
     from .check.result import CheckResult
     from .converters.convert import convert
     from .converters.result import ConversionResult
+    from .distillation.distill import distill
     from .evaluation.evaluate import evaluate
     from .evaluation.result import EvaluationResult
     from .export.agreement import Agreement
@@ -28,6 +30,7 @@ __all__ = [
     "Agreement",
     "CheckResult",
     "ConversionResult",
+    "DistillConfig",
     "EvaluationResult",
     "ExportResult",
     "FinetuneConfig",
@@ -39,6 +42,7 @@ __all__ = [
     "ScoringResult",
     "check_groups",
     "convert",
+    "distill",
     "evaluate",
     "export_model",
     "finetune",
@@ -65,6 +69,7 @@ MODULES = {
     "ScoringResult": "teachers.result",
     "check_groups": "check.check",
     "convert": "converters.convert",
+    "distill": "distillation.distill",
     "evaluate": "evaluation.evaluate",
     "export_model": "export.export",
     "finetune": "training.finetune",

@@ -1,22 +1,31 @@
 """`rerank-plugin train`: fine-tune, and print the metrics before and after."""
 
 import shlex
+from typing import TYPE_CHECKING
 
 from rerank_plugin.cli.console import say
 from rerank_plugin.errors import CheckFailedError
 
 from ..config import FinetuneConfig
 
+if TYPE_CHECKING:
+    from ..training.finetune import FinetuneResult
+
 __all__ = ["FinetuneConfig", "main"]
 
 
 def main(config: FinetuneConfig) -> int:
     """Fine-tune, print the metrics and the next command, and return the exit code."""
-    from ..report.tables import print_comparison
-    from ..training.distributed import is_main_process
     from ..training.finetune import finetune
 
-    result = finetune(config)
+    return report(config, finetune(config))
+
+
+def report(config: FinetuneConfig, result: "FinetuneResult") -> int:
+    """Print the metrics of a run and the next command, and return the exit code."""
+    from ..report.tables import print_comparison
+    from ..training.distributed import is_main_process
+
     if not is_main_process():
         return 0
     print_comparison(result.before, result.after, result.difference)

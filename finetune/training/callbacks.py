@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,7 +16,13 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from rerank_plugin.cli.console import bar
 from rerank_plugin.io.atomic import write_text
 
+from ..data.dataset import GroupDataset
+from ..evaluation.metrics import METRIC
+from ..evaluation.teacher import teacher_values, warn_of_teacher
 from .distributed import is_main_process
+
+if TYPE_CHECKING:
+    from .trainer import RerankTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -281,3 +287,26 @@ def tolerate_reporters(trainer: Trainer, *, requested: bool) -> None:
         TolerantReporter(callback, requested=requested) if isinstance(callback, kinds) else callback
         for callback in handler.callbacks
     ]
+
+
+class TeacherComparison(TrainerCallback):
+    """Warns if a teacher does not rank the validation queries better than the student.
+
+    A student hardly becomes better than its teacher: from one that is no better than itself it
+    learns less than from labels.
+
+    Args:
+        trainer: Evaluates the student.
+        groups: The validation groups, with the teacher's scores.
+    """
+
+    def __init__(self, trainer: "RerankTrainer", groups: GroupDataset) -> None:
+        self.trainer = trainer
+        self.groups = groups
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Compare them when the student is evaluated before the first step."""
+        if state.global_step == 0:
+            warn_of_teacher(teacher_values(self.groups), self.trainer.latest.values[METRIC])

@@ -34,6 +34,7 @@ from .callbacks import (
     PlateauWarmup,
     ProgressLine,
     Stopwatch,
+    TeacherComparison,
     tolerate_reporters,
 )
 from .collapse_guard import CollapseGuard, TrainingStoppedError
@@ -234,6 +235,8 @@ def add_callbacks(
     if config.reduces_on_plateau:
         stateful.append(PlateauWarmup(plateau_warmup_steps(config, len(data.train))))
     trainer.stateful |= {type(callback).__name__: callback for callback in stateful}
+    if trainer.loss.needs_teacher:
+        trainer.add_callback(TeacherComparison(trainer, data.validation))
     for callback in (
         callbacks.baseline,
         *stateful,

@@ -93,13 +93,14 @@ def prepare_model(config: FinetuneConfig, run_dir: RunDir, device: torch.device)
     )
 
 
-def load_base_model(config: FinetuneConfig) -> LoadedModel:
+def load_base_model(config: FinetuneConfig, *, structure_only: bool = False) -> LoadedModel:
     """Load the model to train; a prompt is tokenised as other libraries will read it."""
     loaded = load_model(
         config.model_name_or_path,
         new_head=True,
         scoring_tokens=scoring_tokens(config.scoring_tokens),
         trust_remote_code=config.trust_remote_code,
+        structure_only=structure_only,
     )
     return replace(loaded, prompt=loaded.prompt and loaded.prompt.as_saved)
 

@@ -120,6 +120,12 @@ COMMANDS = {
         "rerank_plugin.finetune.commands.score",
         "ScoreGroupsOptions",
     ),
+    "distill": Command(
+        "fine-tune a reranker on the scores of a teacher",
+        "rerank_plugin.finetune.commands.distill",
+        "DistillConfig",
+        "rerank_plugin.finetune.commands.trainer_options:TRAINER_OPTIONS",
+    ),
     "convert": Command(
         "turn training data of other libraries into groups, or back",
         "rerank_plugin.finetune.commands.convert",
