@@ -71,7 +71,8 @@ class FinetuneConfig:
     )
     overwrite: bool = option(False, help="replace an earlier trained folder or an unfinished run")
     train_group_size: int = option(
-        8, help="passages of a group in a step: one positive, the others negatives"
+        8,
+        help="passages of a group in a step: one positive, the others negatives or lower positives",
     )
     loss: str | None = option(
         None,

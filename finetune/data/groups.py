@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from math import nan
@@ -22,9 +22,28 @@ SCORES = ("scores", "retrieval_scores")
 #: The fields with them.
 SCORE_FIELDS = tuple(f"{side}_{kind}" for kind in SCORES for side in ("pos", "neg"))
 
+#: The highest grade of a positive. Its gain of 2^10 - 1 is a thousand times that of grade 1.
+HIGHEST_GRADE = 10
+
+#: The reason why labels are not kept as grades.
+NO_GRADES = (
+    f"queries with labels that are not whole numbers from 1 to {HIGHEST_GRADE}: their positives "
+    "have no grades"
+)
+
+#: The fields with one value for each passage of a side.
+PARALLEL_FIELDS = {
+    "pos": ("pos", *(f"pos_{kind}" for kind in SCORES), "pos_labels"),
+    "neg": ("neg", *(f"neg_{kind}" for kind in SCORES)),
+}
+
+#: Names under which grades are expected that are not read from groups.
+UNREAD_GRADES = ("labels", "grades", "pos_grades")
+
 #: The fields of a group, as a line spells them.
 QUOTED_FIELDS = tuple(
-    f'"{name}"'.encode() for name in ("query", "pos", "neg", *SCORE_FIELDS, "instruction")
+    f'"{name}"'.encode()
+    for name in ("query", *PARALLEL_FIELDS["pos"], *PARALLEL_FIELDS["neg"], "instruction")
 )
 
 
@@ -44,6 +63,8 @@ class Group:
     #: The scores by which a retriever found the passages, where the data has them.
     pos_retrieval_scores: list[float] | None = None
     neg_retrieval_scores: list[float] | None = None
+    #: The grades of the positives, from 1 to `HIGHEST_GRADE`; without them each is 1.
+    pos_labels: list[int] | None = None
 
     @property
     def documents(self) -> list[str]:
@@ -52,8 +73,8 @@ class Group:
 
     @property
     def labels(self) -> list[int]:
-        """Return 1 for a positive and 0 for a negative, in the order of `documents`."""
-        return [1] * len(self.pos) + [0] * len(self.neg)
+        """Return the grades, 0 for a negative, in the order of `documents`."""
+        return (self.pos_labels or [1] * len(self.pos)) + [0] * len(self.neg)
 
     @property
     def missed(self) -> list[int]:
@@ -75,9 +96,9 @@ class Group:
         return self.pos_retrieval_scores + self.neg_retrieval_scores
 
     def keep(self, side: str, kept: Sequence[bool]) -> Self:
-        """Return the group with some of the passages of `pos` or `neg`, and their scores."""
+        """Return the group with some of the passages of `pos` or `neg`, scores and grades too."""
         changes: dict[str, Any] = {}
-        for name in (side, *(f"{side}_{kind}" for kind in SCORES)):
+        for name in PARALLEL_FIELDS[side]:
             if getattr(self, name) is not None:
                 changes[name] = list(compress(getattr(self, name), kept))
         return replace(self, **changes)
@@ -124,6 +145,7 @@ def find_problems(record: dict[str, object]) -> list[Problem]:
         problems += texts_problems(record, name) or [
             problem for kind in SCORES for problem in scores_problems(record, name, kind)
         ]
+    problems = problems or grades_problems(record)
     if problems:
         return problems
     pos, neg = record["pos"], record["neg"]
@@ -181,23 +203,75 @@ def texts_problems(record: dict[str, object], name: str) -> list[Problem]:
 def scores_problems(record: dict[str, object], name: str, kind: str) -> list[Problem]:
     """Return the problems of the scores of one kind of a field's passages."""
     field = f"{name}_{kind}"
-    scores, texts = record.get(field), record[name]
+    return numbers_problems(record, field, name, is_finite_number, "finite number")
+
+
+def grades_problems(record: dict[str, object]) -> list[Problem]:
+    """Return the problems of the grades of positives, and of grades that would not be read."""
+    expected = f"whole number from 1 to {HIGHEST_GRADE}"
+    problems = numbers_problems(record, "pos_labels", "pos", is_grade, expected)
+    pos, neg = record["pos"], record["neg"]
+    assert isinstance(pos, list) and isinstance(neg, list)
+    for name in UNREAD_GRADES:
+        grades = record.get(name)
+        if problems or record.get("pos_labels") or not isinstance(grades, list):
+            continue
+        binary = ([1] * len(pos) + [0] * len(neg))[: len(grades)]
+        has_length = len(grades) in (len(pos), len(pos) + len(neg))
+        if has_length and all(map(is_finite_number, grades)) and grades != binary:
+            message = f"field '{name}' is not read: write the grades of 'pos' as 'pos_labels', each"
+            kind = f"grades in '{name}'"
+            problems.append(Problem(kind, f"{message} a {expected}; those of 'neg' are 0"))
+    return problems
+
+
+def numbers_problems(
+    record: dict[str, object],
+    field: str,
+    name: str,
+    is_allowed: Callable[[object], bool],
+    expected: str,
+) -> list[Problem]:
+    """Return the problems of a field with one number for each of a field's passages.
+
+    Args:
+        record: The record.
+        field: The field of the numbers, which may be missing.
+        name: The field of the passages.
+        is_allowed: Whether a value is allowed.
+        expected: What is allowed, for messages.
+    """
+    numbers, texts = record.get(field), record[name]
     assert isinstance(texts, list)
-    if scores is None:
+    if numbers is None:
         return []
-    if not isinstance(scores, list):
-        message = f"field '{field}' is {json_type(scores)}, expected a list of finite numbers"
+    if not isinstance(numbers, list):
+        what = expected.replace("number", "numbers")
+        message = f"field '{field}' is {json_type(numbers)}, expected a list of {what}"
         return [Problem(f"wrong type of '{field}'", message)]
-    for index, score in enumerate(scores):
-        if not is_finite_number(score):
-            is_shown = isinstance(score, str | int | float)
-            value = ascii(score)[:40] if is_shown else json_type(score)
-            message = f"{field}[{index}] is {value}, expected a finite number"
-            return [Problem(f"wrong type of '{field}'", message)]
-    if len(scores) != len(texts):
-        message = f"field '{field}' has {len(scores)} numbers for {len(texts)} texts"
+    for index, number in enumerate(numbers):
+        if not is_allowed(number):
+            is_shown = isinstance(number, str | int | float)
+            value = ascii(number)[:40] if is_shown else json_type(number)
+            message = f"{field}[{index}] is {value}, expected a {expected}"
+            return [Problem(f"wrong value in '{field}'", message)]
+    if len(numbers) != len(texts):
+        message = f"field '{field}' has {len(numbers)} numbers for {len(texts)} texts"
         return [Problem(f"wrong length of '{field}'", message)]
     return []
+
+
+def is_grade(value: object) -> bool:
+    """Return whether a value can be the grade of a positive."""
+    return is_finite_number(value) and value in range(1, HIGHEST_GRADE + 1)
+
+
+def grades_of(labels: Iterable[float]) -> list[int] | None:
+    """Return the grades of positives; None if all are 1, or a label is not a grade."""
+    labels = list(labels)
+    if all(label == 1 for label in labels) or not all(map(is_grade, labels)):
+        return None
+    return [int(label) for label in labels]
 
 
 def is_finite_number(value: object) -> bool:
@@ -236,7 +310,16 @@ def group_of(record: dict[str, object]) -> Group:
     scores = {name: record.get(name) for name in SCORE_FIELDS}
     name, instruction = record.get("id"), instruction_text(record.get("instruction"))
     identifier = None if name is None else str(name)
-    return Group(**values, **scores, id=identifier, instruction=instruction)  # type: ignore[arg-type]
+    labels: Any = record.get("pos_labels")
+    # JSON may have them as 2.0.
+    grades = None if labels is None else [int(label) for label in labels]
+    return Group(
+        **values,  # type: ignore[arg-type]
+        **scores,  # type: ignore[arg-type]
+        id=identifier,
+        instruction=instruction,
+        pos_labels=grades,
+    )
 
 
 def read_groups(data_path: DataPath, skipped: SkippedLines | None = None) -> Iterator[Group]:

@@ -27,7 +27,7 @@ from .group_file import BLOCK, GroupFile, Stamp, changed, index_file, stamp_of
 logger = logging.getLogger(__name__)
 
 #: To be raised when the rows of an index change, or the rules for usable lines or equal queries.
-FORMAT = 4
+FORMAT = 5
 
 #: Entries that were not used for so long are removed.
 KEEP_SECONDS = 30 * 24 * 3600

@@ -15,7 +15,7 @@ GroupIndex = tuple[int, int, bool]
 
 @dataclass(frozen=True)
 class Sample:
-    """A training sample: a query, some of its group's passages, and 1 or 0 for each."""
+    """A training sample: a query, some of its group's passages, and the grade of each."""
 
     query: str
     #: The group's; "" for the default.
@@ -27,24 +27,26 @@ class Sample:
 
 
 def sample_group(group: Group, *, size: int, seed: int, epoch: int, index: int) -> Sample:
-    """Draw one positive and up to `size - 1` negatives, no text twice.
+    """Draw one passage of the highest grade and up to `size - 1` of lower grades, no text twice.
+
+    Without grades that is one positive, and negatives. With them lower positives are drawn like
+    negatives, so that a loss sees several grades, and each of them below a better one.
 
     The draw depends on (seed, epoch, index) alone. Over epochs every passage is used once before
     any is used again, except for those that fill up the last epoch of a round.
     """
-    positives = distinct_indices(group.pos)
-    negatives = distinct_indices(group.neg)
-    positive = rounds(len(positives), 1, seed=(seed, index, 1), epoch=epoch)
-    negative = rounds(len(negatives), size - 1, seed=(seed, index, 0), epoch=epoch)
-    # Indices into `group.documents`.
-    indices = [positives[i] for i in positive]
-    indices += [len(group.pos) + negatives[i] for i in negative]
-    documents, teacher = group.documents, group.teacher
+    documents, labels, teacher = group.documents, group.labels, group.teacher
+    distinct = distinct_indices(documents)
+    best = max(labels[i] for i in distinct)
+    highest = [i for i in distinct if labels[i] == best]
+    lower = [i for i in distinct if labels[i] < best]
+    indices = [highest[i] for i in rounds(len(highest), 1, seed=(seed, index, 1), epoch=epoch)]
+    indices += [lower[i] for i in rounds(len(lower), size - 1, seed=(seed, index, 0), epoch=epoch)]
     return Sample(
         group.query,
         group.instruction,
         [documents[i] for i in indices],
-        [1] * len(positive) + [0] * len(negative),
+        [labels[i] for i in indices],
         None if teacher is None else [teacher[i] for i in indices],
     )
 

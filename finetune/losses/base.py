@@ -12,8 +12,9 @@ class Loss(Protocol):
     """The contract of every loss.
 
     Groups are concatenated: `logits` and `labels` are `[pairs]`, float32, and `sizes` has the
-    number of pairs of each group. A label above 0 marks a positive. The result is the *sum* over
-    groups, a scalar: the caller divides by the number of groups in the whole optimizer step.
+    number of pairs of each group. A label is the grade of a passage: 0 for a negative, and 1 or
+    more for a positive. The result is the *sum* over groups, a scalar: the caller divides by the
+    number of groups in the whole optimizer step.
     """
 
     #: Whether `teacher` is required.
@@ -66,18 +67,18 @@ class PaddedGroups:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Every positive beside the negatives of its group.
+    """Every positive beside the passages of its group that have a lower grade.
 
     `values[positives][:, None] - values[others]` is `[positives, longest]`, and `mask` marks the
-    comparisons of a positive with a negative. That is far smaller than all pairs of a group with
-    few positives, as in an evaluation over hundreds of candidates.
+    comparisons of a positive with a lower passage. That is far smaller than all pairs of a group
+    with few positives, as in an evaluation over hundreds of candidates.
     """
 
     #: Indices of positives, `[positives]`.
     positives: Tensor
     #: Indices of all passages of the same group, `[positives, longest]`.
     others: Tensor
-    #: Whether that passage is a negative, `[positives, longest]`.
+    #: Whether that passage has a lower grade, `[positives, longest]`.
     mask: Tensor
     #: The row of each positive's group, `[positives]`.
     rows: Tensor
@@ -87,11 +88,10 @@ class Comparisons:
     def from_labels(cls, labels: Tensor, sizes: Sequence[int]) -> "Comparisons":
         """Return the comparisons within concatenated groups."""
         groups = PaddedGroups.from_sizes(sizes, labels.device)
-        is_positive = labels > 0
-        rows, columns = (is_positive[groups.indices] & groups.mask).nonzero(as_tuple=True)
-        others = groups.indices[rows]
-        mask = groups.mask[rows] & ~is_positive[others]
-        return cls(groups.indices[rows, columns], others, mask, rows, groups)
+        rows, columns = ((labels > 0)[groups.indices] & groups.mask).nonzero(as_tuple=True)
+        positives, others = groups.indices[rows, columns], groups.indices[rows]
+        mask = groups.mask[rows] & (labels[others] < labels[positives][:, None])
+        return cls(positives, others, mask, rows, groups)
 
     def difference(self, values: Tensor) -> Tensor:
         """Return the values of positives minus those of the others, `[positives, longest]`."""

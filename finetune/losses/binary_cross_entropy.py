@@ -18,6 +18,7 @@ class BinaryCrossEntropy(Loss):
     The pointwise loss of Nogueira and Cho 2019, "Passage Re-ranking with BERT" (arXiv:1901.04085).
     Without the weights, one positive among fifteen negatives would teach the model to reject every
     passage. Unlike losses that compare passages, it fixes the scale: a logit above 0 is relevant.
+    Every grade of 1 or more is relevant, as in calibration: how high it is has no effect.
     """
 
     needs_teacher = False

@@ -16,14 +16,14 @@ MU = 10.0
 class LambdaLoss(Loss):
     """NDCG-Loss2++: the logistic loss of pairs, weighted by how much swapping them changes nDCG.
 
-    loss(group) = sum over p in P, n in N of
+    loss(group) = sum over pairs (p, n) with grade(p) > grade(n) of
                   (rho + mu delta) |G_p - G_n| log2(1 + exp(s_n - s_p))
     rho   = |1/D(i) - 1/D(j)|             for the current ranks i and j of p and n
     delta = |1/D(|i-j|) - 1/D(|i-j| + 1)|
-    D(i)  = log2(1 + i),  G = (2^label - 1) / the best DCG of the group,  mu = 10
+    D(i)  = log2(1 + i),  G = (2^grade - 1) / the best DCG of the group,  mu = 10
 
     Wang et al. 2018, "The LambdaLoss Framework for Ranking Metric Optimization" (CIKM), equation
-    18 without a cutoff. Ranks have no gradient. Among equal scores negatives rank first, as in
+    18 without a cutoff. Ranks have no gradient. Among equal scores lower grades rank first, as in
     evaluation: their order in the group carries no information.
     """
 

@@ -15,7 +15,8 @@ class ListNet(Loss):
     Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach" (ICML), the
     top-one probabilities; targets as in sentence-transformers' ListNetLoss. With labels of 1 and 0
     the targets are soft: a positive gets e times the share of a negative, not all of it. A margin
-    above 1 does not lower the loss, so groups that are learned stop pushing scores apart.
+    above 1 does not lower the loss, so groups that are learned stop pushing scores apart. With
+    grades each step is worth a margin of 1, whatever the highest grade of the group is.
     """
 
     needs_teacher = False

@@ -1,4 +1,4 @@
-"""Margin-MSE: a teacher's margins between positives and negatives."""
+"""Margin-MSE: a teacher's margins between positives and passages with lower grades."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from .base import Comparisons, Loss
 class MarginMSE(Loss):
     """Squared difference between the model's margins and a teacher's.
 
-    loss(group) = mean over p in P, n in N of ((s_p - s_n) - (t_p - t_n))^2
+    loss(group) = mean over pairs (p, n) with grade(p) > grade(n) of ((s_p - s_n) - (t_p - t_n))^2
 
     Hofstätter et al. 2020, "Improving Efficient Neural Ranking Models with Cross-Architecture
     Knowledge Distillation" (arXiv:2010.02666). The teacher's scores should be logits: margins of

@@ -1,4 +1,4 @@
-"""RankNet: every positive against every negative."""
+"""RankNet: every positive against every passage with a lower grade."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,12 @@ from .base import Comparisons, Loss
 
 
 class RankNet(Loss):
-    """Logistic loss of every positive against every negative.
+    """Logistic loss of every positive against every passage with a lower grade.
 
-    loss(group) = mean over p in P, n in N of log(1 + exp(s_n - s_p))
+    loss(group) = mean over pairs (p, n) with grade(p) > grade(n) of log(1 + exp(s_n - s_p))
 
-    Burges et al. 2005, "Learning to Rank using Gradient Descent" (ICML).
+    Burges et al. 2005, "Learning to Rank using Gradient Descent" (ICML). All pairs weigh the same,
+    however far apart their grades are.
     """
 
     needs_teacher = False

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy of each positive against the negatives of its group."""
+"""Softmax cross-entropy of each positive against the lower passages of its group."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .base import Loss, PaddedGroups
+from .base import Comparisons, Loss
 
 
 class SoftmaxCrossEntropy(Loss):
-    """Softmax cross-entropy of each positive against the negatives of its group.
+    """Softmax cross-entropy of each positive against the passages of its group with lower grades.
 
-    loss(group) = mean over p in P of -log( exp s_p / (exp s_p + sum over n in N of exp s_n) )
+    loss(group) = mean over p in P of -log( exp s_p / (exp s_p + sum over n in L_p of exp s_n) )
+    L_p = the passages with a lower grade than p; without grades the negatives
 
-    Groups may differ in size. Several positives are each compared with the negatives only, so that
-    they do not push each other down. With one positive it is the localised contrastive estimation
-    of Gao et al. 2021, "Rethink Training of BERT Rerankers" (arXiv:2101.08751).
+    Groups may differ in size. Positives of one grade do not push each other down. With one positive
+    it is the localised contrastive estimation of Gao et al. 2021, "Rethink Training of BERT
+    Rerankers" (arXiv:2101.08751). With grades it is ListMLE without an order among equal grades:
+    the likelihood of choosing each positive among itself and what is below it. Xia et al. 2008,
+    "Listwise Approach to Learning to Rank" (ICML).
     """
 
     needs_teacher = False
@@ -25,12 +28,12 @@ class SoftmaxCrossEntropy(Loss):
         self, logits: Tensor, labels: Tensor, sizes: Sequence[int], teacher: Tensor | None = None
     ) -> Tensor:
         """Return the sum of the groups' losses; 0 for a group without positives or negatives."""
-        groups = PaddedGroups.from_sizes(sizes, logits.device)
-        scores, positive = logits[groups.indices], labels[groups.indices] > 0
-        positives, negatives = groups.mask & positive, groups.mask & ~positive
-        # Not minus infinity: the gradient of a group without negatives would be NaN.
+        comparisons = Comparisons.from_labels(labels, sizes)
+        # Not minus infinity: the gradient of a positive without a lower passage would be NaN.
         lowest = torch.finfo(logits.dtype).min
-        competition = scores.masked_fill(~negatives, lowest).logsumexp(1, keepdim=True)
-        # The negative log-softmax of a choice between p and all of N.
-        losses = softplus(competition - scores) * positives
-        return (losses.sum(1) / positives.sum(1).clamp(min=1)).sum()
+        competition = logits[comparisons.others].masked_fill(~comparisons.mask, lowest).logsumexp(1)
+        # The negative log-softmax of a choice between p and all of L_p.
+        losses = softplus(competition - logits[comparisons.positives])
+        rows = comparisons.rows
+        counts = rows.bincount(minlength=len(sizes))
+        return (losses / counts[rows]).sum()

@@ -28,6 +28,7 @@ def relabelled(group: Group) -> Group:
         neg_scores=[group.teacher[index] for index in others],
         pos_retrieval_scores=retrieval and [retrieval[index] for index in best],
         neg_retrieval_scores=retrieval and [retrieval[index] for index in others],
+        pos_labels=None,
     )
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugin.errors import InputError
+from rerank_plugin.finetune.data.dataset import GroupDataset
 from rerank_plugin.finetune.data.groups import Group, find_problems, read_groups
 from rerank_plugin.finetune.data.writer import group_line
 from rerank_plugin.finetune.text.normalize import text_key
@@ -27,6 +28,20 @@ def test_reads_groups_of_different_sizes(tmp_path: Path) -> None:
     assert second.labels == [1, 1, 0]
     assert second.documents == ["p", "o", "n"]
     assert (third.pos_scores, third.neg_scores, third.id) == ([2], [0.5, -1], "7")
+
+
+def test_positives_may_have_grades(tmp_path: Path) -> None:
+    graded = {"query": "q", "pos": ["a", "b", "c"], "neg": ["n"], "pos_labels": [3, 1, 2.0]}
+    plain = {**GOOD, "labels": [1, 0, 0]}
+    (group, other) = read_groups(write_lines(tmp_path / "a.jsonl", [graded, plain]))
+    assert group.labels == [3, 1, 2, 0]
+    assert all(type(label) is int for label in group.labels)
+    assert other.labels == [1, 0, 0]
+    assert json.loads(group_line(group)) == graded
+    kept = group.keep("pos", [True, False, True]).keep("neg", [True])
+    assert (kept.pos, kept.pos_labels) == (["a", "c"], [3, 2])
+    path = write_lines(tmp_path / "b.jsonl", [json.loads(group_line(kept))])
+    assert GroupDataset.build(path, tmp_path / "cache", None)[0] == kept
 
 
 def test_a_group_may_have_an_instruction(tmp_path: Path) -> None:
@@ -62,6 +77,15 @@ def test_a_group_may_have_an_instruction(tmp_path: Path) -> None:
         ({"neg_scores": [1, float("nan")]}, "neg_scores[1] is nan, expected a finite number"),
         ({"neg_retrieval_scores": [1]}, "'neg_retrieval_scores' has 1 numbers for 2 texts"),
         ({"neg_scores": [True, 10**400]}, "neg_scores[0] is True, expected a finite number"),
+        ({"pos_labels": [1, 2]}, "field 'pos_labels' has 2 numbers for 1 texts"),
+        ({"pos_labels": [0]}, "pos_labels[0] is 0, expected a whole number from 1 to 10"),
+        ({"pos_labels": [11]}, "pos_labels[0] is 11, expected a whole number from 1 to 10"),
+        ({"pos_labels": [1.5]}, "pos_labels[0] is 1.5, expected a whole number"),
+        ({"pos_labels": ["2"]}, "pos_labels[0] is '2', expected a whole number"),
+        ({"pos_labels": [True]}, "pos_labels[0] is True, expected a whole number"),
+        ({"pos_labels": 2}, "'pos_labels' is a number, expected a list of whole numbers from 1 to"),
+        ({"labels": [3, 0, 0]}, "field 'labels' is not read: write the grades of 'pos' as 'pos_l"),
+        ({"grades": [2]}, "field 'grades' is not read: write the grades of 'pos' as 'pos_labels'"),
         ({"query": ["q"]}, "field 'query' is a list, expected a text"),
         ({"pos": [["p"]]}, "pos[0] is a list, expected a text"),
         ({"neg": {"text": "n"}}, "field 'neg' is an object, expected a list of texts"),
@@ -148,7 +172,9 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=5,
 )
-NAMES = st.sampled_from(["query", "pos", "neg", "pos_scores", "neg_scores", "id", "instruction"])
+NAMES = st.sampled_from(
+    ["query", "pos", "neg", "pos_scores", "neg_scores", "pos_labels", "labels", "id", "instruction"]
+)
 
 
 @given(st.dictionaries(NAMES, VALUES))

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,32 @@ def test_a_sample_has_one_positive_and_no_text_twice(
     assert sample.labels == [1] + [0] * (len(sample.documents) - 1)
     assert sample.documents[0] in group.pos
     assert set(sample.documents[1:]) <= set(group.neg)
+
+
+@given(GROUPS, st.integers(2, 12), st.integers(0, 9), st.data())
+def test_a_sample_with_grades(group: Group, size: int, epoch: int, data: st.DataObject) -> None:
+    grades = st.lists(st.integers(1, 3), min_size=(count := len(group.pos)), max_size=count)
+    graded = replace(group, pos_labels=data.draw(grades))
+    sample = sample_group(graded, size=size, seed=0, epoch=epoch, index=3)
+    # Of copies the first one counts.
+    first = dict(reversed([*zip(graded.documents, graded.labels, strict=True)]))
+    assert sample.labels == [first[text] for text in sample.documents]
+    assert sample.labels[0] == max(first.values()) > max(sample.labels[1:])
+    lower = [text for text, label in first.items() if label < max(first.values())]
+    assert len(set(sample.documents)) == len(sample.documents) == min(size, 1 + len(lower))
+    # One grade for all positives changes no draw.
+    same = replace(group, pos_labels=[2] * len(group.pos))
+    draws = [sample_group(one, size=size, seed=0, epoch=epoch, index=3) for one in (group, same)]
+    assert draws[0].documents == draws[1].documents
+
+
+def test_draws_without_grades_are_fixed() -> None:
+    group = Group("q", ["a", "b", "a"], ["c", "d", "d", "e", "f", "g"])
+    drawn = [
+        "".join(sample_group(group, size=4, seed=1, epoch=epoch, index=2).documents)
+        for epoch in range(4)
+    ]
+    assert drawn == ["bgdc", "afeg", "bfce", "agdf"]
 
 
 @given(GROUPS, st.integers(2, 12))

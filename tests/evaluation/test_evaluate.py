@@ -1,6 +1,7 @@
 """`evaluate`: metrics of models on groups, and their comparison with a baseline."""
 
 import json
+from math import log2
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_metrics_are_those_of_the_groups(
     expected = evaluate_groups(Reranker(tiny_model, device="cpu"), list(read_groups(str(data))))
     assert result.metrics == expected.means
     assert set(result.metrics) == {*METRICS, "queries"}
+
+
+def test_ndcg_counts_the_grades_of_groups(tmp_path: Path, tiny_model: Path) -> None:
+    group = {"query": "q", "pos": ["noon", "ferry"], "neg": ["dogs"], "pos_labels": [1, 3]}
+    path = write_lines(tmp_path / "g.jsonl", [group])
+    scores = Reranker(tiny_model, device="cpu").score(
+        [("q", text) for text in group["pos"] + group["neg"]]
+    )
+    ranked = [grade for _, grade in sorted(zip(-scores, (1, 3, 0), strict=True))]
+    gains = [
+        sum(g / log2(rank + 2) for rank, g in enumerate(grades)) for grades in (ranked, [3, 1])
+    ]
+    result = evaluate(model_dir=tiny_model, data_path=path, device="cpu")
+    assert result.metrics["ndcg@10"] == pytest.approx(gains[0] / gains[1])
 
 
 def test_a_baseline_is_compared_query_by_query(result: EvaluationResult) -> None:

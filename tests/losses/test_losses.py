@@ -30,8 +30,7 @@ def sides(group: Plain) -> tuple[Plain, Plain]:
 
 
 def pairs(group: Plain) -> list[tuple[Passage, Passage]]:
-    positives, negatives = sides(group)
-    return [(p, n) for p in positives for n in negatives]
+    return [(p, n) for p in group for n in group if p.label > n.label]
 
 
 def mean(values: list[float]) -> float:
@@ -43,9 +42,9 @@ def softmax(values: list[float]) -> list[float]:
 
 
 def softmax_cross_entropy(group: Plain) -> float:
-    positives, negatives = sides(group)
-    chosen = [softmax([p.score, *(n.score for n in negatives)])[0] for p in positives]
-    return mean([-math.log(share) for share in chosen]) if negatives else 0.0
+    positives, _ = sides(group)
+    lower = {p: [n.score for n in group if n.label < p.label] for p in positives}
+    return mean([-math.log(softmax([p.score, *scores])[0]) for p, scores in lower.items()])
 
 
 def binary_cross_entropy(group: Plain) -> float:
@@ -116,13 +115,12 @@ NUMBERS = st.integers(-400, 400).map(lambda n: n / 100)
 
 @st.composite
 def plain_groups(draw: st.DrawFn) -> list[Plain]:
-    """Draw groups of 1 to 6 documents with different scores, any number of them positive."""
+    """Draw groups of 1 to 6 documents with different scores, binary labels or grades."""
+    labels = draw(st.sampled_from([[0.0, 1.0], [0.0, 1.0, 2.0, 3.0]]))
     groups = []
     for _ in range(draw(st.integers(1, 4))):
         scores = draw(st.lists(NUMBERS, min_size=1, max_size=6, unique=True))
-        groups.append(
-            [Passage(s, draw(st.sampled_from([0.0, 1.0])), draw(NUMBERS)) for s in scores]
-        )
+        groups.append([Passage(s, draw(st.sampled_from(labels)), draw(NUMBERS)) for s in scores])
     return groups
 
 
@@ -176,6 +174,21 @@ def test_the_order_of_groups_does_not_matter(
     shuffled = [groups[i] for i in order if i < len(groups)]
     losses = [make_loss(name)(*tensors(some)) for some in (groups, shuffled)]
     torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_a_loss_learns_from_grades(name: str) -> None:
+    scores = torch.tensor([0.5, 1.0, -1.0, 0.0], dtype=torch.float64)
+    teacher = torch.tensor([3.0, 1.0, 0.0, -1.0], dtype=torch.float64)
+    loss = make_loss(name)
+    values = {
+        loss(scores, torch.tensor(labels).double(), [4], teacher).item()
+        for labels in ([2, 1, 0, 0], [3, 1, 0, 0], [1, 2, 0, 0], [1, 1, 0, 0])
+    }
+    # Their values, their order, which of them differ, or relevance alone.
+    different = {"listnet": 4, "lambda_loss": 4, "margin_mse": 2}
+    different |= {"binary_cross_entropy": 1, "mse": 1, "kl_divergence": 1}
+    assert len(values) == different.get(name, 3)
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "listnet+0.1:margin_mse"])
