@@ -8,13 +8,13 @@ from typing import Any
 from rerank_plugin.errors import InputError
 from rerank_plugin.io.jsonl import DataPath, Line, read_lines
 
-from ..data.groups import SCORE_FIELDS, SCORES, Group, find_problems, group_of
+from ..data.groups import PARALLEL_FIELDS, Group, find_problems, group_of
 from ..text.normalize import digest, text_digest, text_key
 from .labels import Labels
 from .overlap import Overlap
 
 #: Fields of a record that a fix may change.
-CHANGED = ("pos", "neg", *SCORE_FIELDS)
+CHANGED = (*PARALLEL_FIELDS["pos"], *PARALLEL_FIELDS["neg"])
 
 
 class Fixer:
@@ -109,11 +109,10 @@ def usable_record(line: Line) -> tuple[dict[str, Any] | None, bool]:
             and not (side == "neg" and text in positives)
             for text in texts
         ]
-        repaired[side] = list(compress(texts, kept))
-        for name in (f"{side}_{kind}" for kind in SCORES):
-            scores = record.get(name)
-            if isinstance(scores, list) and len(scores) == len(texts):
-                repaired[name] = list(compress(scores, kept))
+        for name in PARALLEL_FIELDS[side]:
+            values = record.get(name)
+            if isinstance(values, list) and len(values) == len(texts):
+                repaired[name] = list(compress(values, kept))
     return (None, False) if find_problems(repaired) else (repaired, True)
 
 

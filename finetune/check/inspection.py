@@ -60,6 +60,9 @@ class Inspection:
     with_copies: int = 0
     #: Groups with an instruction.
     instructed: int = 0
+    #: Groups with grades, and the number of positives of each grade.
+    graded: int = 0
+    grades: "Counter[int]" = field(default_factory=Counter)
     #: Groups with teacher scores, those in which all are equal, and those whose best is a negative.
     scored: int = 0
     equal_scores: int = 0
@@ -100,6 +103,8 @@ class Inspection:
             has_copies |= len(distinct) < len(texts)
         self.with_copies += has_copies
         self.instructed += bool(group.instruction)
+        self.graded += group.pos_labels is not None
+        self.grades.update(group.pos_labels or [1] * len(group.pos))
         if group.pos_scores and group.neg_scores:
             self.scored += 1
             self.equal_scores += len({*group.pos_scores, *group.neg_scores}) == 1

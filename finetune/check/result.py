@@ -109,6 +109,11 @@ def describe(result: CheckResult, inspection: Inspection, name: str) -> None:
     for side, sizes in inspection.sizes.items():
         low, high = min(sizes), max(sizes)
         result.report.append(f"  {side}: {low} to {high} a group, mostly {most_common(sizes)}")
+    if inspection.graded:
+        counts = ", ".join(
+            f"{count} of grade {grade}" for grade, count in sorted(inspection.grades.items())
+        )
+        result.report.append(f"  grades in {inspection.graded} groups; positives: {counts}")
 
 
 def most_common(counts: "Counter[int]") -> int:

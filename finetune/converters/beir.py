@@ -52,16 +52,17 @@ def read_beir(
             count_missing(qrels, query, passages, corpus, counts)
             known = [passage for passage in passages if passage in corpus.positions]
             texts = corpus.texts([corpus.positions[passage] for passage in known])
-            labels = [is_relevant(passages[passage], threshold) for passage in known]
+            labels = [positive_grade(passages[passage], threshold) for passage in known]
             labelled = zip(texts, labels, strict=True)
             text, instruction = queries[query].text, queries[query].instruction
             yield from_labels(text, labelled, id=query, instruction=instruction)
         corpus.close()
 
 
-def is_relevant(grade: float, threshold: float | None) -> bool:
-    """Return whether a passage with a grade is a positive."""
-    return grade > 0 if threshold is None else grade >= threshold
+def positive_grade(grade: float, threshold: float | None) -> float | None:
+    """Return the grade of a positive; None for a negative."""
+    is_relevant = grade > 0 if threshold is None else grade >= threshold
+    return grade if is_relevant else None
 
 
 def count_missing(

@@ -3,14 +3,14 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from ..data.groups import Group, query_hash
+from ..data.groups import NO_GRADES, Group, grades_of, is_grade, query_hash
 from ..data.reason_counts import ReasonCounts
 from ..data.writer import record_line
 from ..text.duplicates import Duplicates
@@ -21,7 +21,10 @@ from .labelled_query import LabelledQuery, Passage
 BUCKET = 1 << 28
 
 #: The reason why repeated passages that differ are left out.
-COPIES = "copies of a passage in another case, spacing, punctuation or with another score, left out"
+COPIES = (
+    "copies of a passage in another case, spacing, punctuation or with another score or label, "
+    "left out"
+)
 
 #: How many passages are drawn at most for each one that is wanted.
 DRAWN = 4
@@ -38,14 +41,18 @@ class Collected:
     neg: dict[int, Passage] = field(default_factory=dict)
 
     def add(self, record: LabelledQuery, counts: ReasonCounts) -> None:
-        """Add one more record; of copies the first one and its score are kept."""
+        """Add one more record; of copies the first one, and the highest label, are kept."""
         self.id = self.id if self.id is not None else record.id
-        for side, passages in ((self.pos, record.pos), (self.neg, record.neg)):
-            for passage in passages:
+        for passages, added in ((self.pos, record.pos), (self.neg, record.neg)):
+            for passage in added:
                 if not passage.text.strip():
                     counts.add("blank passages, left out", record.where)
-                elif side.setdefault(text_digest(passage.text), passage) != passage:
+                    continue
+                digest = text_digest(passage.text)
+                known = passages.setdefault(digest, passage)
+                if known != passage:
                     counts[COPIES] += 1
+                    passages[digest] = replace(known, label=max(known.label, passage.label))
 
 
 def group(
@@ -143,6 +150,8 @@ def group_in_memory(
         retrieval = complete(
             [[passage.retrieval_score for passage in side] for side in (pos, neg)], counts
         )
+        labels = [passage.label for passage in pos]
+        counts[NO_GRADES] += not all(map(is_grade, labels))
         yield Group(
             query=query.query,
             pos=[passage.text for passage in pos],
@@ -153,6 +162,7 @@ def group_in_memory(
             instruction=query.instruction,
             pos_retrieval_scores=retrieval[0],
             neg_retrieval_scores=retrieval[1],
+            pos_labels=grades_of(labels),
         )
 
 

@@ -11,6 +11,8 @@ class Passage:
     text: str
     score: float | None = None
     retrieval_score: float | None = None
+    #: The label of a positive as the data has it, which may be a grade.
+    label: float = 1
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,20 @@ class LabelledQuery:
 
 def from_labels(
     query: str,
-    labelled: Iterable[tuple[str, bool]],
+    labelled: Iterable[tuple[str, float | None]],
     *,
     id: object = None,
     where: str = "",
     instruction: str = "",
 ) -> LabelledQuery:
-    """Return a query with passages that are labelled True for positive or False for negative."""
-    sides: dict[bool, list[Passage]] = {True: [], False: []}
-    for text, is_positive in labelled:
-        sides[is_positive].append(Passage(text))
-    return LabelledQuery(query, sides[True], sides[False], id_text(id), where, instruction)
+    """Return a query with passages, each with the label of a positive, or None for a negative."""
+    pos, neg = [], []
+    for text, label in labelled:
+        if label is None:
+            neg.append(Passage(text))
+        else:
+            pos.append(Passage(text, label=label))
+    return LabelledQuery(query, pos, neg, id_text(id), where, instruction)
 
 
 def id_text(value: object) -> str | None:

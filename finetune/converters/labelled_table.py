@@ -6,7 +6,7 @@ from rerank_plugin.io.jsonl import DataPath
 
 from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, from_labels
-from .rows import first_of, is_positive, read_rows
+from .rows import first_of, positive_label, read_rows
 
 #: The usual names of columns, the likeliest first.
 QUERIES = ("query", "question", "anchor", "sentence1", "text1", "q")
@@ -17,13 +17,13 @@ LABELS = ("label", "relevance", "score", "grade", "is_selected", "is_relevant")
 def read_labelled_table(
     data_path: DataPath, counts: ReasonCounts, *, threshold: float | None
 ) -> Iterator[LabelledQuery]:
-    """Yield one judgement a row, positive by `is_positive`; count columns that are left out."""
+    """Yield one judgement a row, by `positive_label`; count columns that are left out."""
     for row in read_rows(data_path):
         query = first_of(row, QUERIES, "query")
         passage = first_of(row, PASSAGES, "passage")
         label = first_of(row, LABELS, "label")
         row.count_others((query, passage, label), counts)
-        positive = is_positive(row, row.number(label), label, threshold)
+        positive = positive_label(row, row.number(label), label, threshold)
         yield from_labels(
             row.text(query),
             [(row.text(passage), positive)],

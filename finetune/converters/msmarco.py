@@ -84,7 +84,7 @@ def record(row: Row, counts: ReasonCounts) -> LabelledQuery:
         raise row.error("expected a text and an 'is_selected' for every passage in 'passages'")
     if not all(isinstance(flag, int | float) and flag in (0, 1) for flag in selected):
         raise row.error("'is_selected' must be 0 or 1")
-    labelled = zip(texts, map(bool, selected), strict=True)
+    labelled = zip(texts, (1 if flag else None for flag in selected), strict=True)
     return from_labels(
         row.text("query"),
         labelled,

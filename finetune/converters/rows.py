@@ -129,8 +129,8 @@ def number(row: Row, value: object, column: str) -> float:
     return result
 
 
-def is_positive(row: Row, value: float, column: str, threshold: float | None) -> bool:
-    """Return whether a label is that of a positive: from the threshold on, or from 1 without one.
+def positive_label(row: Row, value: float, column: str, threshold: float | None) -> float | None:
+    """Return the label of a positive: from the threshold on, or from 1 without one; or None.
 
     Raises:
         InputError: there is no threshold, and the label is not a whole number.
@@ -140,7 +140,7 @@ def is_positive(row: Row, value: float, column: str, threshold: float | None) ->
             f"column {column!r} is {value:g}, not a whole number: give a --threshold, the lowest "
             "label of a positive"
         )
-    return value >= (1 if threshold is None else threshold)
+    return value if value >= (1 if threshold is None else threshold) else None
 
 
 def read_rows(data_path: DataPath) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from rerank_plugin.io.jsonl import DataPath
 
 from ..data.reason_counts import ReasonCounts
 from .labelled_query import LabelledQuery, Passage, from_labels
-from .rows import DELIMITED, Row, column_names, is_positive, read_rows, table_files
+from .rows import DELIMITED, Row, column_names, positive_label, read_rows, table_files
 
 #: Columns of labels and scores, as in sentence-transformers.
 LABEL_COLUMNS = ("label", "labels", "score", "scores")
@@ -30,7 +30,7 @@ HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 def read_sentence_transformers(
     data_path: DataPath, counts: ReasonCounts, *, threshold: float | None
 ) -> Iterator[LabelledQuery]:
-    """Yield one record a row, labelled by `is_positive` where there are labels."""
+    """Yield one record a row, labelled by `positive_label` where there are labels."""
     for path in table_files(data_path):
         if path.name.endswith(DELIMITED):
             check_names(path)
@@ -110,7 +110,7 @@ def read_row(row: Row, columns: Columns, threshold: float | None) -> LabelledQue
                 f"{', '.join((columns.second, *negatives))}: give a list with a score for each, or "
                 "remove it"
             )
-        label = is_positive(row, row.number(labels), labels, threshold)
+        label = positive_label(row, row.number(labels), labels, threshold)
         return from_labels(query, [(row.text(columns.second), label)], where=row.where)
     return tuple_of(row, query, columns)
 
@@ -129,7 +129,7 @@ def labelled_list(row: Row, query: str, columns: Columns, threshold: float | Non
     values = row.numbers(labels)
     if len(values) != len(passages):
         raise row.error(f"{labels!r} has {len(values)} numbers for {len(passages)} passages")
-    positive = [is_positive(row, value, labels, threshold) for value in values]
+    positive = [positive_label(row, value, labels, threshold) for value in values]
     return from_labels(query, zip(passages, positive, strict=True), where=row.where)
 
 

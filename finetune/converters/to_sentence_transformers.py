@@ -45,6 +45,12 @@ def fitting(groups: Iterable[Group], output_format: str, counts: ReasonCounts) -
         elif not scored and (group.pos_scores or group.neg_scores):
             counts["groups of which some passages have no score: without scores"] += 1
         count_without_column(group, counts)
+        if output_format != "labeled-list":
+            graded = (
+                f"groups with grades, for which {output_format} has no column: labeled-list has"
+            )
+            counts[graded] += group.pos_labels is not None
+            group = replace(group, pos_labels=None)
         if output_format == "pair":
             counts["negatives, for which pair has no column"] += len(group.neg)
             group = replace(group, neg=[])
@@ -63,9 +69,9 @@ def rows(group: Group, output_format: str) -> Iterator[Mapping[str, object]]:
     """Yield the rows of a group.
 
     `labeled-list` has one row (query, docs, labels), `labeled-pair` one for every passage,
-    `triplet` one for every positive and negative, `n-tuple` and `pair` one for every positive
-    . Teacher scores go with triplets and n-tuples, where sentence-transformers looks for
-    them.
+    `triplet` one for every positive and negative, `n-tuple` and `pair` one for every positive.
+    Grades are the labels of lists; those of pairs are 1 and 0, as binary cross-entropy needs them.
+    Teacher scores go with triplets and n-tuples, where sentence-transformers looks for them.
     """
     if output_format == "labeled-list":
         yield {"query": group.query, "docs": group.documents, "labels": group.labels}

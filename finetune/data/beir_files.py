@@ -311,15 +311,15 @@ def read_grades(qrels: DataPath, counts: ReasonCounts) -> dict[str, dict[str, fl
     return grades
 
 
-def positives_by_query(data_path: DataPath, counts: ReasonCounts) -> dict[str, list[str]]:
-    """Return for every query id the ids of the passages that are judged relevant.
+def positives_by_query(data_path: DataPath, counts: ReasonCounts) -> dict[str, dict[str, float]]:
+    """Return for every query id the grades of the passages that are judged relevant, by their ids.
 
     Raises:
         InputError: no passage is.
     """
     grades = read_grades(data_path, counts)
     positives = {
-        query: [passage for passage, grade in passages.items() if grade > 0]
+        query: {passage: grade for passage, grade in passages.items() if grade > 0}
         for query, passages in grades.items()
     }
     positives = {query: passages for query, passages in positives.items() if passages}

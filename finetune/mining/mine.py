@@ -21,7 +21,7 @@ from ..data.beir_files import (
     read_queries,
 )
 from ..data.corpus import Corpus
-from ..data.groups import Group
+from ..data.groups import NO_GRADES, Group
 from ..data.writer import group_writer, split_sides
 from .answers import Answers, bm25_hits
 from .bm25 import Bm25
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from rerank_plugin.reranker import Reranker
 
-#: The ids of the relevant passages of every query id.
-Judgements = dict[str, list[str]]
+#: The grades of the relevant passages of every query id, by their ids.
+Judgements = dict[str, dict[str, float]]
 
 Paths = str | PathLike[str] | list[str]
 
@@ -91,6 +91,7 @@ def mine_negatives(
             `answer`: the positive is the passage that contains the answer and that BM25 ranks best.
         output: The `.jsonl` file of the groups.
         qrels: Judgements: query id, passage id and grade a line; a grade above 0 is a positive.
+            Groups keep the grades as `pos_labels`.
         run: Candidates from another search engine, as a TREC run: lines of
             `query Q0 passage rank score tag`, ranked by score. Nothing is indexed, and passages
             that are neither in it nor judged are not used. Without `qrels` the positive is the
@@ -245,7 +246,7 @@ def build_corpus(
             wanted_only=run is not None,
         )
     if judged and options.qrels and relevant.isdisjoint({*corpus.positions, *corpus.blank_ids}):
-        name = next(iter(judged.values()))[0]
+        name = next(iter(next(iter(judged.values()))))
         raise no_match("passage", options.qrels, name, options.corpus, corpus.first_id)
     result.remarks["blank passages of the corpus"] = corpus.blank
     return corpus
@@ -318,6 +319,7 @@ def mined_groups(
                 seed=options.seed,
                 left_out=result.passages_left_out,
             )
+            result.remarks[NO_GRADES] += sum(not selection.has_grades for selection in selections)
             groups = take_groups(selections, teacher, options, result)
             if options.window.is_unbiased:
                 groups = with_retrieval_scores(groups, selections)

@@ -11,7 +11,7 @@ from rerank_plugin.inputs import Pair, make_pair
 
 from ..data.batched import batched
 from ..data.corpus import Corpus
-from ..data.groups import Group, query_hash
+from ..data.groups import Group, grades_of, is_grade, query_hash
 from ..text.duplicates import Duplicates, profile
 from ..text.normalize import text_key
 from .candidates import CandidateSearch
@@ -62,8 +62,9 @@ class NegativeSelection:
     """
 
     target: Target
-    #: Texts of the positives, without copies.
+    #: Texts of the positives, without copies, and their grades.
     positives: list[str]
+    labels: list[float]
     #: The passages that were found, positives among them.
     hits: Hits
     #: Positions of the candidates, in the order in which they are tried.
@@ -132,7 +133,13 @@ class NegativeSelection:
             neg_scores,
             self.target.id,
             self.target.instruction,
+            pos_labels=grades_of(self.labels),
         )
+
+    @property
+    def has_grades(self) -> bool:
+        """Return whether the labels of all positives are grades."""
+        return all(map(is_grade, self.labels))
 
     def positions_of(self, group: Group) -> list[int]:
         """Return the positions of a group's passages, in the order of its documents."""
@@ -179,12 +186,15 @@ def select(
         left_out["candidates outside of the window or the margin"] += len(close)
         if window.sampling_strategy == "random":
             positions = random.permutation(positions).tolist()
-        positives = without_copies(corpus.texts(target.positives))
+        texts = corpus.texts(target.positives)
+        labels = [target.grades.get(position, 1) for position in target.positives]
+        positives = without_copies(texts, labels)
         left_out["positives that are copies of another"] += len(target.positives) - len(positives)
         selections.append(
             NegativeSelection(
                 target=target,
-                positives=positives,
+                positives=list(positives),
+                labels=list(positives.values()),
                 hits=hits,
                 positions=positions,
                 excluded=close,
@@ -221,12 +231,14 @@ def found_passages(
     return search.search(targets, count)
 
 
-def without_copies(texts: Sequence[str]) -> list[str]:
-    """Return texts without those that are copies of an earlier one."""
-    distinct: dict[str, str] = {}
-    for text in texts:
-        distinct.setdefault(profile(text).key, text)
-    return list(distinct.values())
+def without_copies(texts: Sequence[str], labels: Sequence[float]) -> dict[str, float]:
+    """Return texts without copies of an earlier one, each with the highest label of its copies."""
+    first: dict[str, str] = {}
+    highest: dict[str, float] = {}
+    for text, label in zip(texts, labels, strict=True):
+        kept = first.setdefault(profile(text).key, text)
+        highest[kept] = max(label, highest.get(kept, label))
+    return highest
 
 
 def negative_positions(candidates: Hits, target: Target) -> list[int]:

@@ -1,7 +1,7 @@
 """Queries to mine for, with their positives from judgements or answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rerank_plugin.cli.console import bar
 from rerank_plugin.io.jsonl import DataPath
@@ -42,6 +42,8 @@ class Target:
     copies: frozenset[int] = frozenset()
     #: The query's instruction; "" without one.
     instruction: str = ""
+    #: The grades of the positives, by position; 1 without one.
+    grades: dict[int, float] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -51,7 +53,7 @@ class Target:
 
 def judged_targets(
     queries: Sequence[Record],
-    judged: dict[str, list[str]],
+    judged: dict[str, dict[str, float]],
     corpus: Corpus,
     result: MiningResult,
     qrels: DataPath,
@@ -59,10 +61,12 @@ def judged_targets(
     """Return the queries that have a positive in the corpus."""
     targets = []
     for query in queries:
-        passages = judged.pop(query.id, [])
-        positions = [
-            corpus.positions[passage] for passage in passages if passage in corpus.positions
-        ]
+        passages = judged.pop(query.id, {})
+        grades = {
+            corpus.positions[passage]: grade
+            for passage, grade in passages.items()
+            if passage in corpus.positions
+        }
         for passage in passages:
             if passage not in corpus.positions:
                 blank = passage in corpus.blank_ids
@@ -70,12 +74,13 @@ def judged_targets(
                 is_first = not result.passages_left_out[reason]
                 example = judged_at(qrels, query.id, passage) if is_first else ""
                 result.passages_left_out.add(reason, example)
-        if positions:
+        if grades:
             answers = Answers(query.answers) if query.answers else None
-            positions = list(dict.fromkeys(positions))
-            copies = own_document(query, corpus) - {*positions}
+            copies = own_document(query, corpus) - grades.keys()
             targets.append(
-                Target(query.id, query.text, positions, answers, copies, query.instruction)
+                Target(
+                    query.id, query.text, list(grades), answers, copies, query.instruction, grades
+                )
             )
         elif passages:
             reason = "queries whose positives are not in the corpus, or blank"
@@ -151,7 +156,12 @@ def merge_same(targets: Sequence[Target], result: MiningResult) -> list[Target]:
         positions = list(dict.fromkeys([*first.positives, *target.positives]))
         answers = join_answers(first.answers, target.answers)
         copies = (first.copies | target.copies) - {*positions}
-        merged[target.key] = replace(first, positives=positions, answers=answers, copies=copies)
+        grades = dict(first.grades)
+        for position, grade in target.grades.items():
+            grades[position] = max(grade, grades.get(position, grade))
+        merged[target.key] = replace(
+            first, positives=positions, grades=grades, answers=answers, copies=copies
+        )
     return list(merged.values())
 
 

@@ -126,10 +126,17 @@ def test_the_fixed_copy_is_clean(tmp_path: Path) -> None:
     train = write_lines(
         tmp_path / "train.jsonl",
         [
-            group("q", [a, f" {a.upper()}"], [b, c, f"{b} "], **scores),
+            group("q", [a, f" {a.upper()}"], [b, c, f"{b} "], pos_labels=[2, 1], **scores),
             {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
             {"query": "broken", "pos": []},
-            group("s", [a, " "], [a, "", c], neg_scores=[3, 2, 1], neg_retrieval_scores=[6, 5, 4]),
+            group(
+                "s",
+                [a, " "],
+                [a, "", c],
+                neg_scores=[3, 2, 1],
+                neg_retrieval_scores=[6, 5, 4],
+                pos_labels=[3, 1],
+            ),
             group("r", [a], [b, longer := f"{a} Read more on our site today."]),
             group("R", [a], [b, longer]),
             group("only contradicted", [a], [b]),
@@ -144,11 +151,12 @@ def test_the_fixed_copy_is_clean(tmp_path: Path) -> None:
     assert not result.is_usable
     assert result.fixed is not None and result.fixed.groups == 4
     out = "\n".join(result.lines())
+    assert "  grades in 1 groups; positives: 7 of grade 1, 1 of grade 2" in out
     assert "note: 2 negatives are near-duplicates of positives of their group" in out
     assert [json.loads(line) for line in fixed.read_text("utf-8").splitlines()] == [
-        group("q", [a], [b], pos_scores=[1.0], neg_scores=[0.1]),
+        group("q", [a], [b], pos_labels=[2], pos_scores=[1.0], neg_scores=[0.1]),
         {**group("Q", [c], [d]), "id": 7, "source": "wiki"},
-        group("s", [a], [c], neg_scores=[1], neg_retrieval_scores=[4]),
+        group("s", [a], [c], neg_scores=[1], neg_retrieval_scores=[4], pos_labels=[3]),
         group("r", [a], [b, longer]),
     ]
     for line in (

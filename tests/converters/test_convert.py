@@ -164,6 +164,7 @@ def test_beir(tmp_path: Path) -> None:
     first, second = converted("beir", folder, negatives=1)
     assert first["query"] == "query 0"
     assert first["pos"] == [f"Title 1 {texts[1]}"]
+    assert first["pos_labels"] == [2]
     assert first["neg"] == [f"Title 2 {texts[2]}"]
     (folder / "qrels" / "dev.tsv").write_text("PLAIN-0\tMED-1\t2\nPLAIN-0\tMED-3\t1\n")
     (graded,) = converted("beir", folder, split="dev", threshold=2)
@@ -287,6 +288,53 @@ def test_retrieval_scores_are_kept(tmp_path: Path) -> None:
     assert "1 × retrieval scores of groups" in counts
 
 
+GRADED = {"query": "q", "pos": ["a", "b", "c"], "neg": ["d"], "pos_labels": [3, 1, 2]}
+
+
+def test_grades_are_kept(tmp_path: Path) -> None:
+    rows = [
+        {"query": "q", "passage": text, "label": label}
+        for text, label in zip("abcdaAe", (3, 1, 2, 0, 3, 1, 0), strict=True)
+    ]
+    table = write_lines(tmp_path / "t.jsonl", rows)
+    assert converted("table", table) == [{**GRADED, "neg": ["d", "e"]}]
+    (group,) = converted("table", table, threshold=2)
+    assert (group["pos"], group["pos_labels"]) == (["a", "c"], [3, 2])
+    path = write_lines(tmp_path / "g.jsonl", [GRADED])
+    assert converted("flagembedding", path) == [GRADED]
+    (row,) = converted("groups", path, to="sentence-transformers")
+    assert row == {"query": "q", "docs": ["a", "b", "c", "d"], "labels": [3, 1, 2, 0]}
+    assert converted("sentence-transformers", write_lines(tmp_path / "l.jsonl", [row])) == [GRADED]
+
+
+def test_labels_of_all_passages_are_grades(tmp_path: Path) -> None:
+    record = {"query": "q", "pos": ["a", "b"], "neg": ["c", "d"], "labels": [3, 1, 2, 0]}
+    path = write_lines(tmp_path / "f.jsonl", [record])
+    assert converted("flagembedding", path) == [GRADED]
+
+
+def test_labels_that_are_no_grades(tmp_path: Path) -> None:
+    rows = [
+        {"query": query, "passage": f"{query}{label}", "label": label}
+        for query, labels in (("a", (90, 5, 1)), ("b", (3.5, 3, 0)))
+        for label in labels
+    ]
+    path = write_lines(tmp_path / "t.jsonl", rows)
+    assert "2 × queries with labels that are not whole numbers from 1 to 10" in counted(
+        "table", path, threshold=2
+    )
+    assert all("pos_labels" not in group for group in converted("table", path, threshold=2))
+
+
+def test_formats_without_grades_count_them(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "g.jsonl", [GRADED])
+    back = {"to": "sentence-transformers", "output_format": "labeled-pair"}
+    assert "1 × groups with grades, for which labeled-pair has no column" in counted(
+        "groups", path, **back
+    )
+    assert [row["label"] for row in converted("groups", path, **back)] == [1, 1, 1, 0]
+
+
 def test_scores_instead_of_labels_need_a_threshold(tmp_path: Path, sentence_model: Path) -> None:
     texts = sample_texts()[:12]
     pairs = datasets.Dataset.from_dict({"query": [text[:30] for text in texts], "answer": texts})
@@ -386,7 +434,7 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
         frame.to_json(path, orient="records", lines=True)
     first, second = converted("table", path, threshold=0.5)
     assert first == {"query": 'wer, "was"', "pos": [frame["passage"][0]], "neg": ["nein"]}
-    assert second == {"query": "wo", "pos": ["dort"], "neg": ["hier"]}
+    assert second == {"query": "wo", "pos": ["dort"], "neg": ["hier"], "pos_labels": [3]}
     assert "column 'label' is 0.2, not a whole number: give a --threshold" in refused("table", path)
     (second,) = converted("table", path, threshold=2, negatives=1)
     assert second["query"] == "wo"
@@ -435,7 +483,11 @@ def test_tables_of_many_programs(tmp_path: Path, name: str, content: str) -> Non
     path = tmp_path / name
     path.write_bytes(content.encode())
     (group,) = converted("table", path, threshold=1)
-    assert group == {"query": "wer", "pos": ["p"], "neg": ["n"]}
+    assert {name: group[name] for name in ("query", "pos", "neg")} == {
+        "query": "wer",
+        "pos": ["p"],
+        "neg": ["n"],
+    }
     assert "left out" not in counted("table", path, threshold=1)
 
 

@@ -363,6 +363,30 @@ def test_answers_count_beside_judgements(tmp_path: Path) -> None:
     assert group["neg"] == texts[1:]
 
 
+def test_groups_keep_the_grades_of_judgements(tmp_path: Path) -> None:
+    texts = {"a": "It sails at noon.", "b": "Noon is near.", "c": "It SAILS at noon", "d": "Dogs."}
+    corpus = [{"id": name, "text": text} for name, text in texts.items()]
+    queries = [
+        {"id": "1", "text": "when"},
+        {"id": "2", "text": "When?"},
+        {"id": "3", "text": "who"},
+    ]
+    (tmp_path / "qrels.tsv").write_text("1\ta\t1\n1\tc\t2\n2\tb\t3\n1\tb\t1\n3\td\t0.5\n")
+    result = mine_negatives(
+        corpus=str(write_lines(tmp_path / "c.jsonl", corpus)),
+        queries=str(write_lines(tmp_path / "q.jsonl", queries)),
+        qrels=str(tmp_path / "qrels.tsv"),
+        output=tmp_path / "groups.jsonl",
+    )
+    first, second = read_groups(tmp_path / "groups.jsonl")
+    # Of copies the highest grade counts, and of equal queries.
+    assert dict(zip(first.pos, first.labels, strict=False)) == {texts["a"]: 2, texts["b"]: 3}
+    assert second.pos_labels is None
+    assert any(
+        "1 × queries with labels that are not whole numbers" in line for line in result.lines()
+    )
+
+
 def test_negatives_drawn_at_random_keep_the_margin(tmp_path: Path) -> None:
     words = "ship sails noon"
     near = [f"{words} today {number}" for number in range(30)]
