@@ -73,6 +73,7 @@ class Task:
             finetune_model_dir=str(self.folder),
             max_len=MAX_LEN,
             batch_size=self.batch_size,
+            total_epoch=1,
             seed=self.seed,
             trainer={"report_to": "none", **self.trainer},
             **adapter,  # type: ignore[arg-type]

@@ -100,7 +100,11 @@ class FinetuneConfig:
         "folder; default: the base model's",
     )
     batch_size: int = option(8, help="groups per step and device")
-    total_epoch: float = option(1.0, help="epochs: passes over the training groups")
+    total_epoch: float | str = option(
+        "auto",
+        words=("auto",),
+        help="epochs: passes over the training groups; auto: by their number and the model",
+    )
     lr: float | str | None = option(
         None,
         words=("auto",),

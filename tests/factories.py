@@ -363,6 +363,7 @@ def train_on_easy_groups(
         "eval_data_path": write_lines(evaluation, easy_groups(held_out, start=100)),
         "finetune_model_dir": folder,
         "lr": 3e-3,
+        "total_epoch": 1,
         "batch_size": 4,
         "max_len": 64,
         "dtype": "float32",

@@ -209,7 +209,8 @@ VALUES: dict[str, Any] = {"model_name_or_path": "m", "data_path": "d", "finetune
         ({"lr": [1e-5]}, "--lr: invalid float or str value: [1e-05]"),
         ({"data_path": None}, "--data_path: invalid str or list value: None"),
         ({"data_path": ["a", 3]}, "--data_path: invalid str value: 3"),
-        ({"total_epoch": None}, "--total_epoch: invalid float value: None"),
+        ({"total_epoch": None}, "--total_epoch: invalid float or str value: None"),
+        ({"total_epoch": 0}, "--total_epoch: must be more than 0"),
         ({"trainer": None}, "--trainer: invalid dict value: None"),
         ({"eval_data_path": b"a.jsonl"}, "--eval_data_path: invalid str or list value: b'a.jsonl'"),
         (

@@ -51,10 +51,10 @@ class Steps:
 
     @classmethod
     def from_groups(cls, config: FinetuneConfig, groups: int) -> "Steps":
-        """Return the steps for a number of training groups."""
+        """Return the steps for a number of training groups; the epochs are chosen already."""
         epoch = ceil(groups / step_groups(config))
         most = int(config.trainer.get("max_steps", -1))
-        return cls(epoch, most if most > 0 else ceil(epoch * config.total_epoch))
+        return cls(epoch, most if most > 0 else ceil(epoch * float(config.total_epoch)))
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def training_arguments(
         **{name: dtype == half for name, half in HALF.items()},
         "output_dir": folder,
         "per_device_train_batch_size": config.batch_size,
-        "num_train_epochs": config.total_epoch,
+        "num_train_epochs": float(config.total_epoch),
         "learning_rate": lr,
         "seed": config.seed,
         "use_cpu": device.type == "cpu",

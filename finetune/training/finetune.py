@@ -48,6 +48,7 @@ from .distributed import (
     main_process_first,
     wait_for_everyone,
 )
+from .duration import log_time_budget, with_epochs
 from .interrupt import Interruption
 from .learning_rate import choose_learning_rate
 from .model import TrainableModel, prepare_model
@@ -110,8 +111,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         data = load_data(config, run_dir)
         model = prepare_model(config, run_dir, device)
         check_instructions(data, model.scorer.encoder)
+        config = with_epochs(config, run_dir, model.loaded, len(data.train))
         rate = choose_learning_rate(config, run_dir, model, data.train)
         trainer = make_trainer(config, run_dir, data, model, rate, stopwatch)
+        if run_dir.checkpoint is None:
+            log_time_budget(config, trainer, data)
         callbacks = add_callbacks(trainer, config, run_dir, data)
         train(trainer, callbacks, run_dir)
         outcome = evaluate_kept_model(trainer, callbacks, config, run_dir, data, model)
