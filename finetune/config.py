@@ -59,6 +59,11 @@ class FinetuneConfig:
     test_data_path: str | list[str] | None = option(
         None, help="test groups; default: half of the validation queries"
     )
+    general_data_path: str | list[str] | None = option(
+        None,
+        help="groups of other topics, on which the model must not become worse: ranked before and "
+        "after training, and when --blend is chosen",
+    )
     eval_queries: int | None = option(
         None,
         help="queries to hold out without --eval_data_path; default: 5% of them, from 50 to 500, "
@@ -155,6 +160,13 @@ class FinetuneConfig:
         help="QLoRA: keep the base in 4 bits, by bitsandbytes; CUDA only",
     )
     merge: bool = option(False, help="with --lora: merge the adapter, and save a plain model")
+    blend: float | str = option(
+        "auto",
+        words=("auto",),
+        help="the share of the fine-tuned weights in the trained folder, the rest are the base's: "
+        "above 0, 1 for the fine-tuned weights alone, or auto to choose it on the validation "
+        "queries; for trained rerankers",
+    )
     fold_calibration: bool = option(
         False,
         help="put the calibration into the last layer, so that the sigmoid of a logit is a "
@@ -200,6 +212,8 @@ class FinetuneConfig:
             holds = value is None or isinstance(value, str) or value > 0
             self._check_range(name, holds, "more than 0")
         self._check_range("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
+        blends = isinstance(self.blend, str) or 0 < self.blend <= 1
+        self._check_range("blend", blends, "more than 0 and at most 1")
         self._check_range("factor", self.factor is None or 0 < self.factor < 1, "in (0, 1)")
         self._check_range("dropout", 0 <= self.dropout < 1, "in [0, 1)")
 

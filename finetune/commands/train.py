@@ -23,12 +23,17 @@ def main(config: FinetuneConfig) -> int:
 
 def report(config: FinetuneConfig, result: "FinetuneResult") -> int:
     """Print the metrics of a run and the next command, and return the exit code."""
+    from ..blending.describe import describe_blend, describe_general
     from ..report.tables import print_comparison
     from ..training.distributed import is_main_process
 
     if not is_main_process():
         return 0
     print_comparison(result.before, result.after, result.difference)
+    if result.blend:
+        say(describe_blend(result.blend))
+    if result.general:
+        say(describe_general(result.general))
     folder = result.model_dir
     if not result.improved:
         if config.trainer.get("eval_strategy") == "no":

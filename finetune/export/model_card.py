@@ -9,6 +9,7 @@ from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.names import SNAPSHOT
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 
+from ..blending.describe import describe_blend, describe_general
 from ..evaluation.calibration import describe_calibration
 from ..evaluation.fusion_fit import describe_fusion
 
@@ -63,6 +64,8 @@ def model_card(
         is_trained=bool(settings.options),
         quantization=settings.quantization,
         fusion=describe_fusion(settings.fusion) if settings.fusion else None,
+        blend=describe_blend(metrics["blend"]) if "blend" in metrics else None,
+        general=describe_general(metrics["general"]) if "general" in metrics else None,
         metrics=metrics,
         rows=card_rows(metrics) if metrics else [],
         has_curves=(folder / "training_curves.png").is_file(),

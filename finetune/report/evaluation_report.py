@@ -1,5 +1,6 @@
 """The report of an evaluation: one model and its baseline."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ from rerank_plugin.model.settings import RerankSettings
 from ..evaluation.evaluate import RUN_ORDER
 from ..evaluation.result import EvaluationResult
 from .report import ComparisonReport
+from .sections import fusion_section
+
+#: The text of the section about a fusion.
+FUSED = (
+    "The retriever, the reranker and their fusion, which the model's folder contains, on these "
+    "queries; each difference has its 95% interval."
+)
 
 
 def write_evaluation_report(result: EvaluationResult, folder: Path) -> Path:
@@ -35,6 +43,7 @@ def write_evaluation_report(result: EvaluationResult, folder: Path) -> Path:
         # A retriever's scores say nothing about those of a model.
         carried=None if retrieved else RerankSettings.read(expanded(model)).calibration,
         facts=facts,
+        sections=[fusion_section(asdict(figures), FUSED) for figures in result.fusions.values()],
     )
     return report.write(folder)
 

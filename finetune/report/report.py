@@ -32,6 +32,7 @@ from ..evaluation.calibration import (
 from ..evaluation.compared_queries import gains
 from ..evaluation.comparison import SHOWN_QUERIES, Comparison
 from . import plots
+from .sections import Section
 from .verdict import metric_rows, metric_title, tiles, verdict
 
 PACKAGES = ("rerank-plugin", "torch", "transformers", "peft")
@@ -82,6 +83,8 @@ class ComparisonReport:
     kept_step: int | None = None
     #: Tables of facts, by their titles.
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: What is said besides, below the metrics.
+    sections: Sequence[Section] = ()
 
     def write(self, folder: Path) -> Path:
         """Write `report.html`, and its plots as PNG files beside it; returns the page's path."""
@@ -110,6 +113,7 @@ class ComparisonReport:
             tiles=tiles(self.comparison),
             metrics=metric_rows(self.comparison),
             queries_count=self.comparison.queries,
+            sections=self.sections,
             plots=shown,
             calibration=self.calibration_text,
             thresholds=self.thresholds,

@@ -20,13 +20,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunData:
-    """The groups of a run, in three splits."""
+    """The groups of a run."""
 
     train: GroupDataset
     #: Chooses the model that is kept.
     validation: GroupDataset
     #: Reports its quality.
     test: GroupDataset
+    #: Queries of other topics, on which the model must not become worse; None without any.
+    general: GroupDataset | None
     #: Of the files of `--data_path`.
     fingerprint: str
     #: The number of invalid lines that were skipped.
@@ -45,14 +47,15 @@ def load_data(config: FinetuneConfig, run_dir: RunDir) -> RunData:
         groups = GroupDataset.build(config.data_path, cache_folder(), skipped, progress=True)
         train, held_out = held_out_groups(config, groups, skipped)
         validation, test = validation_and_test(config, train, held_out, skipped)
+        general = general_groups(config, train, skipped)
         warn_of_few_queries(validation, test)
         if config.teacher_margin is not None:
             train = train.without_false_negatives(config.teacher_margin)
         count = report_skipped_lines(config, skipped)
         files = {"data_path": groups, "eval_data_path": held_out, "test_data_path": test}
-        check_unchanged(run_dir, files)
+        check_unchanged(run_dir, files | ({"general_data_path": general} if general else {}))
         run_dir.keep(held_out={"validation": query_ids(validation), "test": query_ids(test)})
-        data = RunData(train, validation, test, fingerprint=groups.fingerprint, skipped=count)
+        data = RunData(train, validation, test, general, groups.fingerprint, skipped=count)
     check_teacher_scores(config, data)
     return data
 
@@ -85,6 +88,17 @@ def validation_and_test(
     warn_of_overlap("test_data_path", groups, train, "training")
     warn_of_overlap("test_data_path", groups, held_out, "validation")
     return held_out, groups
+
+
+def general_groups(
+    config: FinetuneConfig, train: GroupDataset, skipped: SkippedLines | None
+) -> GroupDataset | None:
+    """Return the groups of `--general_data_path`, if it is given."""
+    if config.general_data_path is None:
+        return None
+    groups = GroupDataset.build(config.general_data_path, cache_folder(), skipped, progress=True)
+    warn_of_overlap("general_data_path", groups, train, "training")
+    return groups
 
 
 def warn_of_overlap(option: str, groups: GroupDataset, others: GroupDataset, split: str) -> None:
@@ -136,7 +150,7 @@ def query_ids(groups: GroupDataset) -> list[str]:
 
 def check_instructions(data: RunData, encoder: PairEncoder) -> None:
     """Check that the model takes the instructions of groups."""
-    for groups in (data.train, data.validation, data.test):
+    for groups in filter(None, (data.train, data.validation, data.test, data.general)):
         groups.check_instructions(encoder)
 
 

@@ -20,6 +20,8 @@ from rerank_plugin.model.device import resolve_device
 from rerank_plugin.model.loaded import quiet_transformers
 from rerank_plugin.model.threads import use_threads
 
+from ..blending.choice import Choice
+from ..blending.describe import describe_general
 from ..config import FinetuneConfig
 from ..data.dataset import GroupDataset
 from ..evaluation.metrics import METRIC
@@ -27,6 +29,7 @@ from ..evaluation.scoring import Evaluation
 from ..evaluation.significance import compare_metrics
 from ..export.hub import HubRepository
 from .arguments import plateau_warmup_steps, training_arguments
+from .blend import blend_kept_model, check_blend
 from .callbacks import (
     History,
     LastStep,
@@ -72,6 +75,9 @@ class FinetuneResult:
     #: Whether the kept model beats the base model on the validation queries, by nDCG@10.
     improved: bool
     model_dir: Path
+    #: The blend with the base and the metrics of general queries, as in `metrics.json`.
+    blend: dict[str, Any] | None
+    general: dict[str, Any] | None
     #: The entries of `history.jsonl`.
     history: list[dict[str, float]]
 
@@ -85,6 +91,8 @@ class FinetuneResult:
             difference=metrics["difference"],
             improved=metrics["improved"],
             model_dir=model_dir,
+            blend=metrics.get("blend"),
+            general=metrics.get("general"),
             history=outcome.history,
         )
 
@@ -111,6 +119,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         data = load_data(config, run_dir)
         model = prepare_model(config, run_dir, device)
         check_instructions(data, model.scorer.encoder)
+        check_blend(config, model)
         config = with_epochs(config, run_dir, model.loaded, len(data.train))
         rate = choose_learning_rate(config, run_dir, model, data.train)
         trainer = make_trainer(config, run_dir, data, model, rate, stopwatch)
@@ -179,23 +188,25 @@ def make_trainer(
 
 
 class BaselineEvaluation(TrainerCallback):
-    """Evaluates the test queries before the first step; a resumed run has the result already.
+    """Evaluates the base model before the first step; a resumed run has the results already.
 
     Args:
-        run_dir: Keeps the result.
+        run_dir: Keeps the results.
         trainer: Evaluates.
-        groups: The test groups.
+        data: Its test queries are evaluated, and its general ones.
     """
 
-    def __init__(self, run_dir: RunDir, trainer: RerankTrainer, groups: GroupDataset) -> None:
+    def __init__(self, run_dir: RunDir, trainer: RerankTrainer, data: RunData) -> None:
         self.run_dir = run_dir
         self.trainer = trainer
-        self.groups = groups
+        self.data = data
         self._result: Evaluation | None = None
+        #: The evaluation of the general queries, if there are any.
+        self.general: Evaluation | None = None
 
     @property
     def result(self) -> Evaluation:
-        """Return the evaluation of the base model."""
+        """Return the evaluation of the test queries."""
         assert self._result is not None, "no evaluation yet"
         return self._result
 
@@ -203,12 +214,17 @@ class BaselineEvaluation(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Evaluate, unless the interrupted run has done so."""
-        known = self.run_dir.state.get("before")
-        if known is None:
-            self._result = self.trainer.evaluate_groups(self.groups)
-            self.run_dir.keep(before=self._result.to_dict(with_logits=True))
-        else:
-            self._result = Evaluation.from_dict(known)
+        self._result = self._evaluated("before", self.data.test)
+        if self.data.general is not None:
+            self.general = self._evaluated("general_before", self.data.general, with_loss=False)
+
+    def _evaluated(self, name: str, groups: GroupDataset, *, with_loss: bool = True) -> Evaluation:
+        known = self.run_dir.state.get(name)
+        if known is not None:
+            return Evaluation.from_dict(known)
+        evaluation = self.trainer.evaluate_groups(groups, with_loss=with_loss)
+        self.run_dir.keep(**{name: evaluation.to_dict(with_logits=True)})
+        return evaluation
 
 
 @dataclass(frozen=True)
@@ -229,7 +245,7 @@ def add_callbacks(
     trainer.remove_callback(PrinterCallback)
     tolerate_reporters(trainer, requested="report_to" in config.trainer)
     callbacks = Callbacks(
-        baseline=BaselineEvaluation(run_dir, trainer, data.test),
+        baseline=BaselineEvaluation(run_dir, trainer, data),
         history=History(run_dir.history),
         selection=ModelSelection(run_dir.model, trainer, patience=config.early_stopping),
         progress=ProgressLine(trainer.pairs_per_second),
@@ -272,7 +288,6 @@ def train(trainer: RerankTrainer, callbacks: Callbacks, run_dir: RunDir) -> None
         trainer.evaluate()
         callbacks.selection.save(state)
         logger.warning("--eval_strategy no: the last weights are kept, better or not")
-    callbacks.history.add(training_speed(trainer))
 
 
 def train_steps(trainer: RerankTrainer, callbacks: Callbacks, run_dir: RunDir) -> bool:
@@ -319,21 +334,58 @@ def evaluate_kept_model(
     """Evaluate the kept model on the test queries, and compare it with the base model."""
     selection, before = callbacks.selection, callbacks.baseline.result
     selection.reconcile()
+    choice = blend_kept_model(trainer, selection, config, run_dir, data, model)
+    general = (callbacks.baseline.general, callbacks.baseline.general)
     if selection.step == 0:
         after = before
     else:
-        load_kept_model(trainer, selection.step, config, run_dir)
+        # Trials of blends have changed the weights in memory.
+        load_kept_model(trainer, None if choice else selection.step, config, run_dir)
         after = trainer.evaluate_groups(data.test)
+        general = general[0], general_after(trainer, choice, data)
     metrics = {
         **compare_metrics(before.values, after.values),
         "improved": selection.improved,
         "best_step": selection.step,
         "untrained_head": selection.step == 0 and model.loaded.has_new_head,
         "validation": compare_metrics(selection.before.values, selection.kept.values),
+        **({"blend": choice.record} if choice else {}),
+        **compared_general(*general),
     }
+    add_to_history(trainer, callbacks, choice, metrics)
     warn_of_metrics(config, metrics)
     steps = trainer.state.global_step
     return Outcome(before, after, metrics, callbacks.history.entries, steps)
+
+
+def general_after(
+    trainer: RerankTrainer, choice: Choice | None, data: RunData
+) -> Evaluation | None:
+    """Return the evaluation of the general queries with the kept model, if there are any."""
+    if choice or data.general is None:
+        return choice.chosen.general if choice else None
+    return trainer.evaluate_groups(data.general, with_loss=False)
+
+
+def compared_general(before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
+    """Return the entry `general` of `metrics.json`, if there are general queries."""
+    if before is None or after is None:
+        return {}
+    return {"general": compare_metrics(before.values, after.values)}
+
+
+def add_to_history(
+    trainer: RerankTrainer, callbacks: Callbacks, choice: Choice | None, metrics: dict[str, Any]
+) -> None:
+    """Add what was evaluated after the last step, and the speed of training."""
+    step = {"step": trainer.state.global_step, "epoch": trainer.state.epoch or 0.0}
+    for trial in choice.tried if choice else ():
+        figures = {f"blend_{name}": value for name, value in trial.figures.items()}
+        callbacks.history.add({**step, **figures})
+    for side in ("before", "after") if "general" in metrics else ():
+        name = f"general_{METRIC}_{side}"
+        callbacks.history.add({**step, name: metrics["general"][side][METRIC]})
+    callbacks.history.add(training_speed(trainer))
 
 
 def load_kept_model(
@@ -357,6 +409,11 @@ def warn_of_metrics(config: FinetuneConfig, metrics: dict[str, Any]) -> None:
         logger.warning(
             "the scoring head of the base model is newly initialised and ranks at random: train on "
             "a few hundred groups or for more epochs (--total_epoch), or from a trained reranker"
+        )
+    if "general" in metrics and metrics["general"]["difference"]["interval_95"][METRIC][1] < 0:
+        logger.warning(
+            "%s Add general groups to --data_path, or use a lower --lr or --lora",
+            describe_general(metrics["general"]),
         )
     _, high = metrics["difference"]["interval_95"][METRIC]
     if metrics["improved"] and high < 0:

@@ -49,6 +49,8 @@ class ModelSelection(TrainerCallback):
         self.patience = patience
         #: The step of the kept model; none before the first evaluation.
         self.step: int | None = None
+        #: The share of its weights in the folder, the rest being the base's.
+        self.alpha = 1.0
         self._before: Evaluation | None = None
         self._kept: Evaluation | None = None
         #: The best one. Later models are compared with it: many that are each a little worse than
@@ -114,24 +116,32 @@ class ModelSelection(TrainerCallback):
 
     def save(self, state: TrainerState) -> None:
         """Save the current model as the kept one."""
+        self._save(state.global_step, self.trainer.latest, alpha=1.0)
+
+    def replace(self, evaluation: Evaluation, alpha: float) -> None:
+        """Replace the kept model by the current one, a blend of it with the base."""
+        assert self.step is not None, "no evaluation yet"
+        self._save(self.step, evaluation, alpha=alpha)
+
+    def _save(self, step: int, evaluation: Evaluation, *, alpha: float) -> None:
         staged, replaced = neighbours(self.folder)
-        if state.is_world_process_zero:
+        if is_main_process():
             shutil.rmtree(staged, ignore_errors=True)
         with saving(staged, again=RESUMES):
             self.trainer.save_model(str(staged), _internal_call=True)
-            if state.is_world_process_zero:
-                kept = {"step": state.global_step, "kept": self.trainer.latest.to_dict()}
+            if is_main_process():
+                kept = {"step": step, "alpha": alpha, "kept": evaluation.to_dict()}
                 write_json(staged / KEPT_FILE, kept)
-        if state.is_world_process_zero:
+        if is_main_process():
             shutil.rmtree(replaced, ignore_errors=True)
             if self.folder.exists():
                 self.folder.rename(replaced)
             staged.rename(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
-        self.step, self._kept = state.global_step, self.trainer.latest
+        self.step, self.alpha, self._kept = step, alpha, evaluation
 
     def reconcile(self) -> None:
-        """Take step and evaluation from the folder of the kept model, if they differ from ours.
+        """Take step, blend and evaluation from the folder of the kept model, if they differ.
 
         A killed run may have kept a later model than its checkpoint knows; the run that resumed it
         may not have found it again where products are not deterministic.
@@ -140,9 +150,14 @@ class ModelSelection(TrainerCallback):
         if is_main_process() and path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
         record = gather(record)[0]
-        if record is not None and record["step"] != self.step:
-            self.step, self._kept = record["step"], Evaluation.from_dict(record["kept"])
-            logger.warning("the model of step %d is kept, from before the interruption", self.step)
+        if record is None or (record["step"], record["alpha"]) == (self.step, self.alpha):
+            return
+        if record["step"] != self.step:
+            logger.warning(
+                "the model of step %d is kept, from before the interruption", record["step"]
+            )
+        self.step, self.alpha = record["step"], record["alpha"]
+        self._kept = Evaluation.from_dict(record["kept"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the evaluations that later ones are compared with."""

@@ -20,6 +20,7 @@ from ..export.model_card import hub_id
 from ..export.model_folder import fold_calibration, merge_adapter, write_records
 from ..export.sentence_transformers import write_prompt_files
 from ..report.report import ComparisonReport
+from ..report.sections import run_sections
 from .checkpoint import RESUMES
 from .data import RunData
 from .distributed import is_main_process, wait_for_everyone
@@ -29,7 +30,13 @@ from .run_dir import RunDir
 logger = logging.getLogger(__name__)
 
 #: Options that name files and folders.
-PATHS = ("data_path", "eval_data_path", "test_data_path", "finetune_model_dir")
+PATHS = (
+    "data_path",
+    "eval_data_path",
+    "test_data_path",
+    "general_data_path",
+    "finetune_model_dir",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,6 @@ def publish(
             settings = fused_settings(config, settings, data, outcome, calibration)
             facts = {
                 "Data": settings.data,
-                **fusion_facts(settings),
                 "Run": run_facts(run_dir, model, outcome),
                 "Options": settings.options,
             }
@@ -78,6 +84,7 @@ def publish(
                 history=outcome.history,
                 kept_step=outcome.metrics["best_step"],
                 facts=facts,
+                sections=run_sections(settings),
             )
             write_report(report, folder)
             if model.loaded.prompt and not is_adapter(folder):
@@ -152,13 +159,6 @@ def fused_settings(
     fit = FusionFit.fit(queries, settings)
     logger.info("%s", describe_fusion(fit.record))
     return replace(settings, fusion=fit.record)
-
-
-def fusion_facts(settings: RerankSettings) -> dict[str, dict[str, Any]]:
-    """Return what the report says about the fusion with the retriever."""
-    if not settings.fusion:
-        return {}
-    return {"With your retriever": {"fusion": describe_fusion(settings.fusion)}}
 
 
 def without_paths(options: dict[str, Any]) -> dict[str, Any]:

@@ -269,10 +269,11 @@ class RerankTrainer(Trainer):
             )
         return metrics
 
-    def evaluate_groups(self, groups: GroupDataset) -> Evaluation:
+    def evaluate_groups(self, groups: GroupDataset, *, with_loss: bool = True) -> Evaluation:
         """Evaluate groups with the current model, each process its share of them.
 
-        The precision is that of training, which is the default one for serving.
+        The precision is that of training, which is the default one for serving. The loss may need
+        teacher scores, which not all groups have.
         """
         process, processes = self.args.process_index, self.args.world_size
         if self.is_sharded and not self._is_whole_again:
@@ -280,8 +281,9 @@ class RerankTrainer(Trainer):
             self.scorer.model, process, processes = self.model_wrapped, 0, 1
             self.scorer.without_gradients, self.scorer.adapts_budget = torch.no_grad, False
         share = groups.select(list(range(process, len(groups), processes)))
+        loss = self.loss if with_loss else None
         with self.stopwatch.paused(), self.compute_loss_context_manager():
-            evaluation = evaluate_groups(self.scorer, share, self.loss) if len(share) else None
+            evaluation = evaluate_groups(self.scorer, share, loss) if len(share) else None
             if processes == 1 and evaluation:
                 # Sums on GPUs differ in their last bits: all processes decide by those of one.
                 return gather(evaluation)[0]

@@ -130,6 +130,9 @@ def test_a_run_on_groups_with_scores_is_fused(tiny_model: Path, tmp_path: Path) 
     assert fusion["score"]["weight"] > 0
     for page in ("README.md", "report.html"):
         assert "rank together. On 30 queries that were not fitted" in (folder / page).read_text()
+    page = (folder / "report.html").read_text()
+    row = f'<th scope="row">fused</th><td>{fusion["fused"]["ndcg@10"]:.4f}</td>'
+    assert row in page and ">fused − reranker</th>" in page
 
 
 def test_the_command_reads_a_run(cli: Run, model: Path, tmp_path: Path) -> None:
@@ -162,15 +165,17 @@ def test_the_command_reads_a_run(cli: Run, model: Path, tmp_path: Path) -> None:
     assert RerankSettings.read(model).fusion["fused"]["queries"] == 30
 
     metrics = tmp_path / "metrics.json"
-    code, out, err = cli(
-        "evaluate", "--model_dir", model, *options, "--max_length", 48, "--output", metrics
-    )
+    evaluate = ["evaluate", "--model_dir", model, *options, "--max_length", 48]
+    code, out, err = cli(*evaluate, "--output", metrics, "--report", tmp_path / "report")
     assert code == 0, err
     assert "ndcg@10 of fused, compared with each" in out
     record = json.loads(metrics.read_text())
     assert record["fusion"]["retriever"]["ndcg@10"] == pytest.approx(record["before"]["ndcg@10"])
     assert record["fusion"]["reranker"]["ndcg@10"] == pytest.approx(record["after"]["ndcg@10"])
-    assert record["fusion"]["fused"]["ndcg@10"] > record["after"]["ndcg@10"]
+    fused = record["fusion"]["fused"]["ndcg@10"]
+    assert fused > record["after"]["ndcg@10"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert f'<th scope="row">fused</th><td>{fused:.4f}</td>' in page
 
 
 @pytest.mark.parametrize(

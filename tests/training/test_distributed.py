@@ -135,6 +135,7 @@ def train_options(
         "weight_decay": 0,
         "max_grad_norm": 0,
         "eval_strategy": "no",
+        "blend": 1,
         "dtype": "float32",
         "device": "cpu",
         "report_to": "none",
@@ -272,6 +273,22 @@ def test_a_modular_reranker_in_two_processes(tmp_path: Path, sharded: str) -> No
         assert one.keys() == two.keys()
         for name in one:
             torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_blend_in_two_processes(tiny_model: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "train.jsonl", easy_groups(40))
+    alone, half = (
+        train_in_two_processes(tiny_model, data, tmp_path / str(blend), batch_size=4, blend=blend)
+        for blend in (1, 0.5)
+    )
+    base, tuned, blended = (
+        load_file(folder / "model.safetensors") for folder in (tiny_model, alone, half)
+    )
+    assert not torch.equal(base["classifier.weight"], tuned["classifier.weight"])
+    for name, weight in blended.items():
+        assert torch.allclose(weight, (base[name] + tuned[name]) / 2, atol=1e-6), name
 
 
 @pytest.mark.distributed

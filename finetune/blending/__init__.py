@@ -1,0 +1,1 @@
+"""Blend a fine-tuned model with its base: weights between both."""

@@ -1,0 +1,47 @@
+"""A blend, and what a model has forgotten, in plain words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..evaluation.metrics import METRIC
+
+
+def describe_blend(record: Mapping[str, Any]) -> str:
+    """Describe the weights of a folder, from the `blend` of `metrics.json`."""
+    alpha, tried = record["alpha"], {trial["alpha"]: trial for trial in record["tried"]}
+    if alpha == 1:
+        return (
+            "The folder has the fine-tuned weights alone: none of the blends with the base model's "
+            "weights that were tried was preferred on the validation queries."
+        )
+    text = (
+        f"The folder has {alpha:.0%} of the fine-tuned model's weights and {1 - alpha:.0%} of the "
+        f"base model's. {METRIC} on {record['queries']} validation queries is "
+        f"{tried[alpha]['validation']:.3f}"
+    )
+    if 1.0 not in tried:
+        return f"{text}."
+    text += f", and {tried[1.0]['validation']:.3f} with the fine-tuned weights alone"
+    if "general" not in tried[alpha]:
+        return f"{text}."
+    return (
+        f"{text}; on the general queries it is {tried[alpha]['general']:.3f} instead of "
+        f"{tried[1.0]['general']:.3f}."
+    )
+
+
+def describe_general(record: Mapping[str, Any]) -> str:
+    """Describe what was forgotten, from the `general` of `metrics.json`."""
+    before, after = record["before"], record["after"]
+    low, high = record["difference"]["interval_95"][METRIC]
+    if high < 0:
+        result = "the model has become worse on them"
+    elif low > 0:
+        result = "the model has become better on them"
+    else:
+        result = "no loss beyond chance"
+    return (
+        f"On {after['queries']} general queries {METRIC} is {before[METRIC]:.3f} with the base "
+        f"model and {after[METRIC]:.3f} with this one ({record['difference'][METRIC]:+.3f}, 95% "
+        f"interval {low:+.3f} to {high:+.3f}): {result}."
+    )
