@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class Measurement:
     #: Whether all queries are there, in the order of the data.
     in_order: bool
     largest_difference: float
+    #: Whether a worker was killed.
+    killed: bool
 
 
 def requests(source: Source, pairs: int) -> Iterator[dict[str, Any]]:
@@ -72,17 +75,18 @@ def rate(files: list[Path], pairs: int) -> float | None:
     return pairs * (len(files) - 1) / len(files) / seconds if seconds else None
 
 
-def kill_one(output: Path, shards: int) -> None:
-    """Kill a worker once a third of the shards is finished."""
+def kill_one(output: Path, shards: int, ended: Event) -> bool:
+    """Kill a worker once a third of the shards is finished; return whether there was one."""
     import psutil
 
-    while len(list(output.glob("part-*"))) < shards / 3:
-        time.sleep(0.01)
-    while True:
+    while len(list(output.glob("part-*"))) < shards / 3 and not ended.wait(0.01):
+        pass
+    while not ended.is_set():
         for process in psutil.process_iter(["cmdline"]):
             if "ray::ShardRanker.rank" in " ".join(process.info["cmdline"] or []):
                 process.kill()
-                return
+                return True
+    return False
 
 
 def measure(
@@ -93,20 +97,24 @@ def measure(
 
     shutil.rmtree(output, ignore_errors=True)
     queries, scores = read(expected)
+    ended, killing = Event(), None
     start = time.perf_counter()
     with ThreadPoolExecutor() as pool:
         if kill:
-            pool.submit(kill_one, output, len(queries) // SHARD)
-        result = rerank_files(
-            model_dir=model,
-            data_path=data,
-            output=output,
-            engine="ray",
-            workers=workers,
-            threads=1,
-            shard_size=SHARD,
-            dtype="float32",
-        )
+            killing = pool.submit(kill_one, output, len(queries) // SHARD, ended)
+        try:
+            result = rerank_files(
+                model_dir=model,
+                data_path=data,
+                output=output,
+                engine="ray",
+                workers=workers,
+                threads=1,
+                shard_size=SHARD,
+                dtype="float32",
+            )
+        finally:
+            ended.set()
     seconds = time.perf_counter() - start
     ranked, actual = read(result.files)
     return Measurement(
@@ -115,6 +123,7 @@ def measure(
         result.requests,
         ranked == queries,
         float(np.abs(actual - scores).max()) if actual.shape == scores.shape else float("nan"),
+        killed=killing is not None and killing.result(),
     )
 
 
@@ -131,8 +140,9 @@ def one_process(model: Path, data: Path, output: Path) -> float:
 
 def table(seconds: float, rows: dict[str, Measurement]) -> Table:
     """Return the figures as a table."""
-    shown = Table("", "seconds", "pairs/s", "requests", "in order", "largest difference")
-    shown.add_row("this process", f"{seconds:.1f}", "", "", "", "")
+    names = ("seconds", "pairs/s", "requests", "in order", "largest difference", "killed")
+    shown = Table("", *names)
+    shown.add_row("this process", f"{seconds:.1f}")
     for name, row in rows.items():
         shown.add_row(
             name,
@@ -141,6 +151,7 @@ def table(seconds: float, rows: dict[str, Measurement]) -> Table:
             f"{row.requests:,}",
             "yes" if row.in_order else "NO",
             f"{row.largest_difference:.1e}",
+            "yes" if row.killed else "no",
         )
     return shown
 
