@@ -264,11 +264,13 @@ def build_config(
     return AutoConfig.for_model(family, **values | options)
 
 
-def build_model(folder: Path, family: str = "bert", *, labels: int = 1, **options: Any) -> Path:
+def build_model(
+    folder: Path, family: str = "bert", *, labels: int = 1, seed: int = 0, **options: Any
+) -> Path:
     """Save a cross-encoder whose weights are large enough for scores to differ."""
     tokenizer = train_tokenizer(family)
     config = build_config(family, tokenizer, num_labels=labels, **options)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_config(config)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "embedding" not in name:

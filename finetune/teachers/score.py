@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rerank_plugin.cli.console import bar
 from rerank_plugin.io.atomic import writing
 from rerank_plugin.io.jsonl import DataPath
-from rerank_plugin.io.unfinished import Unfinished
+from rerank_plugin.io.unfinished import Task, Unfinished
 from rerank_plugin.model.source import file_states
 
 from ..data.dataset import GroupDataset
@@ -136,7 +136,7 @@ def score(options: ScoreGroupsOptions, *, progress: bool) -> ScoringResult:
     return result
 
 
-def task_of(options: ScoreGroupsOptions, groups: GroupDataset) -> dict[str, object]:
+def task_of(options: ScoreGroupsOptions, groups: GroupDataset) -> Task:
     """Return what scores depend on: options, data and the files of models, as JSON values."""
     chosen = {name: value for name, value in asdict(options).items() if name not in IRRELEVANT}
     files = [str(file_states(name)) for name in options.teachers]

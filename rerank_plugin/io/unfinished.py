@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from rerank_plugin.errors import OptionError
 from rerank_plugin.io.atomic import move_file, part_file, write_json
@@ -15,20 +15,35 @@ from rerank_plugin.io.paths import real_path
 
 logger = logging.getLogger(__name__)
 
+#: The data and the options that results depend on, as JSON values.
+Task = dict[str, Any]
+
+
+def other_task(known: object, task: Task) -> str:
+    """Return that a task differs from a known one, in words; "" if it does not."""
+    return "" if known == task else "other data or options"
+
 
 class Unfinished:
     """Unfinished results of an output in `<output>.part`, and their task in `<output>.part.json`.
 
     Args:
         output: The output file, without links.
-        task: The data and the options that results depend on, as JSON values.
+        task: The task of the results.
         unit: The name of what a line is the result of, in plural.
+        changes: Returns in words how a task differs from a known one; "" if it does not.
 
     Raises:
         OptionError: there are unfinished results of another task.
     """
 
-    def __init__(self, output: Path, task: dict[str, object], unit: str) -> None:
+    def __init__(
+        self,
+        output: Path,
+        task: Task,
+        unit: str,
+        changes: Callable[[object, Task], str] = other_task,
+    ) -> None:
         self.output = output
         self.part = part_file(output)
         self.state = output.with_name(output.name + ".part.json")
@@ -36,11 +51,11 @@ class Unfinished:
         self.lines = 0
         self._replaces = output.exists()
         if self.part.exists() and self.part.stat().st_size:
-            if self._known_task() != task:
+            if changed := changes(self._known_task(), task):
                 raise OptionError(
                     "output",
-                    f"{self.part} has unfinished results of other data or options: remove it, or "
-                    "choose another --output",
+                    f"{self.part} has unfinished results of another run ({changed}): run the same "
+                    "command, remove the file, or choose another --output",
                 )
             self.lines = keep_whole_lines(self.part)
             logger.info("resuming after %d %s in %s", self.lines, unit, self.part)
@@ -55,7 +70,13 @@ class Unfinished:
 
     @classmethod
     @contextmanager
-    def open(cls, output: Path, task: dict[str, object], unit: str) -> Iterator[Self]:
+    def open(
+        cls,
+        output: Path,
+        task: Task,
+        unit: str,
+        changes: Callable[[object, Task], str] = other_task,
+    ) -> Iterator[Self]:
         """Lock the unfinished results of an output; see the arguments of the class.
 
         Raises:
@@ -64,7 +85,7 @@ class Unfinished:
         """
         target = real_path(output)
         with locked(part_file(target)):
-            yield cls(target, task, unit)
+            yield cls(target, task, unit, changes)
 
     @contextmanager
     def writing(self) -> Iterator[IO[str]]:

@@ -1,6 +1,5 @@
 """LoRA adapters: check their folders, merge one into its base, or load many on one base."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from rerank_plugin.errors import InputError, invalid_choice
 from rerank_plugin.extras import require
 from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.checks import check_stored
+from rerank_plugin.model.fingerprint import weights_fingerprint
 from rerank_plugin.model.head import Float32Linear
 from rerank_plugin.model.loaded import LoadedModel, one_line_errors, quiet_transformers
 from rerank_plugin.model.settings import ADAPTER, RerankSettings, is_adapter, read_object
@@ -20,9 +20,6 @@ WEIGHTS = "adapter_model.safetensors"
 
 #: Loads a base from its folder, to compare its weights with another one's.
 LoadBase = Callable[[Path], LoadedModel]
-
-#: The number of values of each weight in the fingerprint of a base.
-VALUES_A_WEIGHT = 64
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -54,13 +51,10 @@ class Base:
     @classmethod
     def from_model(cls, loaded: LoadedModel, name: str | Path) -> Self:
         """Return a model that was just loaded as a base."""
-        digest = hashlib.sha256()
         other = {*loaded.new_weights, *loaded.derived_weights}
-        for key, weight in sorted(loaded.model.state_dict().items()):
-            if key not in other:
-                values = weight.flatten()[:VALUES_A_WEIGHT].float().cpu().numpy()
-                digest.update(f"{key} {tuple(weight.shape)}".encode() + values.tobytes())
-        return cls(str(name), digest.hexdigest()[:16], loaded.new_weights)
+        weights = sorted(loaded.model.state_dict().items())
+        fingerprint = weights_fingerprint((key, w) for key, w in weights if key not in other)
+        return cls(str(name), fingerprint, loaded.new_weights)
 
     def check(self, folder: Path, load: LoadBase) -> None:
         """Check that an adapter was trained for this base and has the weights that it lacks.

@@ -9,11 +9,19 @@ from rerank_plugin.errors import InputError
 #: The folders of modules, as sentence-transformers names them.
 MODULE_FOLDERS = "[0-9]*_*"
 
+#: The suffixes of a model's files; its folder may have others that come and go.
+MODEL_SUFFIXES = (".jinja", ".json", ".safetensors", ".model", ".txt", ".py")
+
 
 def stored_files(folder: Path) -> list[Path]:
     """Return the files in a model folder and in those of its modules, in a fixed order."""
     paths = [*folder.glob("*"), *folder.glob(f"{MODULE_FOLDERS}/*")]
     return sorted(path for path in paths if path.is_file())
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return those stored files that a model may be loaded from."""
+    return [file for file in stored_files(folder) if file.suffix in MODEL_SUFFIXES]
 
 
 def model_file(

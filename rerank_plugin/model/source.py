@@ -17,7 +17,7 @@ from rerank_plugin.arguments import (
 from rerank_plugin.errors import InputError
 from rerank_plugin.inputs import instruction_text
 from rerank_plugin.io.paths import expanded
-from rerank_plugin.model.files import stored_files
+from rerank_plugin.model.files import model_files
 from rerank_plugin.model.settings import ADAPTER, read_object
 
 #: The options in a model's identity; the token budget and the threads change no score.
@@ -31,10 +31,6 @@ IDENTIFYING = (
     "revision",
     "trust_remote_code",
 )
-
-#: The suffixes of a model's files; its folder may have others that come and go.
-MODEL_SUFFIXES = (".jinja", ".json", ".safetensors", ".model", ".txt", ".py")
-
 
 if TYPE_CHECKING:
     import torch
@@ -108,8 +104,7 @@ def file_states(name: str) -> Hashable:
     folder = expanded(name)
     if not folder.is_dir():
         return name
-    files = [file for file in stored_files(folder) if file.suffix in MODEL_SUFFIXES]
-    stats = [(str(file.relative_to(folder)), file.stat()) for file in files]
+    stats = [(str(file.relative_to(folder)), file.stat()) for file in model_files(folder)]
     return str(folder.resolve()), tuple(
         (name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats
     )

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from rerank_plugin.cli.console import Stdout, bar
-from rerank_plugin.io.jsonl import DataPath, fingerprint
+from rerank_plugin.io.jsonl import DataPath
 from rerank_plugin.io.requests import RerankRequest, read_requests, request_files
 from rerank_plugin.io.streams import is_stream, open_stream
 from rerank_plugin.io.unfinished import Unfinished
 from rerank_plugin.offline.options import RerankOptions
 from rerank_plugin.offline.result import RerankResult, result_record
+from rerank_plugin.offline.task import changes, ranking_task
 
 if TYPE_CHECKING:
     from rerank_plugin.ranking import RankedDocuments
@@ -28,9 +29,8 @@ def rank_locally(options: RerankOptions, *, progress: bool) -> RerankResult:
         with open_stream(output) if output else nullcontext(Stdout()) as file:
             rank_all(options, file, contents, progress=progress)
         return RerankResult([], contents.requests)
-    data = fingerprint(request_files(options.data_path))
-    task = {**options.results_depend_on, "data": data}
-    with Unfinished.open(output, task, "requests") as unfinished:
+    task = ranking_task(options, request_files(options.data_path))
+    with Unfinished.open(output, task, "requests", changes) as unfinished:
         with unfinished.writing() as file:
             rank_all(options, file, contents, done=unfinished.lines, progress=progress)
         unfinished.finish()

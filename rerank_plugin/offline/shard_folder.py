@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from rerank_plugin.cli.console import say
 from rerank_plugin.errors import OptionError
@@ -14,10 +14,11 @@ from rerank_plugin.io.sync import sync_file
 from rerank_plugin.io.versions import with_versions
 from rerank_plugin.offline.shard_files import STAGED
 from rerank_plugin.offline.shards import Shard
+from rerank_plugin.offline.task import Task, changes
 
 # Readers of data sets leave out names that begin with an underscore.
 
-#: The task of the results: the data and the options that they depend on.
+#: The task of the results: the data, the model and the options that they depend on.
 TASK = "_task.json"
 
 #: The empty file of a complete folder, by the name that Hadoop and Spark have for it.
@@ -47,7 +48,7 @@ class ShardFolder:
         path: Path,
         shards: Sequence[Shard],
         suffix: str,
-        task: dict[str, Any],
+        task: Task,
         *,
         overwrite: bool,
     ) -> Iterator[Self]:
@@ -72,19 +73,19 @@ class ShardFolder:
                 if is_new and not any(path.iterdir()):
                     path.rmdir()
 
-    def _prepare(self, task: dict[str, Any], *, overwrite: bool) -> None:
+    def _prepare(self, task: Task, *, overwrite: bool) -> None:
         """Remove what `overwrite` replaces, and write the task if it is a new one."""
         entries = {entry.name for entry in self.path.iterdir()} - {LOCK}
         if entries and TASK not in entries:
             raise OptionError("output", f"{self.path} is not empty: choose another folder")
-        is_same = self._known_task() == task
-        if entries and not is_same and not overwrite:
+        changed = changes(self._known_task(), task) if entries else ""
+        if changed and not overwrite:
             raise OptionError(
                 "output",
-                f"{self.path} has results of other data or options: choose another folder, or use "
-                "--overwrite",
+                f"{self.path} has results of another run ({changed}): run the same command, choose "
+                "another folder, or use --overwrite",
             )
-        if overwrite and (not is_same or SUCCESS in entries):
+        if overwrite and (changed or SUCCESS in entries):
             for name in (SUCCESS, TASK):
                 (self.path / name).unlink(missing_ok=True)
             for file in self.path.glob("part-*"):

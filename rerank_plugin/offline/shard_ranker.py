@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
+from rerank_plugin.errors import InputError
 from rerank_plugin.offline.result import result_record
 from rerank_plugin.offline.shard_files import write_shard
 from rerank_plugin.offline.shards import Shard, read_shard
+from rerank_plugin.offline.task import MODEL, changed_files
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class Ranking:
     """The model that ranks shards, and its options."""
 
     model: str
+    #: The hashes of its files, by their names.
+    fingerprints: Mapping[str, str]
     #: The options of `Reranker`.
     loading: Mapping[str, Any]
     top_n: int | None
@@ -28,10 +33,19 @@ class ShardRanker:
         self._ranking = ranking
 
     def load(self) -> None:
-        """Load the model; raises as `Reranker`."""
+        """Load the model.
+
+        Raises:
+            InputError: its files are not those of the other workers; or as `Reranker`.
+        """
+        from rerank_plugin.model.fingerprint import model_fingerprints
         from rerank_plugin.reranker import Reranker
 
-        self._reranker = Reranker(self._ranking.model, **self._ranking.loading)
+        model, loading = self._ranking.model, self._ranking.loading
+        hashes = model_fingerprints(model, loading["revision"])
+        if changed := changed_files(MODEL, self._ranking.fingerprints, hashes):
+            raise InputError(f"{model}: {changed} (or is another one on {gethostname()})")
+        self._reranker = Reranker(model, **loading)
 
     def rank(self, shard: Shard, output: Path) -> None:
         """Rank the requests of a shard, and write the results into a file.

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rerank_plugin.cli.console import bar, say
 from rerank_plugin.extras import require
-from rerank_plugin.io.jsonl import fingerprint
 from rerank_plugin.io.paths import expanded, real_path
 from rerank_plugin.io.request_tables import TABLE
 from rerank_plugin.io.requests import request_files
@@ -19,6 +18,7 @@ from rerank_plugin.offline.result import RerankResult
 from rerank_plugin.offline.shard_folder import ShardFolder
 from rerank_plugin.offline.shard_ranker import Ranking
 from rerank_plugin.offline.shards import find_shards
+from rerank_plugin.offline.task import MODEL, Task, ranking_task
 
 
 def rank_in_shards(options: RerankOptions, *, progress: bool) -> RerankResult:
@@ -30,32 +30,37 @@ def rank_in_shards(options: RerankOptions, *, progress: bool) -> RerankResult:
         shards = find_shards(files, size, counted.update)
     is_table = all(file.name.endswith(TABLE) for file in files)
     suffix = options.output_format or ("parquet" if is_table else "jsonl")
-    task = {
-        **options.results_depend_on,
-        "shard_size": size,
-        "output_format": suffix,
-        "data": fingerprint(files),
-    }
+    task = ranking_task(options, files, shard_size=size, output_format=suffix)
     total = sum(shard.count for shard in shards)
     output = real_path(expanded(str(options.output)))
     with ShardFolder.open(output, shards, suffix, task, overwrite=options.overwrite) as folder:
         done = total - sum(shard.count for shard in folder.unfinished())
         if done:
             say(f"resuming after {done} of {total} requests in {output}")
-        rank_unfinished(options, folder, total, done, progress=progress)
+        rank_unfinished(options, task, folder, total, done, progress=progress)
         folder.finish()
     return RerankResult(folder.files, total, done)
 
 
 def rank_unfinished(
-    options: RerankOptions, folder: ShardFolder, total: int, done: int, *, progress: bool
+    options: RerankOptions,
+    task: Task,
+    folder: ShardFolder,
+    total: int,
+    done: int,
+    *,
+    progress: bool,
 ) -> None:
     """Rank the shards of a folder that have no file yet."""
     unfinished = folder.unfinished()
     if not unfinished:
         return
     ranking = Ranking(
-        shared_model(options.model_dir), options.loading, options.top_n, options.score_threshold
+        model=shared_model(options.model_dir),
+        fingerprints=task[MODEL],
+        loading=options.loading,
+        top_n=options.top_n,
+        score_threshold=options.score_threshold,
     )
     with (
         connected() as ray,

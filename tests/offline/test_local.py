@@ -16,7 +16,8 @@ from rerank_plugin import Reranker
 from rerank_plugin.model.settings import RerankSettings
 from rerank_plugin.offline import local
 
-from ..factories import Run, mount, sample_texts, unmount, write_lines
+from ..factories import Run, build_model, mount, sample_texts, unmount, write_lines
+from ..training.test_lora import drawn_adapter
 
 
 def rerank_file(path: Path, count: int) -> Path:
@@ -105,7 +106,7 @@ def test_unfinished_results_of_an_unknown_command_are_not_resumed(
     (tmp_path / "out.jsonl.part.json").write_text(written)
     options = ("rerank", "--model_dir", tiny_model, "--data_path", data)
     code, _, err = cli(*options, "--output", output)
-    assert code == 2 and "unfinished results of other data or options" in err
+    assert code == 2 and "unfinished results of another run (its record cannot be read)" in err
 
 
 def test_a_killed_ranking_resumes_after_its_last_result(
@@ -139,7 +140,7 @@ def test_a_killed_ranking_resumes_after_its_last_result(
         file.write('{"query": "half a li')
     code, _, err = cli(*options, "--output", output, "--top_n", 1)
     assert code == 2
-    assert "unfinished results of other data or options" in err
+    assert "unfinished results of another run (--top_n was None, not 1)" in err
     code, _, err = cli(*options, "--output", output)
     assert code == 0
     assert f"resuming after {done} requests" in err
@@ -149,6 +150,35 @@ def test_a_killed_ranking_resumes_after_its_last_result(
     for result, other in zip(results, complete, strict=True):
         assert result["scores"] == pytest.approx(other["scores"], abs=1e-5)
     assert {file.name for file in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_results_of_a_model_that_was_replaced_are_not_resumed(
+    cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, adapter: bool
+) -> None:
+    base = model = build_model(tmp_path / "base")
+    if adapter:
+        model = drawn_adapter(base, tmp_path / "adapter", seed=0)
+    data, output = rerank_file(tmp_path / "requests.jsonl", 5), tmp_path / "out.jsonl"
+    options = ("rerank", "--model_dir", model, "--data_path", data, "--output", output)
+    rank_all = local.rank_all
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        rank_all(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "rank_all", interrupted)
+    assert cli(*options)[0] == 1
+    monkeypatch.setattr(local, "rank_all", rank_all)
+    shutil.move(base, tmp_path / "moved")
+    build_model(base, seed=1)
+    code, _, err = cli(*options)
+    changed = f"{base}: model.safetensors" if adapter else "model.safetensors"
+    assert code == 2 and f"another run (the model has changed: {changed})" in err
+    shutil.rmtree(base)
+    shutil.copytree(tmp_path / "moved", base)
+    code, _, err = cli(*options)
+    assert code == 0 and "resuming after 5 requests" in err
 
 
 def test_two_commands_never_write_one_output(

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,13 +18,14 @@ from pyarrow import parquet
 
 from rerank_plugin.errors import InputError, OptionError
 from rerank_plugin.io.requests import read_requests
+from rerank_plugin.model.fingerprint import model_fingerprints
 from rerank_plugin.offline import RerankResult, rerank_files
 from rerank_plugin.offline.ray_workers import plan_workers
 from rerank_plugin.offline.shard_folder import ShardFolder
 from rerank_plugin.offline.shard_ranker import Ranking, ShardRanker
 from rerank_plugin.offline.shards import find_shards, read_shard
 
-from ..factories import Run, sample_texts, write_lines
+from ..factories import Run, build_model, sample_texts, write_lines
 
 
 def requests(count: int, documents: int = 3) -> list[dict[str, Any]]:
@@ -58,13 +60,13 @@ def rank(tiny_model: Path, tmp_path: Path) -> Callable[..., RerankResult]:
     """Rank the requests of `tmp_path` on the cluster."""
 
     def call(name: str = "requests.jsonl", **options: Any) -> RerankResult:
-        defaults: dict[str, Any] = {"output": tmp_path / "ranked", "workers": 2, "dtype": "float32"}
-        return rerank_files(
-            model_dir=tiny_model,
-            data_path=tmp_path / name,
-            engine="ray",
-            **defaults | options,
-        )
+        defaults: dict[str, Any] = {
+            "model_dir": tiny_model,
+            "output": tmp_path / "ranked",
+            "workers": 2,
+            "dtype": "float32",
+        }
+        return rerank_files(data_path=tmp_path / name, engine="ray", **defaults | options)
 
     return call
 
@@ -106,7 +108,7 @@ def test_a_killed_command_and_a_killed_worker_lose_nothing(
     assert not (output / "_SUCCESS").exists()
     finished = {file: file.stat().st_mtime_ns for file in output.glob("part-*")}
     assert 0 < len(finished) < 30
-    with pytest.raises(OptionError, match="has results of other data or options: choose another"):
+    with pytest.raises(OptionError, match=r"results of another run \(--top_n was None, not 1\)"):
         rank(shard_size=50, top_n=1)
 
     with ThreadPoolExecutor() as pool:
@@ -121,6 +123,54 @@ def test_a_killed_command_and_a_killed_worker_lose_nothing(
     check_equal(result.files, one_process("requests.jsonl"))
     names = {f"part-{number:05d}.jsonl" for number in range(30)} | {"_SUCCESS", "_task.json"}
     assert {file.name for file in output.iterdir()} == names
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_shards_of_a_model_or_data_that_changed_are_not_kept(
+    rank: Callable[..., RerankResult], tmp_path: Path
+) -> None:
+    model, output = build_model(tmp_path / "model"), tmp_path / "ranked"
+    data = tmp_path / "data"
+    data.mkdir()
+    first, second = (write_lines(data / f"{name}.jsonl", requests(4)) for name in "ab")
+    options: dict[str, Any] = {"model_dir": model, "shard_size": 3, "workers": 1}
+
+    def interrupt() -> None:
+        (output / "_SUCCESS").unlink()
+        (output / "part-00003.jsonl").unlink()
+
+    rank("data", **options)
+    interrupt()
+    known = first.read_text("utf-8"), second.read_text("utf-8")
+    lines = "".join(known).splitlines(keepends=True)
+    for changes, problem in (
+        ((known[0], known[1] * 2), "the data has changed: file 2"),
+        (("".join(lines[:5]), "".join(lines[5:])), "the data has changed: file 1, file 2"),
+    ):
+        for file, text in zip((first, second), changes, strict=True):
+            file.write_text(text, "utf-8")
+        with pytest.raises(OptionError, match=problem):
+            rank("data", **options)
+    for file, text in zip((first, second), known, strict=True):
+        file.write_text(text, "utf-8")
+    assert rank("data", **options).resumed == 7
+
+    interrupt()
+    shutil.rmtree(model)
+    build_model(model, seed=1)
+    with pytest.raises(OptionError, match=r"\(the model has changed: model.safetensors\): run"):
+        rank("data", **options)
+    assert not (output / "part-00003.jsonl").exists()
+    assert rank("data", **options, overwrite=True).resumed == 0
+
+
+def test_a_worker_with_another_model_is_refused(tiny_model: Path) -> None:
+    fingerprints = model_fingerprints(str(tiny_model))
+    other = {**fingerprints, "model.safetensors": "0"}
+    loading: dict[str, Any] = {"revision": None}
+    ShardRanker(Ranking(str(tiny_model), fingerprints, loading, None, None)).load()
+    with pytest.raises(InputError, match=r"the model has changed: model.safetensors \(or is"):
+        ShardRanker(Ranking(str(tiny_model), other, loading, None, None)).load()
 
 
 def busy_workers() -> list[psutil.Process]:
@@ -174,7 +224,8 @@ def test_a_bad_request_is_named(
     tiny_model: Path, tmp_path: Path, request_: dict[str, Any], problem: str
 ) -> None:
     data = write_lines(tmp_path / "requests.jsonl", [*requests(4), request_, *requests(4)])
-    ranker = ShardRanker(Ranking(str(tiny_model), {}, None, None))
+    hashes = model_fingerprints(str(tiny_model))
+    ranker = ShardRanker(Ranking(str(tiny_model), hashes, {"revision": None}, None, None))
     ranker.load()
     first, second, _ = find_shards([data], 4)
     ranker.rank(first, tmp_path / "part-00000.jsonl")
@@ -234,16 +285,16 @@ def test_earlier_shards_are_replaced_if_they_are_complete_or_of_another_task(
     data = write_lines(tmp_path / "requests.jsonl", requests(4))
     shards = find_shards([data], 2)
 
-    def unfinished(task: str, *, overwrite: bool) -> int:
-        output = tmp_path / "out"
-        with ShardFolder.open(output, shards, "jsonl", {"t": task}, overwrite=overwrite) as folder:
+    def unfinished(name: str, *, overwrite: bool) -> int:
+        output, task = tmp_path / "out", {"name": name, "data": {}, "model": {}}
+        with ShardFolder.open(output, shards, "jsonl", task, overwrite=overwrite) as folder:
             count = len(folder.unfinished())
             folder.files[0].touch()
         return count
 
     assert unfinished("a", overwrite=False) == 2
     assert unfinished("a", overwrite=True) == 1
-    with pytest.raises(OptionError, match="has results of other data or options"):
+    with pytest.raises(OptionError, match="has results of another run"):
         unfinished("b", overwrite=False)
     assert unfinished("b", overwrite=True) == 2
     (tmp_path / "out" / "_SUCCESS").touch()

@@ -88,7 +88,7 @@ def test_a_killed_command_resumes_and_scores_nothing_twice(
     with part.open("a") as file:
         file.write('{"teacher": 0, "gro')
     code, _, err = cli(*command, "--max_length", 20)
-    assert code == 2 and "unfinished results of other data or options" in err
+    assert code == 2 and "another run (other data or options)" in err
     code, _, err = cli(*command)
     assert code == 0
     assert "resuming after 12 groups" in err
