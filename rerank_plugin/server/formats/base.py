@@ -55,6 +55,29 @@ class RequestFields(BaseModel):
         raise NotImplementedError
 
 
+class DocumentsFields(RequestFields):
+    """The fields that the formats of Jina and Cohere share."""
+
+    query: Query
+    documents: Documents
+    model: Model | None = None
+    top_n: TopN = None
+    instruction: Instruction = None
+    score_threshold: Threshold = None
+
+    def ranking_request(self) -> RankingRequest:
+        """Return what is to be ranked."""
+        return RankingRequest(
+            query=self.query,
+            texts=[d if isinstance(d, str) else d.text for d in self.documents],
+            field="documents",
+            model=self.model,
+            top_n=self.top_n,
+            score_threshold=self.score_threshold,
+            instruction=self.instruction,
+        )
+
+
 @dataclass(frozen=True)
 class Format:
     """A format: the fields of its requests, responses and errors."""
@@ -71,8 +94,3 @@ class Format:
     def status(self, reason: Reason) -> int:
         """Return the status of a refused request."""
         return self.statuses.get(reason, reason.value)
-
-
-def document_texts(documents: Sequence[str | DocumentObject]) -> list[str]:
-    """Return the texts of documents."""
-    return [document if isinstance(document, str) else document.text for document in documents]

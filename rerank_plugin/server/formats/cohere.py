@@ -1,52 +1,29 @@
 """The format of Cohere's `/v2/rerank`."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel, Field
 
-from rerank_plugin.server.formats.base import (
-    Documents,
-    Format,
-    Instruction,
-    Model,
-    Query,
-    RequestFields,
-    Threshold,
-    TopN,
-    document_texts,
-)
+from rerank_plugin.server.formats.base import DocumentsFields, Format, Model
 from rerank_plugin.server.ranking_request import RankingRequest, RankingResponse
 from rerank_plugin.server.refusals import Reason, RefusedError
 
 
-class CohereRequest(RequestFields):
+class CohereRequest(DocumentsFields):
     """A query and documents."""
 
     model: Model
-    query: Query
-    documents: Documents
-    top_n: TopN = None
     max_tokens_per_doc: int | None = Field(
         default=None,
         ge=1,
         description="the number of tokens that documents are cut to; default: as the model does",
     )
-    instruction: Instruction = None
-    score_threshold: Threshold = None
 
     def ranking_request(self) -> RankingRequest:
         """Return what is to be ranked."""
-        return RankingRequest(
-            query=self.query,
-            texts=document_texts(self.documents),
-            field="documents",
-            model=self.model,
-            top_n=self.top_n,
-            score_threshold=self.score_threshold,
-            instruction=self.instruction,
-            max_tokens=self.max_tokens_per_doc,
-        )
+        return replace(super().ranking_request(), max_tokens=self.max_tokens_per_doc)
 
     def answer(self, ranking: RankingResponse) -> Any:
         """Return the body of the response."""

@@ -4,45 +4,17 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from rerank_plugin.server.formats.base import (
-    Documents,
-    Format,
-    Instruction,
-    Model,
-    Query,
-    RequestFields,
-    Threshold,
-    TopN,
-    document_texts,
-)
-from rerank_plugin.server.ranking_request import RankingRequest, RankingResponse
+from rerank_plugin.server.formats.base import DocumentsFields, Format
+from rerank_plugin.server.ranking_request import RankingResponse
 from rerank_plugin.server.refusals import RefusedError
 
 
-class JinaRequest(RequestFields):
+class JinaRequest(DocumentsFields):
     """A query and documents."""
 
-    model: Model | None = None
-    query: Query
-    documents: Documents
-    top_n: TopN = None
     return_documents: bool | None = Field(
         default=False, description="whether results have the texts of their documents"
     )
-    instruction: Instruction = None
-    score_threshold: Threshold = None
-
-    def ranking_request(self) -> RankingRequest:
-        """Return what is to be ranked."""
-        return RankingRequest(
-            query=self.query,
-            texts=document_texts(self.documents),
-            field="documents",
-            model=self.model,
-            top_n=self.top_n,
-            score_threshold=self.score_threshold,
-            instruction=self.instruction,
-        )
 
     def answer(self, ranking: RankingResponse) -> Any:
         """Return the body of the response."""
