@@ -31,14 +31,15 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
-#: Options of other programs: pip, curl, torchrun, vLLM, ASGI servers and the benchmarks.
+#: Options of other programs: pip, curl, docker, torchrun, vLLM, ASGI servers and the benchmarks.
 FOREIGN = {
     *("config", "constraint", "editable", "help", "debug", "report_to"),
     *("nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint"),
     *("chat", "runner"),
     *("data", "header", "silent", "workers"),
     *("documents", "rows", "models", "epochs", "knowledge_distillation"),
-    *("infinity", "seconds", "pool"),
+    *("infinity", "rounds", "pool"),
+    *("cap", "env", "publish", "read", "security", "time", "user", "volume"),
 }
 
 

@@ -1,6 +1,7 @@
 """`rerank-plugin serve`: an HTTP endpoint that other programs rank with."""
 
 import logging
+import tempfile
 from dataclasses import dataclass, fields
 
 from rerank_plugin.errors import OptionError
@@ -68,8 +69,20 @@ class ServeOptions(ServerSettings, ScoreOptions):
         return settings
 
 
+def allow_no_temporary_folder() -> None:
+    """Let libraries ask for the temporary folder on a read-only file system.
+
+    dill, which torch imports if it is installed, asks when it is imported, and writes nothing.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = "/tmp"
+
+
 def main(options: ServeOptions) -> int:
     """Serve until a signal ends it."""
+    allow_no_temporary_folder()
     for package in ("starlette", "uvicorn", "prometheus_client"):
         require(package)
     from rerank_plugin.io.keys import read_key

@@ -3,14 +3,16 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -32,8 +34,8 @@ REQUEST = {"query": QUERY, "documents": TEXTS}
 class Process:
     """A running `rerank-plugin serve`."""
 
-    def __init__(self, *arguments: object, **options: Any) -> None:
-        command = [sys.executable, "-m", "rerank_plugin", "serve", "--port", "0"]
+    def __init__(self, *arguments: object, prefix: Sequence[str] = (), **options: Any) -> None:
+        command = [*prefix, sys.executable, "-m", "rerank_plugin", "serve", "--port", "0"]
         command += [str(argument) for argument in arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
         assert self.process.stderr is not None
@@ -104,6 +106,53 @@ def test_a_model_with_adapters_and_a_key(tiny_model: Path, tmp_path: Path, start
     assert "POST /v1/rerank 200: jina, 12 documents" in err
     assert "POST /v1/rerank 401: jina, 0 documents" in err
     assert QUERY not in err and TEXTS[0] not in err and "secret" not in err
+
+
+#: Runs a command as a user without a name or a home, who can write to no file system.
+READ_ONLY = """
+set -e
+mount --make-rprivate /
+for target in $(findmnt --raw --noheadings --output TARGET)
+do
+    mount -o remount,bind,ro "$target" || true
+done
+for folder in /tmp /var/tmp /dev/shm "$PWD"
+do
+    ! touch "$folder/probe" 2> /dev/null
+done
+exec setpriv --reuid=12345 --regid=12345 --clear-groups --no-new-privs -- "$@"
+"""
+
+
+@POSIX
+def test_a_user_without_rights_on_a_read_only_file_system(tiny_model: Path, start: Start) -> None:
+    with TemporaryDirectory() as name:
+        # The folders of pytest can be read by their owner only.
+        folder = Path(name)
+        folder.chmod(0o755)
+        model = shutil.copytree(tiny_model, folder / "model")
+        model.chmod(0o755)
+        adapter = drawn_adapter(model, folder / "legal", 0)
+        prefix = ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh"]
+        options: dict[str, Any] = {"env": {"PATH": os.environ["PATH"]}, "cwd": folder}
+        program = [*prefix, sys.executable, "-c", "import rerank_plugin"]
+        if subprocess.run(program, capture_output=True, check=False, **options).returncode:
+            pytest.skip("not permitted to mount file systems or to be another user")
+        command = ("--model_dir", model, "--adapter", f"legal={adapter}", "--dtype", "float32")
+        server = start(*command, prefix=prefix, **options)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            replies = [
+                client.post("/v1/rerank", json={**REQUEST, "model": model})
+                for model in ("model", "legal")
+            ]
+            pages = [client.get(path) for path in ("/", "/metrics", "/openapi.json", "/info")]
+    assert [reply.status_code for reply in [*replies, *pages]] == [200] * 6
+    expected = Reranker(tiny_model, dtype="float32", device="cpu").rank(QUERY, TEXTS)
+    scores = [result["relevance_score"] for result in replies[0].json()["results"]]
+    assert scores == pytest.approx([ranked.score for ranked in expected], abs=1e-6)
+    code, err = server.end()
+    assert code == 0
+    assert "Permission denied" not in err and "Read-only" not in err
 
 
 @POSIX
