@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import torch
 
@@ -108,7 +109,8 @@ class PairSeconds:
         batches = trainer.get_train_dataloader().batch_sampler
         assert batches is not None, "a loader of groups has one"
         keys = next(iter(batches))
-        step = trainer.data_collator([trainer.train_groups[key] for key in keys])
+        collate: Any = trainer.data_collator
+        step = collate([trainer.train_groups[key] for key in keys])
         batch = step["micro_batches"][0]
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             for _ in range(2):
@@ -123,7 +125,8 @@ def pass_seconds(trainer: RerankTrainer, batch: MicroBatch) -> tuple[float, floa
     assert model is not None
     model.train()
     times = [time.perf_counter()]
-    with trainer.compute_loss_context_manager():
+    # The model that the trainer wraps before its first step has this context in its forward pass.
+    with trainer.accelerator.autocast():
         # The loss itself takes no time.
         loss = batch_logits(model, batch, device).sum()
     times.append(finished_at(device))
