@@ -11,10 +11,11 @@ from rerank_plugin.errors import OptionError
 from rerank_plugin.io.atomic import write_json
 from rerank_plugin.io.locks import locked
 from rerank_plugin.io.sync import sync_file
+from rerank_plugin.io.unfinished import Task
 from rerank_plugin.io.versions import with_versions
 from rerank_plugin.offline.shard_files import STAGED
 from rerank_plugin.offline.shards import Shard
-from rerank_plugin.offline.task import Task, changes
+from rerank_plugin.offline.task import changes
 
 # Readers of data sets leave out names that begin with an underscore.
 

@@ -7,6 +7,7 @@ from rerank_plugin.extras import require
 from rerank_plugin.io.paths import expanded, real_path
 from rerank_plugin.io.request_tables import TABLE
 from rerank_plugin.io.requests import request_files
+from rerank_plugin.io.unfinished import Task
 from rerank_plugin.offline.options import SHARD_SIZE, RerankOptions
 from rerank_plugin.offline.ray_workers import (
     RayWorkers,
@@ -18,7 +19,7 @@ from rerank_plugin.offline.result import RerankResult
 from rerank_plugin.offline.shard_folder import ShardFolder
 from rerank_plugin.offline.shard_ranker import Ranking
 from rerank_plugin.offline.shards import find_shards
-from rerank_plugin.offline.task import MODEL, Task, ranking_task
+from rerank_plugin.offline.task import MODEL, ranking_task
 
 
 def rank_in_shards(options: RerankOptions, *, progress: bool) -> RerankResult:

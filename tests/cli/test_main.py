@@ -384,7 +384,7 @@ def test_check_reports_everything_at_once(cli: Run, tiny_model: Path, tmp_path: 
         16,
     )
     assert code == 2
-    assert "23 lines, 11 usable groups" in out
+    assert "24 lines, 11 usable groups" in out
     for kind in (
         "missing 'query'",
         "wrong type of 'pos'",

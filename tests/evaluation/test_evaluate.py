@@ -3,6 +3,7 @@
 import json
 from math import log2
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,12 @@ def test_metrics_are_those_of_the_groups(
 
 
 def test_ndcg_counts_the_grades_of_groups(tmp_path: Path, tiny_model: Path) -> None:
-    group = {"query": "q", "pos": ["noon", "ferry"], "neg": ["dogs"], "pos_labels": [1, 3]}
+    group: dict[str, Any] = {
+        "query": "q",
+        "pos": ["noon", "ferry"],
+        "neg": ["dogs"],
+        "pos_labels": [1, 3],
+    }
     path = write_lines(tmp_path / "g.jsonl", [group])
     scores = Reranker(tiny_model, device="cpu").score(
         [("q", text) for text in group["pos"] + group["neg"]]

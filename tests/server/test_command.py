@@ -118,7 +118,11 @@ do
 done
 for folder in /tmp /var/tmp /dev/shm "$PWD"
 do
-    ! touch "$folder/probe" 2> /dev/null
+    if touch "$folder/probe" 2> /dev/null
+    then
+        rm "$folder/probe"
+        exit 1
+    fi
 done
 exec setpriv --reuid=12345 --regid=12345 --clear-groups --no-new-privs -- "$@"
 """
@@ -131,8 +135,9 @@ def test_a_user_without_rights_on_a_read_only_file_system(tiny_model: Path, star
         folder = Path(name)
         folder.chmod(0o755)
         model = shutil.copytree(tiny_model, folder / "model")
-        model.chmod(0o755)
         adapter = drawn_adapter(model, folder / "legal", 0)
+        for path in folder.rglob("*"):
+            path.chmod(0o755)
         prefix = ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh"]
         options: dict[str, Any] = {"env": {"PATH": os.environ["PATH"]}, "cwd": folder}
         program = [*prefix, sys.executable, "-c", "import rerank_plugin"]

@@ -1,6 +1,6 @@
 """A format: the fields of its requests, its responses and its errors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
