@@ -16,10 +16,10 @@ from ..blending.weights import blend_weights
 from ..config import FinetuneConfig
 from .data import RunData
 from .distributed import is_sharded, wait_for_everyone
-from .learning_rate import kind_of
 from .model import TrainableModel, check_base, load_base_model
 from .model_selection import ModelSelection
 from .run_dir import RunDir
+from .schedule.learning_rate import kind_of
 from .trainer import RerankTrainer
 
 logger = logging.getLogger(__name__)

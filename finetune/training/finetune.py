@@ -15,10 +15,10 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from rerank_plugin.engine.cpu.threads import use_threads
 from rerank_plugin.engine.scores import ScoringError
 from rerank_plugin.model.device import resolve_device
 from rerank_plugin.model.loaded import quiet_transformers
-from rerank_plugin.model.threads import use_threads
 
 from ..blending.choice import Choice
 from ..blending.describe import describe_general
@@ -51,13 +51,13 @@ from .distributed import (
     main_process_first,
     wait_for_everyone,
 )
-from .duration import log_time_budget, with_epochs
 from .interrupt import Interruption
-from .learning_rate import choose_learning_rate
 from .model import TrainableModel, prepare_model
 from .model_selection import ModelSelection
 from .publish import Outcome, publish
 from .run_dir import RunDir, open_run_dir
+from .schedule.duration import log_time_budget, with_epochs
+from .schedule.learning_rate import choose_learning_rate
 from .trainer import RerankTrainer
 
 logger = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from rerank_plugin.engine import fork
+from rerank_plugin.engine.cpu.threads import use_threads
 from rerank_plugin.engine.distinct import EncodedPairs, distinct_pairs
 from rerank_plugin.engine.fork import FORKED, QueueError
 from rerank_plugin.engine.schedule import Batch, Job, Schedule
 from rerank_plugin.engine.scorer import PAIRS_AT_ONCE, Scorer
 from rerank_plugin.engine.scores import Logits, concatenated
 from rerank_plugin.inputs import Pair
-from rerank_plugin.model.threads import use_threads
 
 Result = TypeVar("Result")
 

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rerank_plugin.arguments import device_name, dtype_name, flag, model_name, text_or_none
+from rerank_plugin.engine.cpu.threads import default_threads
 from rerank_plugin.engine.encoder import PairEncoder
 from rerank_plugin.engine.fused_layers import takes_fused_layers
 from rerank_plugin.engine.packing import prepare_packing
@@ -23,7 +24,6 @@ from rerank_plugin.model.loaded import LoadedModel
 from rerank_plugin.model.loading import load_model, resolve_max_length
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 from rerank_plugin.model.source import absolute
-from rerank_plugin.model.threads import default_threads
 
 
 def model_info(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_plugin.finetune.training.duration import default_epochs, in_words
+from rerank_plugin.finetune.training.schedule.duration import default_epochs, in_words
 from rerank_plugin.model.settings import RerankSettings
 
 from .conftest import Train

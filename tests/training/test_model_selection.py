@@ -9,8 +9,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rerank_plugin.finetune.evaluation.scoring import Evaluation
 from rerank_plugin.finetune.evaluation.significance import improvement_probability
-from rerank_plugin.finetune.training.lr_finder import choose
 from rerank_plugin.finetune.training.model_selection import ModelSelection
+from rerank_plugin.finetune.training.schedule.lr_finder import choose
 
 from ..factories import easy_groups, write_lines
 from .conftest import Train

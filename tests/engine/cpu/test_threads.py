@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rerank_plugin import Reranker
-from rerank_plugin.model.threads import cpu_quotas, default_threads, usable_cpus
+from rerank_plugin.engine.cpu.threads import cpu_quotas, default_threads, usable_cpus
 
 
 def control_group(folder: Path, files: dict[str, str]) -> None:
@@ -74,7 +74,7 @@ def test_threads_hardly_spin_unless_they_are_told_to(variable: str, expected: st
 def test_a_process_on_one_cpu_has_one_thread() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from rerank_plugin.model.threads import default_threads, usable_cpus\n"
+        "from rerank_plugin.engine.cpu.threads import default_threads, usable_cpus\n"
         "print(usable_cpus(), default_threads())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

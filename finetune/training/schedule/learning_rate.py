@@ -8,14 +8,14 @@ from transformers import PreTrainedConfig
 
 from rerank_plugin.model.loaded import LoadedModel
 
-from ..config import FinetuneConfig
-from ..data.dataset import GroupDataset
-from .arguments import step_groups
-from .distributed import gather
+from ...config import FinetuneConfig
+from ...data.dataset import GroupDataset
+from ..arguments import step_groups
+from ..distributed import gather
+from ..model import TrainableModel
+from ..run_dir import RunDir
+from ..trainer import freed_memory_kept, without_cudnn_attention
 from .lr_finder import LearningRateFinder
-from .model import TrainableModel
-from .run_dir import RunDir
-from .trainer import freed_memory_kept, without_cudnn_attention
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from rerank_plugin.engine.scorer import Scorer
 from rerank_plugin.engine.scores import ScoringError
 from rerank_plugin.errors import OptionError
 
-from ..data.dataset import GroupDataset
-from ..data.sampling import Sample, sample_group
-from ..losses.base import Loss, teacher_scores
-from .collator import GroupCollator, batch_logits
+from ...data.dataset import GroupDataset
+from ...data.sampling import Sample, sample_group
+from ...losses.base import Loss, teacher_scores
+from ..collator import GroupCollator, batch_logits
 
 logger = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ import torch
 
 from rerank_plugin.model.loaded import LoadedModel
 
-from ..config import FinetuneConfig
-from ..data.dataset import GroupDataset
-from .arguments import Steps, step_groups
-from .collator import MicroBatch, batch_logits
-from .data import RunData
-from .distributed import process_count
+from ...config import FinetuneConfig
+from ...data.dataset import GroupDataset
+from ..arguments import Steps, step_groups
+from ..collator import MicroBatch, batch_logits
+from ..data import RunData
+from ..distributed import process_count
+from ..run_dir import RunDir
+from ..trainer import RerankTrainer, freed_memory_kept, without_cudnn_attention
 from .learning_rate import kind_of
-from .run_dir import RunDir
-from .trainer import RerankTrainer, freed_memory_kept, without_cudnn_attention
 
 logger = logging.getLogger(__name__)
 
