@@ -125,6 +125,7 @@ def test_a_killed_command_and_a_killed_worker_lose_nothing(
     assert {file.name for file in output.iterdir()} == names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_shards_of_a_model_or_data_that_changed_are_not_kept(
     rank: Callable[..., RerankResult], tmp_path: Path

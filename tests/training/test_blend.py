@@ -151,6 +151,7 @@ def test_the_share_that_keeps_most_is_chosen(
     assert (choice.chosen.alpha, len(choice.tried)) == (alpha, tried)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lora", "place"), [(False, "choosing"), (True, "saving")])
 def test_a_run_that_dies_while_it_blends_ends_like_one_that_did_not(
     train: Train,
