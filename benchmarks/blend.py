@@ -1,4 +1,4 @@
-"""What does fine-tuning forget, and what does a blend keep? `python benchmarks/blend.py --help`.
+"""Measure what fine-tuning forgets and a blend keeps: `python benchmarks/blend.py --help`.
 
     python benchmarks/blend.py                          # everything: hours on one core
     python benchmarks/blend.py --seeds 0 --pairs squad:scifact

@@ -1,4 +1,4 @@
-"""Do grades pay in training? `python benchmarks/graded.py --help`.
+"""Compare training with grades and without: `python benchmarks/graded.py --help`.
 
     python benchmarks/graded.py                                   # about an hour on one core
     python benchmarks/graded.py --groups 40 --seeds 0             # a try

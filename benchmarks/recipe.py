@@ -1,4 +1,4 @@
-"""How many epochs should a run train? `python benchmarks/recipe.py --help`.
+"""Compare numbers of epochs: `python benchmarks/recipe.py --help`.
 
     python benchmarks/recipe.py                                  # many hours on two cores
     python benchmarks/recipe.py --sets scifact --seeds 0 --epochs 1,3

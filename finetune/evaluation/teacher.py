@@ -1,4 +1,4 @@
-"""Whether a teacher ranks better than a student."""
+"""The comparison of a teacher with its student, query by query."""
 
 import logging
 from collections.abc import Iterable

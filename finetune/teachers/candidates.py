@@ -1,4 +1,4 @@
-"""What a teacher's scores make of a group: its labels, and which candidates are kept."""
+"""Labels and candidates of groups, chosen by the scores of a teacher."""
 
 from collections.abc import Sequence
 from dataclasses import replace

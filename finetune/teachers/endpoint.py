@@ -43,7 +43,7 @@ class EndpointError(RerankError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What the requests for some groups send."""
+    """The numbers of requests, documents and characters that some groups need."""
 
     requests: int = 0
     documents: int = 0

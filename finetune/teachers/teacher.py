@@ -1,4 +1,4 @@
-"""What a teacher is, and teachers that are models on this machine."""
+"""The contract of teachers, and those that are models on this machine."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
