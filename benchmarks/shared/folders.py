@@ -1,4 +1,4 @@
-"""Options of every benchmark: the folders of data sets and of figures."""
+"""Options that benchmarks share: the folders of data sets and of figures, the device."""
 
 import argparse
 from pathlib import Path
@@ -31,3 +31,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where models are; %(default)s"
     )
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add `--jobs`."""
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; %(default)s")
