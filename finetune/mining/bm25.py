@@ -1,5 +1,6 @@
 """BM25 over a corpus on disk, by bm25s."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import chain, pairwise
@@ -20,6 +21,24 @@ COMPILED_FROM = 50_000
 
 #: Texts whose word ids are written and read at once.
 INDEXED_AT_ONCE = 10_000
+
+
+def load_bm25s() -> Any:
+    """Import bm25s without JAX.
+
+    bm25s calls JAX once when it is imported, if it is installed: on a GPU that reserves three
+    quarters of the memory, and models have none left.
+
+    Raises:
+        MissingPackageError: bm25s is not installed.
+    """
+    if "jax" in sys.modules:
+        return require("bm25s")
+    sys.modules["jax"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        return require("bm25s")
+    finally:
+        del sys.modules["jax"]
 
 
 class Vocabulary(dict[str, int]):
@@ -105,7 +124,7 @@ class Bm25:
     def __init__(
         self, corpus: Corpus, folder: Path, progress: Callable[[int], Any] | None = None
     ) -> None:
-        bm25s = require("bm25s")
+        bm25s = load_bm25s()
         self.compiled = find_spec("numba") is not None and len(corpus) >= COMPILED_FROM
         self.vocabulary = Vocabulary()
         ids = WordIds.write(folder / "words.int32", iter(corpus), self.vocabulary, progress)

@@ -614,6 +614,25 @@ def test_compiled_and_plain_bm25_agree(tmp_path: Path, monkeypatch: pytest.Monke
         assert (scores > 0).sum() == len(hits.positions)
 
 
+def test_bm25_does_not_start_jax(tmp_path: Path) -> None:
+    (tmp_path / "jax.py").write_text("raise SystemExit('JAX takes the memory of the GPU')")
+    code = (
+        "from rerank_plugin.finetune.mining.bm25 import load_bm25s\n"
+        "print(load_bm25s().__name__, flush=True)\n"
+        "import jax"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "bm25s\n"
+    assert "JAX takes" in done.stderr, "other code can import it"
+
+
 def test_a_corpus_on_disk_equals_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerank_plugin.finetune.data.corpus.TEXT_BLOCK", 100)
     texts = ["ä" * 40, "b", "漢字" * 60, "d e", "f" * 99]
