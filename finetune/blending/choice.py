@@ -78,20 +78,26 @@ class Choice:
 
 
 def choose_blend(
-    evaluate: Callable[[float], Trial], beats_the_base: Callable[[Evaluation], bool]
+    evaluate: Callable[[float], Trial],
+    beats_the_base: Callable[[Evaluation], bool],
+    general_before: Evaluation | None = None,
 ) -> Choice:
     """Lower the share of the fine-tuned weights as long as nothing is lost, and choose one.
 
     Permitted are shares that lose at most `LOSS` to the best one on the validation queries, and
-    nothing beyond chance. With general queries the one with the highest nDCG@10 on them is chosen.
+    nothing beyond chance. With general queries the one with the highest nDCG@10 on them is chosen;
+    if the fine-tuned model has lost nothing on them, it is that model, and no blend is tried.
     Without, it is the fine-tuned model alone, unless a blend beats it beyond chance on the
     validation queries.
 
     Args:
         evaluate: Evaluates the blend with a share of the fine-tuned weights.
         beats_the_base: Whether an evaluation is above that of the base beyond chance.
+        general_before: The evaluation of the base on the general queries, if there are any.
     """
     tried = [evaluate(ALPHAS[0])]
+    if general_before and tried[0].general_ndcg >= general_before.means[METRIC] - EQUAL:
+        return Choice(tried[0], tried)
     for alpha in ALPHAS[1:]:
         tried.append(evaluate(alpha))
         if tried[-1] not in permitted(tried, beats_the_base):

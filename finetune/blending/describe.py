@@ -10,10 +10,13 @@ def describe_blend(record: Mapping[str, Any]) -> str:
     """Describe the weights of a folder, from the `blend` of `metrics.json`."""
     alpha, tried = record["alpha"], {trial["alpha"]: trial for trial in record["tried"]}
     if alpha == 1:
-        return (
-            "The folder has the fine-tuned weights alone: none of the blends with the base model's "
-            "weights that were tried was preferred on the validation queries."
+        reason = (
+            "none of the blends with the base model's weights that were tried was preferred on the "
+            "validation queries"
+            if len(tried) > 1
+            else "nothing was lost that a blend with the base model's weights could keep"
         )
+        return f"The folder has the fine-tuned weights alone: {reason}."
     text = (
         f"The folder has {alpha:.0%} of the fine-tuned model's weights and {1 - alpha:.0%} of the "
         f"base model's. {METRIC} on {record['queries']} validation queries is "

@@ -34,7 +34,8 @@ def distill(config: DistillConfig, *, progress: bool = False) -> FinetuneResult:
     teacher that is not better beyond chance is a warning.
 
     Args:
-        config: The options of `finetune`, and those of the teacher. The loss is `mse` by default.
+        config: The options of `finetune`, and those of the teacher. The loss is `kl_divergence` by
+            default.
         progress: Show progress bars of scoring on stderr.
 
     Raises:

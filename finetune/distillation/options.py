@@ -10,8 +10,8 @@ from rerank_plugin.options import option
 from ..config import FinetuneConfig
 from ..teachers.options import ScoreGroupsOptions, TeacherOptions
 
-#: The loss by default.
-DEFAULT_LOSS = "mse"
+#: The loss by default: docs/benchmarks.md compares it with others.
+DEFAULT_LOSS = "kl_divergence"
 
 #: The names of scored files, by the options of their groups.
 SCORED = {

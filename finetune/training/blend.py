@@ -14,6 +14,7 @@ from ..blending.choice import Choice, Trial, choose_blend
 from ..blending.describe import describe_blend
 from ..blending.weights import blend_weights
 from ..config import FinetuneConfig
+from ..evaluation.scoring import Evaluation
 from .data import RunData
 from .distributed import is_sharded, wait_for_everyone
 from .model import TrainableModel, check_base, load_base_model
@@ -48,10 +49,12 @@ def blend_kept_model(
     run_dir: RunDir,
     data: RunData,
     model: TrainableModel,
+    general_before: Evaluation | None,
 ) -> Choice | None:
     """Blend the kept model with the base, as `--blend` says; None where there is nothing to blend.
 
-    The folder of the kept model has the blend then.
+    The folder of the kept model has the blend then. `general_before` is the evaluation of the base
+    on the general queries, if there are any.
     """
     if config.blend == 1 or selection.step == 0 or kind_of(model.loaded) != "a trained reranker":
         return None
@@ -59,7 +62,7 @@ def blend_kept_model(
         logger.info("--blend auto: weights are not blended with FSDP or DeepSpeed")
         return None
     blender = Blender(trainer, selection, config, run_dir, data)
-    choice = blender.choice()
+    choice = blender.choice(general_before)
     if selection.alpha != choice.chosen.alpha:
         blender.apply(choice.chosen.alpha)
         selection.replace(choice.chosen.validation, choice.chosen.alpha)
@@ -94,10 +97,10 @@ class Blender:
         self.run_dir = run_dir
         self.data = data
 
-    def choice(self) -> Choice:
-        """Return the blend that the option sets, or the one that the validation queries choose."""
+    def choice(self, general_before: Evaluation | None) -> Choice:
+        """Return the blend that the option sets, or the one that the queries choose."""
         if isinstance(self.config.blend, str):
-            return choose_blend(self.trial, self.selection.beats_the_base)
+            return choose_blend(self.trial, self.selection.beats_the_base, general_before)
         trial = self.trial(self.config.blend)
         return Choice(trial, [trial])
 

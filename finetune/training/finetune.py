@@ -334,8 +334,8 @@ def evaluate_kept_model(
     """Evaluate the kept model on the test queries, and compare it with the base model."""
     selection, before = callbacks.selection, callbacks.baseline.result
     selection.reconcile()
-    choice = blend_kept_model(trainer, selection, config, run_dir, data, model)
     general = (callbacks.baseline.general, callbacks.baseline.general)
+    choice = blend_kept_model(trainer, selection, config, run_dir, data, model, general[0])
     if selection.step == 0:
         after = before
     else:

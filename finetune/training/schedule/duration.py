@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 #: The fewest optimizer steps of `--total_epoch auto`, by what is trained, a key of `RATES`. Fewer
 #: are measurably worse, as docs/benchmarks.md shows; 0 is one epoch.
 FEWEST_STEPS = {
-    "a newly initialised scoring head": 100,
+    "a newly initialised scoring head": 150,
     "a general language model": 0,
     "a trained reranker": 0,
 }
