@@ -9,7 +9,8 @@ Trains all-MiniLM-L6-v2 with a newly initialised head, or with `--start` the rer
 set, on the first groups of a set. The last weights are kept. Every arm is compared with the first
 one query by query, over the mean of the seeds, on test queries that share no topic with training
 queries: those of test.jsonl and others of queries.jsonl. Candidates are the best 50 by BM25 and the
-relevant passages. Finished runs are kept: the same command resumes.
+relevant passages. Finished runs are kept: the same command resumes, and with `--output
+benchmarks/figures/recipe --queries 200` it resumes from those of docs/benchmarks.md.
 
 An arm is words KEY=VALUE, each of which changes one thing:
 
@@ -226,7 +227,8 @@ class Recipe:
         steps = ceil(arm["epochs"] * trained / (1 - arm["held_out"]) / arm["batch"])
         judged = self.judged(name)
         run = Run(arm, groups, steps, start, seed, judged, self.options.depth)
-        return self.jobs.submit(self.output / "figures" / f"{file}.json", work, run)
+        folder = self.output / f"{self.options.queries}-{self.options.depth}"
+        return self.jobs.submit(folder / f"{file}.json", work, run)
 
     def groups(self, name: str, count: int, arm: Record) -> Path:
         """Return the groups of an arm: one positive and its negatives, and a file of a few more."""
