@@ -4,6 +4,7 @@
     python benchmarks/blend.py --seeds 0 --pairs squad:scifact
     python benchmarks/blend.py --bases build/benchmarks/recipe/bases
     python benchmarks/blend.py --device cuda --jobs 6 --max_len 256 --candidates 50
+    python benchmarks/blend.py --rate 2e-4 --pairs sample:squad     # a rate that forgets
 
 A reranker that was trained on one set is fine-tuned on another one. Blends of both are ranked on
 validation queries of the new set and on dev queries of the old one, which choose the blend as
@@ -30,6 +31,7 @@ from shared.bases import bases
 from shared.folders import add_device, add_folders, add_jobs
 from shared.jobs import Jobs, Record
 from shared.machine import device, set_environment
+from shared.texts import set_folder
 
 #: Of every run.
 VALIDATION_GROUPS, STEPS_BETWEEN = 60, 19
@@ -67,12 +69,14 @@ class Bench:
     count: int
     #: Candidates of a test query, positives included; dev queries have two thirds of them.
     candidates: int
+    #: The learning rate; None for the default.
+    rate: float | None
 
     def groups(self, run: Run) -> dict[str, list[dict[str, Any]]]:
         """Return the training and validation groups of a run, and those that it reports on."""
-        train = read_groups(self.data / run.target / "train.jsonl")
+        train = read_groups(set_folder(self.data, run.target) / "train.jsonl")
         random.Random(run.seed).shuffle(train)
-        dev = read_groups(self.data / run.target / "dev.jsonl")[:REPORTED_GROUPS]
+        dev = read_groups(set_folder(self.data, run.target) / "dev.jsonl")[:REPORTED_GROUPS]
         return {
             "train": train[: self.count],
             "validation": train[self.count : self.count + VALIDATION_GROUPS],
@@ -101,6 +105,7 @@ class Bench:
                 max_len=self.max_len,
                 seed=run.seed,
                 blend=1,
+                lr=self.rate,
                 device=device(),
                 trainer={"eval_steps": STEPS_BETWEEN, "report_to": "none"},
             )
@@ -138,7 +143,7 @@ class Bench:
             records = self.groups(run)["validation"]
         else:
             count = self.candidates if split == "test" else 2 * self.candidates // 3
-            groups = read_groups(self.data / name / f"{split}.jsonl")
+            groups = read_groups(set_folder(self.data, name) / f"{split}.jsonl")
             records = [shortened(group, count) for group in groups]
         return [Group(query=r["query"], pos=r["pos"], neg=r["neg"]) for r in records]
 
@@ -205,6 +210,7 @@ def main() -> int:
     parser.add_argument("--bases", type=Path, help="a folder with the rerankers of the sets")
     parser.add_argument("--max_len", type=int, default=128)
     parser.add_argument("--groups", type=int, default=300, help="of the new set; %(default)s")
+    parser.add_argument("--rate", type=float, help="a learning rate other than the default")
     parser.add_argument("--candidates", type=int, default=15, help="of a test query; %(default)s")
     add_folders(parser, data="a folder of data sets", output="where models go", name="blend")
     add_device(parser)
@@ -215,8 +221,9 @@ def main() -> int:
     pairs = [tuple(pair.split(":")) for pair in options.pairs.split(",")]
     seeds = list(map(int, options.seeds.split(",")))
     options.output.mkdir(parents=True, exist_ok=True)
-    sets = [options.data / name for name in dict.fromkeys(name for pair in pairs for name in pair)]
-    sizes = options.max_len, options.groups, options.candidates
+    names = dict.fromkeys(start for start, _ in pairs)
+    sets = [set_folder(options.data, name) for name in names]
+    sizes = options.max_len, options.groups, options.candidates, options.rate
     runs = [Run(start, target, seed) for seed in seeds for start, target in pairs]
     records = options.output / "records"
     with Jobs(options.jobs, options.output / "log.txt") as jobs:

@@ -24,7 +24,7 @@ from shared.folders import add_device, add_folders, add_jobs
 from shared.jobs import Jobs, Record
 from shared.machine import available_cpus, device, set_environment
 from shared.queries import Query, QuerySet, lines
-from shared.texts import SAMPLE
+from shared.texts import set_folder
 
 RETRIEVERS = ("bm25", "minilm")
 
@@ -168,10 +168,7 @@ def main() -> int:
     set_environment(options.threads, options.device)
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
-    sets = {
-        name: SAMPLE if name == SAMPLE.name else options.data / name
-        for name in options.sets.split(",")
-    }
+    sets = {name: set_folder(options.data, name) for name in options.sets.split(",")}
     console, results = Console(width=140), {}
     with Jobs(options.jobs, output / "log.txt") as jobs:
         models = bases(jobs, options.models or output / "models", sets.values())

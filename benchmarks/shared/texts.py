@@ -29,6 +29,11 @@ MIXES = {
 SAMPLE = Path(__file__).resolve().parents[2] / "rerank_plugin" / "sample"
 
 
+def set_folder(data: Path, name: str) -> Path:
+    """Return the folder of a data set; `sample` is the one of the package."""
+    return SAMPLE if name == SAMPLE.name else data / name
+
+
 @dataclass(frozen=True)
 class Source:
     """Real queries and documents, and a file of training groups."""
