@@ -1,6 +1,7 @@
 """`rerank-plugin serve`: an HTTP endpoint that other programs rank with."""
 
 import logging
+import os
 import tempfile
 from dataclasses import dataclass, fields
 
@@ -73,11 +74,13 @@ def allow_no_temporary_folder() -> None:
     """Let libraries ask for the temporary folder on a read-only file system.
 
     dill, which torch imports if it is installed, asks when it is imported, and writes nothing.
+    torch's compiler makes the folder of its cache when it is imported: it gets one that exists.
     """
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
         tempfile.tempdir = "/tmp"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.tempdir)
 
 
 def main(options: ServeOptions) -> int:
