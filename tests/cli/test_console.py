@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,11 @@ def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[bytes]"
     )
 
 
+def slow(*values: str) -> list[Any]:
+    """Return values of a parameter that are left to the slow tests."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 @pytest.fixture(scope="module")
 def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = [f"the ferry sails at {hour}" for hour in range(20)]
@@ -33,7 +39,7 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lines(tmp_path_factory.mktemp("requests") / "requests.jsonl", records)
 
 
-@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2> >(head -c 10)"])
+@pytest.mark.parametrize("stderr", ["2>/dev/full", *slow("2>&-", "2> >(head -c 10)")])
 def test_a_closed_stderr_does_not_stop_the_work(
     stderr: str, tiny_model: Path, requests: Path, tmp_path: Path
 ) -> None:
@@ -44,7 +50,7 @@ def test_a_closed_stderr_does_not_stop_the_work(
     assert len(output.read_text().splitlines()) == 300
 
 
-@pytest.mark.parametrize("stdout", [">&-", ">/dev/full", "| head -c 5", "2>&1 | head -c 5"])
+@pytest.mark.parametrize("stdout", [">/dev/full", "| head -c 5", *slow(">&-", "2>&1 | head -c 5")])
 @pytest.mark.parametrize("command", ["evaluate", "check", "rerank", "convert"])
 def test_a_closed_stdout_ends_the_command_and_loses_no_file(
     command: str, stdout: str, tiny_model: Path, requests: Path, eval_file: Path, tmp_path: Path
@@ -69,7 +75,7 @@ def test_a_closed_stdout_ends_the_command_and_loses_no_file(
         )
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp437", "shift_jis", "ascii"])
+@pytest.mark.parametrize("encoding", ["ascii", *slow("latin-1", "cp437", "shift_jis")])
 @pytest.mark.parametrize("command", ["rerank", "check", "evaluate", "--help", "mine --help"])
 def test_output_is_utf8_whatever_the_locale_is(
     command: str, encoding: str, tiny_model: Path, tmp_path: Path

@@ -117,7 +117,9 @@ def test_a_run_that_was_killed_three_times_ends_with_the_same_weights(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_a_signal_finishes_the_step_and_prints_how_to_resume(
     number: signal.Signals, tiny_model: Path, data: Path, whole: Path, tmp_path: Path, cli: Run
 ) -> None:
