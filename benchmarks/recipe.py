@@ -21,6 +21,7 @@ An arm is words KEY=VALUE, each of which changes one thing:
     scores     bm25: scores of BM25 as the teacher's, for a loss that takes them
     layers     so many of the top layers are newly initialised (Zhang et al. 2021)
     head       fitted: the head is fitted on frozen features first (LP-FT, Kumar et al. 2022)
+    average    the mean of the weights of this share of the steps, the last ones, is kept
     who        a contestant of quality.py, with its loss behind a colon
 """
 
@@ -39,6 +40,7 @@ from quality import BATCH_GROUPS, FIRST_RATE, KEEP_MEMORY, LIBRARIES
 from quality import Task as PeerTask
 from rich.console import Console
 from rich.table import Table
+from shared.averages import averaged
 from shared.bases import MAX_LENGTH, bases
 from shared.folders import add_device, add_folders, add_jobs
 from shared.jobs import Job, Jobs, Record
@@ -67,6 +69,7 @@ KEYS = {
     "scores": "",
     "layers": 0.0,
     "head": "",
+    "average": 0.0,
     "who": "",
 }
 
@@ -138,27 +141,28 @@ def train(run: Run, folder: Path) -> float:
             fitted_on=fitted_on,
             max_length=MAX_LENGTH,
         )
-    result = finetune(
-        FinetuneConfig(
-            model_name_or_path=str(start),
-            data_path=str(run.groups),
-            # The last weights are kept: what these queries say is not read.
-            eval_data_path=str(run.groups.with_name("few.jsonl")),
-            finetune_model_dir=str(folder),
-            train_group_size=int(arm["size"]),
-            batch_size=int(arm["batch"]),
-            max_len=MAX_LENGTH,
-            lr=rate,
-            total_epoch=100,
-            seed=run.seed,
-            # The loss of a newly initialised head, for every start.
-            loss=arm["loss"] or "listnet",
-            blend=1,
-            device=device(),
-            dtype="bfloat16" if device() == "cuda" else "auto",
-            trainer={"eval_strategy": "no", "report_to": "none", "max_steps": run.steps},
+    with averaged(arm["average"]):
+        result = finetune(
+            FinetuneConfig(
+                model_name_or_path=str(start),
+                data_path=str(run.groups),
+                # The last weights are kept: what these queries say is not read.
+                eval_data_path=str(run.groups.with_name("few.jsonl")),
+                finetune_model_dir=str(folder),
+                train_group_size=int(arm["size"]),
+                batch_size=int(arm["batch"]),
+                max_len=MAX_LENGTH,
+                lr=rate,
+                total_epoch=100,
+                seed=run.seed,
+                # The loss of a newly initialised head, for every start.
+                loss=arm["loss"] or "listnet",
+                blend=1,
+                device=device(),
+                dtype="bfloat16" if device() == "cuda" else "auto",
+                trainer={"eval_strategy": "no", "report_to": "none", "max_steps": run.steps},
+            )
         )
-    )
     return float(result.history[-1]["train_seconds"])
 
 

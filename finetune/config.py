@@ -167,6 +167,12 @@ class FinetuneConfig:
         "above 0, 1 for the fine-tuned weights alone, or auto to choose it on the validation "
         "queries; for trained rerankers",
     )
+    refit: bool = option(
+        False,
+        help="train once more at the end, on all groups of --data_path, with the steps, the rate "
+        "and the blend of the kept model, and keep these weights; the figures are those without "
+        "the held-out groups",
+    )
     fold_calibration: bool = option(
         False,
         help="put the calibration into the last layer, so that the sigmoid of a logit is a "
@@ -230,6 +236,16 @@ class FinetuneConfig:
                 self.early_stopping is None,
                 "no is not allowed with --early_stopping, which counts evaluations",
             )
+        self._check(
+            "refit",
+            not (self.refit and self.reduces_on_plateau),
+            "not allowed with --factor and --patience, which follow the validation loss",
+        )
+        self._check(
+            "refit",
+            not (self.refit and self.eval_data_path is not None),
+            "not allowed with --eval_data_path: all groups of --data_path are trained on already",
+        )
         self._check(
             "lr_scheduler_type",
             not self.reduces_on_plateau or "lr_scheduler_type" not in self.trainer,

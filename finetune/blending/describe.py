@@ -1,4 +1,4 @@
-"""A blend, and what a model has forgotten, in plain words."""
+"""The weights of a folder, and what a model has forgotten, in plain words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +30,22 @@ def describe_blend(record: Mapping[str, Any]) -> str:
     return (
         f"{text}; on the general queries it is {tried[alpha]['general']:.3f} instead of "
         f"{tried[1.0]['general']:.3f}."
+    )
+
+
+def describe_refit(record: Mapping[str, Any]) -> str:
+    """Describe a second run on all groups, from the `refit` of `metrics.json`."""
+    groups, held_out = record["groups"], record["held_out"]
+    if not record["kept"]:
+        return (
+            f"A second run on all {groups} groups ended with worse weights, so those of the first "
+            "run are kept."
+        )
+    return (
+        f"The weights are those of a second run of {record['steps']} steps on all {groups} groups: "
+        f"{held_out} more than in the first run, which held them out to choose and to measure. All "
+        "figures are those of the first run; the second one cannot be measured on groups that it "
+        "was trained on."
     )
 
 

@@ -9,7 +9,7 @@ from rerank_plugin.io.paths import expanded
 from rerank_plugin.model.names import SNAPSHOT
 from rerank_plugin.model.settings import RerankSettings, is_adapter
 
-from ..blending.describe import describe_blend, describe_general
+from ..blending.describe import describe_blend, describe_general, describe_refit
 from ..evaluation.calibration import describe_calibration
 from ..evaluation.fusion_fit import describe_fusion
 
@@ -60,10 +60,11 @@ def model_card(
         template_path=str(TEMPLATE),
         name=name,
         base=settings.base_model,
-        groups=settings.data.get("train_groups"),
+        groups=trained_groups(settings),
         is_trained=bool(settings.options),
         quantization=settings.quantization,
         fusion=describe_fusion(settings.fusion) if settings.fusion else None,
+        refit=describe_refit(metrics["refit"]) if "refit" in metrics else None,
         blend=describe_blend(metrics["blend"]) if "blend" in metrics else None,
         general=describe_general(metrics["general"]) if "general" in metrics else None,
         metrics=metrics,
@@ -79,6 +80,13 @@ def model_card(
         thresholds=settings.thresholds,
     )
     return card
+
+
+def trained_groups(settings: RerankSettings) -> int | None:
+    """Return the number of groups that the weights were trained on, if it is known."""
+    refit = settings.metrics.get("refit", {})
+    groups: int | None = refit["groups"] if refit.get("kept") else settings.data.get("train_groups")
+    return groups
 
 
 def card_data(

@@ -1,4 +1,4 @@
-"""Sections of a report besides the comparison: fusion, blend, general queries."""
+"""Sections of a report besides the comparison: refit, fusion, blend, general queries."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from rerank_plugin.model.settings import RerankSettings
 
-from ..blending.describe import describe_blend, describe_general
+from ..blending.describe import describe_blend, describe_general, describe_refit
 from ..evaluation.fusion_fit import describe_fusion
 from .verdict import metric_title
 
@@ -27,6 +27,9 @@ class Section:
 def run_sections(settings: RerankSettings) -> list[Section]:
     """Return the sections of a training run, from its `rerank.json`."""
     sections = []
+    if "refit" in settings.metrics:
+        text = describe_refit(settings.metrics["refit"])
+        sections.append(Section("Trained once more on all groups", text))
     if "fused" in settings.fusion:
         sections.append(fusion_section(settings.fusion, describe_fusion(settings.fusion)))
     if "blend" in settings.metrics:

@@ -74,7 +74,7 @@ def training_arguments(
     dtype: torch.dtype,
     lr: float,
     groups: int,
-    resumed: bool,
+    evaluates_first: bool,
 ) -> TrainingArguments:
     """Return the training arguments of a run: our defaults, overridden by the user's.
 
@@ -93,7 +93,7 @@ def training_arguments(
         "learning_rate": lr,
         "seed": config.seed,
         "use_cpu": device.type == "cpu",
-        "eval_on_start": not resumed,
+        "eval_on_start": evaluates_first,
         "remove_unused_columns": False,
         # Hiding NaN would hide that a run diverges.
         "logging_nan_inf_filter": False,

@@ -2,7 +2,6 @@
 
 import logging
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 
@@ -140,10 +139,14 @@ class Blender:
 
     @cached_property
     def base(self) -> dict[str, Tensor]:
-        """The weights before training, read from the base model again."""
-        loaded = load_base_model(self.config)
-        check_base(self.config, self.run_dir, loaded)
-        if not self.config.lora:
-            keep_one_label(loaded.model)
-        weights: Any = dict(loaded.model.named_parameters())
-        return dict(weights)
+        """The weights before training."""
+        return base_weights(self.config, self.run_dir)
+
+
+def base_weights(config: FinetuneConfig, run_dir: RunDir) -> dict[str, Tensor]:
+    """Return the weights before training, read from the base model again."""
+    loaded = load_base_model(config)
+    check_base(config, run_dir, loaded)
+    if not config.lora:
+        keep_one_label(loaded.model)
+    return dict(loaded.model.named_parameters())

@@ -23,6 +23,8 @@ class RunData:
     """The groups of a run."""
 
     train: GroupDataset
+    #: The training groups, and those of the same files that are held out.
+    whole: GroupDataset
     #: Chooses the model that is kept.
     validation: GroupDataset
     #: Reports its quality.
@@ -49,13 +51,15 @@ def load_data(config: FinetuneConfig, run_dir: RunDir) -> RunData:
         validation, test = validation_and_test(config, train, held_out, skipped)
         general = general_groups(config, train, skipped)
         warn_of_few_queries(validation, test)
+        whole = groups
         if config.teacher_margin is not None:
             train = train.without_false_negatives(config.teacher_margin)
+            whole = whole.without_false_negatives(config.teacher_margin)
         count = report_skipped_lines(config, skipped)
         files = {"data_path": groups, "eval_data_path": held_out, "test_data_path": test}
         check_unchanged(run_dir, files | ({"general_data_path": general} if general else {}))
         run_dir.keep(held_out={"validation": query_ids(validation), "test": query_ids(test)})
-        data = RunData(train, validation, test, general, groups.fingerprint, skipped=count)
+        data = RunData(train, whole, validation, test, general, groups.fingerprint, skipped=count)
     check_teacher_scores(config, data)
     return data
 

@@ -28,19 +28,18 @@ from ..evaluation.metrics import METRIC
 from ..evaluation.scoring import Evaluation
 from ..evaluation.significance import compare_metrics
 from ..export.hub import HubRepository
-from .arguments import plateau_warmup_steps, training_arguments
+from .arguments import plateau_warmup_steps
 from .blend import blend_kept_model, check_blend
 from .callbacks import (
     History,
     LastStep,
-    NoStepLeftError,
     PlateauWarmup,
     ProgressLine,
     Stopwatch,
     TeacherComparison,
     tolerate_reporters,
 )
-from .collapse_guard import CollapseGuard, TrainingStoppedError
+from .collapse_guard import TrainingStoppedError
 from .data import RunData, check_instructions, load_data
 from .distributed import (
     check_fsdp,
@@ -52,9 +51,11 @@ from .distributed import (
     wait_for_everyone,
 )
 from .interrupt import Interruption
+from .loop import make_trainer, train_steps
 from .model import TrainableModel, prepare_model
 from .model_selection import ModelSelection
 from .publish import Outcome, publish
+from .refit import check_refit, refit
 from .run_dir import RunDir, open_run_dir
 from .schedule.duration import log_time_budget, with_epochs
 from .schedule.learning_rate import choose_learning_rate
@@ -78,6 +79,8 @@ class FinetuneResult:
     #: The blend with the base and the metrics of general queries, as in `metrics.json`.
     blend: dict[str, Any] | None
     general: dict[str, Any] | None
+    #: The second run of `--refit`, as in `metrics.json`.
+    refit: dict[str, Any] | None
     #: The entries of `history.jsonl`.
     history: list[dict[str, float]]
 
@@ -93,6 +96,7 @@ class FinetuneResult:
             model_dir=model_dir,
             blend=metrics.get("blend"),
             general=metrics.get("general"),
+            refit=metrics.get("refit"),
             history=outcome.history,
         )
 
@@ -120,14 +124,27 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         model = prepare_model(config, run_dir, device)
         check_instructions(data, model.scorer.encoder)
         check_blend(config, model)
+        check_refit(config)
         config = with_epochs(config, run_dir, model.loaded, len(data.train))
         rate = choose_learning_rate(config, run_dir, model, data.train)
-        trainer = make_trainer(config, run_dir, data, model, rate, stopwatch)
+        trainer = make_trainer(
+            config,
+            model,
+            data.train,
+            data.validation,
+            folder=run_dir.work,
+            learning_rate=rate,
+            stopwatch=stopwatch,
+            evaluates_first=run_dir.checkpoint is None,
+        )
         if run_dir.checkpoint is None:
             log_time_budget(config, trainer, data)
         callbacks = add_callbacks(trainer, config, run_dir, data)
         train(trainer, callbacks, run_dir)
         outcome = evaluate_kept_model(trainer, callbacks, config, run_dir, data, model)
+        if config.refit:
+            record = refit(config, run_dir, data, trainer, callbacks.selection)
+            outcome = outcome.with_metrics({"refit": record} if record else {})
         publish(config, run_dir, data, model, outcome)
     if repository:
         repository.upload(run_dir.target)
@@ -154,37 +171,6 @@ def create_repository(config: FinetuneConfig, target: Path) -> HubRepository | N
         if not is_main_process():
             return None
         return HubRepository.create(config.trainer, default_name=target.absolute().name)
-
-
-def make_trainer(
-    config: FinetuneConfig,
-    run_dir: RunDir,
-    data: RunData,
-    model: TrainableModel,
-    learning_rate: float,
-    stopwatch: Stopwatch,
-) -> RerankTrainer:
-    """Return the trainer of a run."""
-    arguments = training_arguments(
-        config,
-        folder=str(run_dir.work),
-        device=model.device,
-        dtype=model.dtype,
-        lr=learning_rate,
-        groups=len(data.train),
-        resumed=run_dir.checkpoint is not None,
-    )
-    return RerankTrainer(
-        model=model.model,
-        args=arguments,
-        scorer=model.scorer,
-        loss=model.loss,
-        train_groups=data.train,
-        eval_groups=data.validation,
-        group_size=config.train_group_size,
-        stopwatch=stopwatch,
-        guard=CollapseGuard(),
-    )
 
 
 class BaselineEvaluation(TrainerCallback):
@@ -275,40 +261,21 @@ def train(trainer: RerankTrainer, callbacks: Callbacks, run_dir: RunDir) -> None
     Raises:
         KeyboardInterrupt: a signal stopped the run, after a checkpoint.
     """
-    finished = train_steps(trainer, callbacks, run_dir)
-    trainer.stopwatch.stop()
+    selection, finished = callbacks.selection, True
+    try:
+        train_steps(trainer, callbacks.progress, callbacks.interruption, run_dir.checkpoint)
+    except (ScoringError, TrainingStoppedError) as error:
+        if selection.step is None:
+            raise
+        logger.warning("training stopped, the best model so far is kept: %s", error)
+        finished = False
     if trainer.is_deepspeed_enabled:
         # Models that are loaded from here on are whole ones.
         unset_hf_deepspeed_config()
-    state = trainer.state
-    if callbacks.interruption.stops and state.global_step < state.max_steps:
-        logger.warning("stopped after step %d: the same command resumes", state.global_step)
-        raise KeyboardInterrupt
     if trainer.args.eval_strategy == "no" and finished:
         trainer.evaluate()
-        callbacks.selection.save(state)
+        selection.save(trainer.state)
         logger.warning("--eval_strategy no: the last weights are kept, better or not")
-
-
-def train_steps(trainer: RerankTrainer, callbacks: Callbacks, run_dir: RunDir) -> bool:
-    """Run the training loop, and return whether it came to its end without diverging."""
-    checkpoint = str(run_dir.checkpoint) if run_dir.checkpoint else None
-    if checkpoint:
-        logger.info("resuming from %s", checkpoint)
-    try:
-        with callbacks.interruption.listening():
-            trainer.train(resume_from_checkpoint=checkpoint)
-    except NoStepLeftError:
-        return True
-    except (ScoringError, TrainingStoppedError) as error:
-        if callbacks.selection.step is None:
-            raise
-        callbacks.progress.close()
-        logger.warning("training stopped, the best model so far is kept: %s", error)
-        return False
-    finally:
-        callbacks.progress.close()
-    return True
 
 
 def training_speed(trainer: RerankTrainer) -> dict[str, float]:

@@ -53,6 +53,10 @@ class Outcome:
     #: The number of optimizer steps.
     steps: int
 
+    def with_metrics(self, more: dict[str, Any]) -> "Outcome":
+        """Return these results with more entries of `metrics.json`."""
+        return replace(self, metrics={**self.metrics, **more})
+
 
 def publish(
     config: FinetuneConfig, run_dir: RunDir, data: RunData, model: TrainableModel, outcome: Outcome
@@ -97,9 +101,9 @@ def publish(
 def finished_model(
     config: FinetuneConfig, run_dir: RunDir, calibration: Calibration | None
 ) -> Path:
-    """Return the folder to publish: the kept model, or a merged or calibrated copy of it."""
+    """Return the folder to publish: the trained model, or a merged or calibrated copy of it."""
     if not (config.merge or config.fold_calibration):
-        return run_dir.model
+        return run_dir.trained
     folder, trust = run_dir.copy_model(), config.trust_remote_code
     if config.merge:
         merge_adapter(folder, trust_remote_code=trust)

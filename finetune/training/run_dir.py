@@ -161,6 +161,16 @@ class RunDir:
         return self.work / "model"
 
     @property
+    def refitted(self) -> Path:
+        """Return the folder of the model of `--refit`."""
+        return self.work / "refitted"
+
+    @property
+    def trained(self) -> Path:
+        """Return the folder with the weights to publish: those of `--refit`, or the best model."""
+        return self.refitted if self.state.get("refit", {}).get("kept") else self.model
+
+    @property
     def copy(self) -> Path:
         """Return the folder of its copy, if the published model is not the one that was trained."""
         return self.work / "finished"
@@ -176,9 +186,9 @@ class RunDir:
         return self.work / "skipped_lines.jsonl"
 
     def copy_model(self) -> Path:
-        """Return a copy of the best model to change; a run that fails needs the model unchanged."""
+        """Return a copy of the trained model to change; a run that fails needs it unchanged."""
         shutil.rmtree(self.copy, ignore_errors=True)
-        shutil.copytree(self.model, self.copy)
+        shutil.copytree(self.trained, self.copy)
         return self.copy
 
     def publish(self, finished: Path) -> None:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 FEWEST_STEPS = {
     "a newly initialised scoring head": 150,
     "a general language model": 0,
-    "a trained reranker": 0,
+    "a trained reranker": 75,
 }
 
 #: The most epochs of `--total_epoch auto`.
@@ -84,10 +84,11 @@ def log_time_budget(config: FinetuneConfig, trainer: RerankTrainer, data: RunDat
     rounds = evaluation_rounds(trainer, steps)
     evaluated = rounds * pairs_in(data.validation) + 2 * pairs_in(data.test)
     trained = pairs_in(data.train, config.train_group_size) * steps.run / steps.epoch
+    runs = 1 + config.refit
     logger.info(
         "this machine takes about %s for %d steps, and %s for evaluations",
-        in_words(pair.training * trained),
-        steps.run,
+        in_words(runs * pair.training * trained),
+        runs * steps.run,
         in_words(pair.scoring * evaluated),
     )
 
