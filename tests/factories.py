@@ -389,3 +389,8 @@ def unmount(path: Path) -> None:
 
 
 Run = Callable[..., "tuple[int, str, str]"]
+
+
+def slow(*values: object) -> list[Any]:
+    """Return values of a parameter that are left to the slow tests."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]

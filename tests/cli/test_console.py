@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rerank_plugin.io.jsonl import input_files
 
-from ..factories import Run, easy_groups, write_lines
+from ..factories import Run, easy_groups, slow, write_lines
 
 COMMAND = f"{sys.executable} -m rerank_plugin"
 
@@ -25,11 +24,6 @@ def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[bytes]"
         timeout=120,
         check=False,
     )
-
-
-def slow(*values: str) -> list[Any]:
-    """Return values of a parameter that are left to the slow tests."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +45,7 @@ def test_a_closed_stderr_does_not_stop_the_work(
 
 
 @pytest.mark.parametrize("stdout", [">/dev/full", "| head -c 5", *slow(">&-", "2>&1 | head -c 5")])
-@pytest.mark.parametrize("command", ["evaluate", "check", "rerank", "convert"])
+@pytest.mark.parametrize("command", ["evaluate", *slow("check"), "rerank", *slow("convert")])
 def test_a_closed_stdout_ends_the_command_and_loses_no_file(
     command: str, stdout: str, tiny_model: Path, requests: Path, eval_file: Path, tmp_path: Path
 ) -> None:
@@ -76,7 +70,9 @@ def test_a_closed_stdout_ends_the_command_and_loses_no_file(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", *slow("latin-1", "cp437", "shift_jis")])
-@pytest.mark.parametrize("command", ["rerank", "check", "evaluate", "--help", "mine --help"])
+@pytest.mark.parametrize(
+    "command", ["rerank", *slow("check", "evaluate"), "--help", *slow("mine --help")]
+)
 def test_output_is_utf8_whatever_the_locale_is(
     command: str, encoding: str, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ class DiesOnce(PairScorer):
         return super().__call__(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_nothing_is_lost_with_a_killed_actor(
     tiny_model: Path, tmp_path: Path, scores: Logits

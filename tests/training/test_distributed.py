@@ -38,7 +38,7 @@ from rerank_plugin.finetune.training.distributed import (
 )
 from rerank_plugin.model.loading import load_model
 
-from ..factories import build_modular, easy_groups, write_lines
+from ..factories import build_modular, easy_groups, slow, write_lines
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
@@ -397,7 +397,7 @@ def accepts_connections(port: int) -> bool:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)],
+    [signal.SIGTERM, *slow(signal.SIGINT, signal.SIGHUP)],
 )
 def test_a_signal_ends_a_process_that_waits_for_others(
     number: signal.Signals, tiny_model: Path, groups_file: Path, tmp_path: Path

@@ -12,7 +12,7 @@ from rerank_plugin.finetune.evaluation.significance import improvement_probabili
 from rerank_plugin.finetune.training.model_selection import ModelSelection
 from rerank_plugin.finetune.training.schedule.lr_finder import choose
 
-from ..factories import easy_groups, write_lines
+from ..factories import easy_groups, slow, write_lines
 from .conftest import Train
 
 
@@ -71,7 +71,7 @@ def test_early_stopping_counts_evaluations_without_a_better_model(train: Train) 
     assert result.history[-1]["step"] == 6
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [*slow(False), True])
 def test_lr_auto_leaves_the_model_unchanged(
     train: Train, caplog: pytest.LogCaptureFixture, lora: bool
 ) -> None:

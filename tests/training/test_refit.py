@@ -12,8 +12,9 @@ from rerank_plugin import Reranker
 from rerank_plugin.errors import OptionError
 from rerank_plugin.finetune import FinetuneResult
 from rerank_plugin.finetune.training import refit
+from rerank_plugin.finetune.training.loop import train_steps
 
-from ..factories import easy_groups, write_lines
+from ..factories import easy_groups, slow, write_lines
 from .conftest import Train
 
 #: Of the groups, those that the first run trains on.
@@ -30,7 +31,7 @@ def again(train: Train, tmp_path: Path) -> Train:
             "data_path": data,
             "eval_data_path": None,
             "refit": True,
-            "total_epoch": 2,
+            "total_epoch": 1,
             "dtype": "float32",
         }
         return train(folder, **values | options)
@@ -97,7 +98,7 @@ def test_a_blend_and_an_adapter_are_trained_once_more(
     assert Reranker(adapter.model_dir).score([("a", "refund"), ("a", "dog")]).shape == (2,)
 
 
-@pytest.mark.parametrize("place", ["train_steps", "save"])
+@pytest.mark.parametrize("place", ["train_steps", *slow("save")])
 def test_an_interrupted_second_run_resumes(
     again: Train, monkeypatch: pytest.MonkeyPatch, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,10 +109,9 @@ def test_an_interrupted_second_run_resumes(
         if place == "train_steps":
             _, _, interruption, _ = arguments
             interruption.received = True
-            steps(*arguments)
+            train_steps(*arguments)
         raise KeyboardInterrupt
 
-    steps = refit.train_steps
     with monkeypatch.context() as patched:
         patched.setattr(refit, place, stop)
         with pytest.raises(KeyboardInterrupt):

@@ -24,7 +24,7 @@ from rerank_plugin.finetune.training.model_selection import ModelSelection
 from rerank_plugin.finetune.training.run_dir import RunDir
 from rerank_plugin.io import publishing
 
-from ..factories import Run, easy_groups, mount, write_lines
+from ..factories import Run, easy_groups, mount, slow, write_lines
 
 STEP = "/12 "
 
@@ -117,9 +117,7 @@ def test_a_run_that_was_killed_three_times_ends_with_the_same_weights(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, *slow(signal.SIGHUP)])
 def test_a_signal_finishes_the_step_and_prints_how_to_resume(
     number: signal.Signals, tiny_model: Path, data: Path, whole: Path, tmp_path: Path, cli: Run
 ) -> None:
@@ -218,8 +216,8 @@ def two_steps(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFac
     return finetune(config(tiny_model, data, folder, trainer={"max_steps": 2})).model_dir
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("kept", [0, 1, 4, -1])
+@pytest.mark.parametrize("overwrite", [False, *slow(True)])
+@pytest.mark.parametrize("kept", [*slow(0), 1, *slow(4), -1])
 def test_a_run_that_dies_filling_its_folder_ends_like_one_that_did_not(
     tiny_model: Path,
     data: Path,
@@ -518,8 +516,8 @@ def test_metrics_are_those_of_the_kept_weights(
     assert result.after != result.before
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("kind", ["notes", "a model", "a file"])
+@pytest.mark.parametrize("overwrite", [False, *slow(True)])
+@pytest.mark.parametrize("kind", ["notes", *slow("a model", "a file")])
 def test_a_target_that_appears_during_the_run_is_kept(
     tiny_model: Path,
     data: Path,
