@@ -30,6 +30,9 @@ LOGS = "runs"
 #: The suffix of the working folder beside the trained folder; its name inside a mount point.
 WORK = ".run"
 
+#: The entry of the state with the name of the folder in it that becomes the trained folder.
+PUBLISHED = "published"
+
 OPTION = "finetune_model_dir"
 
 
@@ -84,14 +87,25 @@ class RunDir:
 
     def _start(self, *, overwrite: bool) -> None:
         """Create the locked folder, or resume the interrupted run in it."""
+        new_state = self.state
         if (self.work / STATE).is_file() and (not overwrite or self._is_this_run()):
             self._resume()
         restore_earlier(self.work / EARLIER, self._real_target)
+        if self._is_finished():
+            self.state, self.checkpoint = new_state, None
         if self.checkpoint is None:
+            # Folders that these entries refer to are removed.
+            for name in ("refit", PUBLISHED):
+                self.state.pop(name, None)
             remove(self.work)
             self.work.mkdir(parents=True)
             # This file marks the folder as one of a run.
             self.keep()
+
+    def _is_finished(self) -> bool:
+        """Return whether the model of a killed run was renamed to the trained folder already."""
+        name = self.state.get(PUBLISHED)
+        return name is not None and not (self.work / name).is_dir()
 
     def _is_this_run(self) -> bool:
         """Return whether an interrupted run had the same options, `overwrite` included."""
@@ -204,6 +218,7 @@ class RunDir:
         if (self.work / LOGS).is_dir():
             shutil.copytree(self.work / LOGS, finished / LOGS, dirs_exist_ok=True)
         (finished / KEPT_FILE).unlink(missing_ok=True)
+        self.keep(**{PUBLISHED: finished.name})
         publish_folder(finished, self._real_target, last=MODEL_FILES)
         remove(self.work)
         self._unlock()

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from rerank_plugin import Reranker
 from rerank_plugin.errors import OptionError
 from rerank_plugin.finetune import FinetuneResult
-from rerank_plugin.finetune.training import refit
+from rerank_plugin.finetune.training import refit, run_dir
 from rerank_plugin.finetune.training.loop import train_steps
+from rerank_plugin.finetune.training.run_dir import RunDir
 
 from ..factories import easy_groups, slow, write_lines
 from .conftest import Train
@@ -119,6 +120,27 @@ def test_an_interrupted_second_run_resumes(
     result = again(trainer={"save_steps": 2})
     assert caplog.text.count("resuming from") == 2
     assert same(result.model_dir, whole.model_dir)
+
+
+@pytest.mark.parametrize("options", [{"refit": False}, {"trainer": {"save_strategy": "no"}}])
+def test_a_run_that_was_killed_while_it_was_published_starts_again(
+    again: Train, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    options = {"overwrite": True, **options}
+    first = again("first", **options)
+
+    def kill(*arguments: Any, **_: Any) -> None:
+        if options.get("refit", True):  # before the rename, otherwise after it
+            raise SystemExit
+        arguments[0].rename(arguments[1])
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_dir, "publish_folder", kill)
+        patched.setattr(RunDir, "leave", RunDir._unlock)
+        with pytest.raises(SystemExit):
+            again(**options)
+    assert same(again(**options).model_dir, first.model_dir)
 
 
 def test_worse_weights_are_not_kept(
