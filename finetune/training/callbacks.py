@@ -246,6 +246,27 @@ class LastStep(TrainerCallback):
             control.should_evaluate |= args.eval_strategy == "steps"
 
 
+class LastCheckpoint(TrainerCallback):
+    """Saves a checkpoint of the last step where transformers saves none: a second run follows.
+
+    A run that is interrupted in the second one resumes from it.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Save the last step of all."""
+        if state.global_step >= state.max_steps:
+            control.should_save |= args.save_strategy == "no"
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Save the step after which a run is out of patience."""
+        if control.should_training_stop and state.global_step < state.max_steps:
+            control.should_save |= args.save_strategy == "no"
+
+
 class TolerantReporter(TrainerCallback):
     """Forwards events to a reporter such as TensorBoard's until one fails, which is one warning.
 

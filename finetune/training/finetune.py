@@ -32,6 +32,7 @@ from .arguments import plateau_warmup_steps
 from .blend import blend_kept_model, check_blend
 from .callbacks import (
     History,
+    LastCheckpoint,
     LastStep,
     PlateauWarmup,
     ProgressLine,
@@ -249,6 +250,7 @@ def add_callbacks(
         trainer.guard,
         callbacks.progress,
         LastStep(trainer.stopwatch),
+        *([LastCheckpoint()] if config.refit else []),
         callbacks.interruption,
     ):
         trainer.add_callback(callback)

@@ -143,6 +143,24 @@ def test_a_run_that_was_killed_while_it_was_published_starts_again(
     assert same(again(**options).model_dir, first.model_dir)
 
 
+def test_a_second_run_resumes_where_the_first_one_saves_no_checkpoint(
+    again: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def stop(*arguments: Any) -> None:
+        arguments[2].received = True
+        train_steps(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(refit, "train_steps", stop)
+        with pytest.raises(KeyboardInterrupt):
+            again(trainer={"save_strategy": "no"})
+    result = again(trainer={"save_strategy": "no"})
+    assert caplog.text.count("resuming from") == 2
+    assert same(result.model_dir, again("whole").model_dir)
+
+
 def test_worse_weights_are_not_kept(
     again: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
