@@ -42,10 +42,10 @@ def describe_refit(record: Mapping[str, Any]) -> str:
             "run are kept."
         )
     return (
-        f"The weights are those of a second run of {record['steps']} steps on all {groups} groups: "
-        f"{held_out} more than in the first run, which held them out to choose and to measure. All "
-        "figures are those of the first run; the second one cannot be measured on groups that it "
-        "was trained on."
+        f"The weights are those of a second run of {record['steps']} steps on all {groups} groups, "
+        f"{held_out} more than in the first run, which held them out. All figures are those of the "
+        "first run. They do not measure the second one, which was trained on the held-out groups, "
+        "too."
     )
 
 

@@ -61,6 +61,7 @@ def model_card(
         name=name,
         base=settings.base_model,
         groups=trained_groups(settings),
+        is_refitted=is_refitted(settings),
         is_trained=bool(settings.options),
         quantization=settings.quantization,
         fusion=describe_fusion(settings.fusion) if settings.fusion else None,
@@ -84,9 +85,16 @@ def model_card(
 
 def trained_groups(settings: RerankSettings) -> int | None:
     """Return the number of groups that the weights were trained on, if it is known."""
-    refit = settings.metrics.get("refit", {})
-    groups: int | None = refit["groups"] if refit.get("kept") else settings.data.get("train_groups")
+    refitted = is_refitted(settings)
+    groups: int | None = (
+        settings.metrics["refit"]["groups"] if refitted else settings.data.get("train_groups")
+    )
     return groups
+
+
+def is_refitted(settings: RerankSettings) -> bool:
+    """Return whether the weights are those of a second run, which the metrics do not measure."""
+    return bool(settings.metrics.get("refit", {}).get("kept"))
 
 
 def card_data(

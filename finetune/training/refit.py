@@ -131,7 +131,8 @@ def train_again(
         blend_weights(trainer.model, base_weights(config, run_dir), selection.alpha)
     evaluation = trainer.evaluate_groups(data.validation)
     logger.info(
-        "--refit: %s on the validation queries, now trained on, is %.4f after %.4f",
+        "--refit: %s on the validation queries is %.4f with the new weights, which were trained on "
+        "these queries, and %.4f with those of the first run",
         METRIC,
         evaluation.means[METRIC],
         selection.kept.means[METRIC],

@@ -81,7 +81,9 @@ def test_the_weights_are_those_of_a_run_on_all_groups(
     for file in ("README.md", "report.html"):
         text = (result.model_dir / file).read_text()
         assert f"on all {GROUPS} groups" in text and "those of the first run" in text
-    assert f"on {GROUPS} training groups" in (result.model_dir / "README.md").read_text()
+    card = (result.model_dir / "README.md").read_text()
+    assert f"on {GROUPS} training groups" in card
+    assert "test queries, which the first run used neither" in card
     assert not list(tmp_path.glob("*.run"))
 
 
