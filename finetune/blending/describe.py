@@ -38,8 +38,8 @@ def describe_refit(record: Mapping[str, Any]) -> str:
     groups, held_out = record["groups"], record["held_out"]
     if not record["kept"]:
         return (
-            f"A second run on all {groups} groups ended with worse weights, so those of the first "
-            "run are kept."
+            f"A second run on all {groups} groups diverged or ended with worse weights, so those "
+            "of the first run are kept."
         )
     return (
         f"The weights are those of a second run of {record['steps']} steps on all {groups} groups, "

@@ -4,6 +4,7 @@ import shlex
 
 from rerank_plugin.cli.console import say, summary_stream
 
+from ..distillation.options import DEFAULT_LOSS
 from ..teachers.options import ScoreGroupsOptions
 
 __all__ = ["ScoreGroupsOptions", "main"]
@@ -15,6 +16,6 @@ def main(options: ScoreGroupsOptions) -> int:
 
     result = score(options, progress=True)
     summary_stream(result.output).write("\n".join([*result.lines(), ""]))
-    train = ["rerank-plugin", "train", "--data_path", str(result.output), "--loss", "mse"]
+    train = ["rerank-plugin", "train", "--data_path", str(result.output), "--loss", DEFAULT_LOSS]
     say(f"next:  {shlex.join(train)}")
     return 0

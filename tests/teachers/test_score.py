@@ -34,7 +34,7 @@ def test_groups_get_the_logits_of_a_model(cli: Run, tiny_model: Path, tmp_path: 
     code, out, err = cli(*command, "--dtype", "float32", "--device", "cpu")
     assert code == 0, err
     assert f"{output}: 6 groups, 24 passages" in out
-    assert "--loss mse" in err
+    assert "--loss kl_divergence" in err
     scored = list(read_groups(output))
     assert [group.id for group in scored] == [group["id"] for group in groups]
     for group, logits in zip(scored, expected(tiny_model, groups), strict=True):
