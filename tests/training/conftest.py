@@ -1,9 +1,11 @@
-"""A fixture that trains the tiny model."""
+"""A fixture that trains the tiny model, and the weights of what was trained."""
 
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from rerank_plugin.finetune import FinetuneConfig, FinetuneResult, finetune
 
@@ -32,3 +34,17 @@ def train(tiny_model: Path, groups_file: Path, eval_file: Path, tmp_path: Path) 
         return finetune(FinetuneConfig(**values | options))
 
     return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a folder with one file of them."""
+    (file,) = folder.glob("*.safetensors")
+    return dict(load_file(file))
+
+
+def same_model(folder: Path, other: Path) -> bool:
+    """Return whether two folders have the same weights to the bit."""
+    found, expected = weights(folder), weights(other)
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], expected[name]) for name in found
+    )

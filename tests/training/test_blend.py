@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import OptionError
@@ -16,12 +15,7 @@ from rerank_plugin.finetune.training.blend import Blender
 from rerank_plugin.finetune.training.model_selection import ModelSelection
 
 from ..factories import easy_groups, write_lines
-from .conftest import Train
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = folder.glob("*.safetensors")
-    return dict(load_file(file))
+from .conftest import Train, weights
 
 
 def metrics(folder: Path) -> dict[str, Any]:

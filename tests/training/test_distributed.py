@@ -395,10 +395,7 @@ def accepts_connections(port: int) -> bool:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, *slow(signal.SIGINT, signal.SIGHUP)],
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT, signal.SIGHUP)])
 def test_a_signal_ends_a_process_that_waits_for_others(
     number: signal.Signals, tiny_model: Path, groups_file: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from rerank_plugin import Reranker
 from rerank_plugin.errors import OptionError
@@ -15,8 +14,8 @@ from rerank_plugin.finetune.training import refit, run_dir
 from rerank_plugin.finetune.training.loop import train_steps
 from rerank_plugin.finetune.training.run_dir import RunDir
 
-from ..factories import easy_groups, slow, write_lines
-from .conftest import Train
+from ..factories import easy_groups, write_lines
+from .conftest import Train, same_model, weights
 
 #: Of the groups, those that the first run trains on.
 GROUPS, TRAINED = 60, 48
@@ -40,15 +39,6 @@ def again(train: Train, tmp_path: Path) -> Train:
     return run
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(load_file(folder / "model.safetensors"))
-
-
-def same(first: Path, second: Path) -> bool:
-    left, right = weights(first), weights(second)
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
-
-
 def on_all_groups(again: Train, eval_file: Path, steps: int, **options: Any) -> Path:
     """Train on all groups for some steps, and keep the last weights."""
     trainer = {"max_steps": steps, "eval_strategy": "no"}
@@ -69,8 +59,8 @@ def test_the_weights_are_those_of_a_run_on_all_groups(
         "steps": record["steps"],
         "kept": True,
     }
-    assert not same(result.model_dir, once.model_dir)
-    assert same(result.model_dir, on_all_groups(again, eval_file, record["steps"]))
+    assert not same_model(result.model_dir, once.model_dir)
+    assert same_model(result.model_dir, on_all_groups(again, eval_file, record["steps"]))
     # The figures are those of the first run.
     metrics, first = (
         json.loads((folder / "metrics.json").read_text())
@@ -101,9 +91,20 @@ def test_a_blend_and_an_adapter_are_trained_once_more(
     assert Reranker(adapter.model_dir).score([("a", "refund"), ("a", "dog")]).shape == (2,)
 
 
-@pytest.mark.parametrize("place", ["train_steps", *slow("save")])
+@pytest.mark.parametrize(
+    ("place", "trainer"),
+    [
+        ("train_steps", {"save_steps": 2}),
+        ("train_steps", {"save_strategy": "no"}),
+        pytest.param("save", {"save_steps": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_second_run_resumes(
-    again: Train, monkeypatch: pytest.MonkeyPatch, place: str, caplog: pytest.LogCaptureFixture
+    again: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    trainer: dict[str, Any],
 ) -> None:
     caplog.set_level("INFO")
     whole = again("whole")
@@ -118,10 +119,10 @@ def test_an_interrupted_second_run_resumes(
     with monkeypatch.context() as patched:
         patched.setattr(refit, place, stop)
         with pytest.raises(KeyboardInterrupt):
-            again(trainer={"save_steps": 2})
-    result = again(trainer={"save_steps": 2})
+            again(trainer=trainer)
+    result = again(trainer=trainer)
     assert caplog.text.count("resuming from") == 2
-    assert same(result.model_dir, whole.model_dir)
+    assert same_model(result.model_dir, whole.model_dir)
 
 
 @pytest.mark.parametrize("options", [{"refit": False}, {"trainer": {"save_strategy": "no"}}])
@@ -142,25 +143,7 @@ def test_a_run_that_was_killed_while_it_was_published_starts_again(
         patched.setattr(RunDir, "leave", RunDir._unlock)
         with pytest.raises(SystemExit):
             again(**options)
-    assert same(again(**options).model_dir, first.model_dir)
-
-
-def test_a_second_run_resumes_where_the_first_one_saves_no_checkpoint(
-    again: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-
-    def stop(*arguments: Any) -> None:
-        arguments[2].received = True
-        train_steps(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(refit, "train_steps", stop)
-        with pytest.raises(KeyboardInterrupt):
-            again(trainer={"save_strategy": "no"})
-    result = again(trainer={"save_strategy": "no"})
-    assert caplog.text.count("resuming from") == 2
-    assert same(result.model_dir, again("whole").model_dir)
+    assert same_model(again(**options).model_dir, first.model_dir)
 
 
 def test_worse_weights_are_not_kept(
@@ -169,7 +152,7 @@ def test_worse_weights_are_not_kept(
     monkeypatch.setattr(refit, "win_probability", lambda *_: 1.0)
     result = again()
     assert result.refit is not None and not result.refit["kept"]
-    assert same(result.model_dir, again("once", refit=False).model_dir)
+    assert same_model(result.model_dir, again("once", refit=False).model_dir)
     assert "those of the first run are kept" in caplog.text
     assert "are kept" in (result.model_dir / "README.md").read_text()
 

@@ -25,6 +25,7 @@ from rerank_plugin.finetune.training.run_dir import RunDir
 from rerank_plugin.io import publishing
 
 from ..factories import Run, easy_groups, mount, slow, write_lines
+from .conftest import same_model
 
 STEP = "/12 "
 
@@ -81,13 +82,6 @@ def whole(tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("whole") / "out"
     assert main(train_options(tiny_model, data, folder)) == 0
     return folder
-
-
-def same_model(folder: Path, other: Path) -> bool:
-    weights, expected = (load_file(model / "model.safetensors") for model in (folder, other))
-    return weights.keys() == expected.keys() and all(
-        bool((weights[name] == expected[name]).all()) for name in weights
-    )
 
 
 def read_metrics(folder: Path) -> Any:
